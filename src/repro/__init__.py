@@ -1,0 +1,3 @@
+"""Reproductions of papers about gradients: library and engine."""
+
+__version__ = "0.1.0"

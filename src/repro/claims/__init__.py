@@ -1,0 +1,1 @@
+"""From claims.yaml and a study's runs to verdicts."""

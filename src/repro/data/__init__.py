@@ -1,0 +1,1 @@
+"""Data sets and the batch iterators that feed them."""

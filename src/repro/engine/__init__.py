@@ -1,0 +1,1 @@
+"""Composition, run directories, studies and execution."""

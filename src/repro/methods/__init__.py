@@ -1,0 +1,1 @@
+"""The papers' methods, usable from a plain PyTorch loop."""

@@ -1,0 +1,1 @@
+"""Networks, each readable from top to bottom."""
