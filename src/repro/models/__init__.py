@@ -1,1 +1,13 @@
-"""Networks, each readable from top to bottom."""
+"""Networks, each readable from top to bottom.
+
+Every classifier is built from ``(input_shape, classes, ...)``, with ``input_shape`` the shape of
+one example without the batch dimension, so that any data set's sizes fit any model.
+"""
+
+from repro.models.alexnet import AlexNet
+from repro.models.lstm_lm import LSTMLanguageModel
+from repro.models.mlp import MLP
+from repro.models.resnet_cifar import ResNetCIFAR
+from repro.models.resnet_imagenet import ResNetImageNet
+
+__all__ = ["MLP", "AlexNet", "LSTMLanguageModel", "ResNetCIFAR", "ResNetImageNet"]
