@@ -1,0 +1,128 @@
+"""Small data sets that come with scikit-learn: no download, in memory, splits fixed for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn import datasets as bundled
+from sklearn.model_selection import train_test_split
+
+from repro.data.modules import Split, Splits, TensorData
+from repro.errors import UserError, did_you_mean
+
+# Which examples are held out must never depend on a run.
+SPLIT_SEED = 0
+TABLES: Mapping[str, Callable[[], Any]] = {
+    "wine": bundled.load_wine,
+    "iris": bundled.load_iris,
+    "breast_cancer": bundled.load_breast_cancer,
+    "diabetes": bundled.load_diabetes,
+}
+
+
+def split_indices(
+    size: int, test: int | float, val: int | float, labels: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Cuts ``range(size)`` into train, val and test, the same way every time.
+
+    Args:
+        size: number of examples.
+        test: number or share of test examples.
+        val: number of validation examples, or their share of what is not test.
+        labels: (size,) classes to stratify by.
+
+    Returns:
+        ``{"train": …, "val": …, "test": …}``, disjoint and covering.
+    """
+    cut = partial(train_test_split, random_state=SPLIT_SEED)
+    rest, test_part = cut(np.arange(size), test_size=test, stratify=labels)
+    train, val_part = cut(rest, test_size=val, stratify=None if labels is None else labels[rest])
+    return {"train": train, "val": val_part, "test": test_part}
+
+
+def _digits() -> Splits:
+    images, labels = bundled.load_digits(return_X_y=True)
+    parts = split_indices(len(labels), test=360, val=0.1, labels=labels)
+    # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
+    mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
+    x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels).long()
+    return {name: (x[index], y[index]) for name, index in parts.items()}
+
+
+def digits(name: str = "digits", **facts: Any) -> TensorData:
+    """Handwritten digits, 8 × 8 pixels: 1293 train, 144 validation and 360 test images.
+
+    Stratified by class; standardised by the mean and deviation of all training pixels. Source:
+    `sklearn.datasets.load_digits` (E. Alpaydin, C. Kaynak, 1998, UCI).
+
+    Args:
+        name: of the data set.
+        facts: see `TensorData`.
+    """
+    return TensorData(name, _digits, **facts)
+
+
+def standardised(
+    x: np.ndarray, y: np.ndarray, parts: Mapping[str, np.ndarray], regression: bool
+) -> Splits:
+    """Standardises features (and regression targets) by the statistics of the training part.
+
+    Args:
+        x: (N, D) features.
+        y: (N,) labels, or targets when `regression`.
+        parts: indices of train, val and test.
+        regression: whether y is a target.
+
+    Returns:
+        (x, y) of each part: (n, D) float32 with (n,) int64, or (n, 1) float32 when `regression`.
+    """
+    train = parts["train"]
+
+    def scaled(values: np.ndarray) -> torch.Tensor:
+        std = values[train].std(axis=0)
+        # A constant column carries nothing: it becomes zero instead of a division by zero.
+        return torch.from_numpy(
+            (values - values[train].mean(axis=0)) / np.where(std > 0, std, 1)
+        ).float()
+
+    x_ND = scaled(x)
+    y_N = scaled(y[:, None]) if regression else torch.from_numpy(y).long()
+
+    def part(index: np.ndarray) -> Split:
+        return x_ND[index], y_N[index]
+
+    return {name: part(index) for name, index in parts.items()}
+
+
+def table(name: str, **facts: Any) -> TensorData:
+    """A table from scikit-learn: ``wine``, ``iris``, ``breast_cancer`` or ``diabetes``.
+
+    20 % test and 10 % of the rest validation, stratified for classification. Features (and the
+    target of ``diabetes``) are standardised by the training split.
+
+    Args:
+        name: which table.
+        facts: see `TensorData`.
+
+    Raises:
+        UserError: there is no such table.
+    """
+    if name not in TABLES:
+        raise UserError(
+            f"scikit-learn brings no table '{name}'; known: {', '.join(TABLES)}."
+            + did_you_mean(name, TABLES)
+        )
+
+    def load() -> Splits:
+        data = TABLES[name]()
+        regression = facts.get("task") == "regression"
+        labels = None if regression else data.target
+        parts = split_indices(len(data.target), test=0.2, val=0.1, labels=labels)
+        return standardised(data.data, data.target, parts, regression)
+
+    return TensorData(name, load, **facts)

@@ -1,0 +1,107 @@
+"""Simulated data sets: as large as you like, reproducible from ``data_seed``, no download."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from repro.data.iterators import generator_for
+from repro.data.modules import SPLIT_NAMES, Splits, TensorData
+
+
+def gaussian_mixture(
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    classes: int,
+    train_size: int,
+    val_size: int,
+    test_size: int,
+    separation: float = 2.0,
+    label_noise: float = 0.0,
+    data_seed: int = 0,
+    **facts: Any,
+) -> TensorData:
+    """Classes that are Gaussian blobs: x = mean of the class + standard normal noise.
+
+    Class means are drawn from N(0, separation² I / D), so that their expected distance does not
+    grow with the dimension D. Classes take turns, so every split is balanced.
+
+    Args:
+        name: of the data set.
+        input_shape: of one input.
+        classes: number of blobs.
+        train_size: examples of the training split.
+        val_size: of the validation split.
+        test_size: of the test split.
+        separation: typical distance of a class mean from the origin, in units of the noise.
+        label_noise: share of the training labels that are drawn anew, uniformly over classes.
+        data_seed: decides the means and the sample.
+        facts: see `TensorData`.
+    """
+
+    def load() -> Splits:
+        generator = generator_for(data_seed)
+        D = math.prod(input_shape)
+        mean_KD = separation * torch.randn(classes, D, generator=generator) / math.sqrt(D)
+        splits = {}
+        for split, size in zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True):
+            y_N = torch.arange(size) % classes
+            x_ND = mean_KD[y_N] + torch.randn(size, D, generator=generator)
+            if split == "train":
+                redrawn_N = torch.rand(size, generator=generator) < label_noise
+                random_N = torch.randint(classes, (size,), generator=generator)
+                y_N = torch.where(redrawn_N, random_N, y_N)
+            splits[split] = (x_ND.view(size, *input_shape), y_N)
+        return splits
+
+    return TensorData(name, load, input_shape=input_shape, classes=classes, **facts)
+
+
+def linear_regression(
+    name: str,
+    *,
+    input_shape: Sequence[int],
+    targets: int,
+    train_size: int,
+    val_size: int,
+    test_size: int,
+    noise: float = 0.1,
+    condition: float = 1.0,
+    data_seed: int = 0,
+    **facts: Any,
+) -> TensorData:
+    """Targets that are linear in the features: y = x W + noise.
+
+    Features are independent and Gaussian with variances spaced evenly on a logarithmic scale from 1
+    down to ``1 / condition``; W has independent entries N(0, 1 / D).
+
+    Args:
+        name: of the data set.
+        input_shape: of one input.
+        targets: columns of y.
+        train_size: examples of the training split.
+        val_size: of the validation split.
+        test_size: of the test split.
+        noise: standard deviation of what is added to y.
+        condition: condition number of the features' covariance, at least 1.
+        data_seed: decides W and the sample.
+        facts: see `TensorData`.
+    """
+
+    def load() -> Splits:
+        generator = generator_for(data_seed)
+        D = math.prod(input_shape)
+        W_DK = torch.randn(D, targets, generator=generator) / math.sqrt(D)
+        deviation_D = torch.logspace(0, -math.log10(condition) / 2, D)
+        splits = {}
+        for split, size in zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True):
+            x_ND = torch.randn(size, D, generator=generator) * deviation_D
+            y_NK = x_ND @ W_DK + noise * torch.randn(size, targets, generator=generator)
+            splits[split] = (x_ND.view(size, *input_shape), y_NK)
+        return splits
+
+    return TensorData(name, load, input_shape=input_shape, targets=targets, **facts)
