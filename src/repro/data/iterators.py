@@ -51,6 +51,8 @@ class EpochIterator(ABC):
         world_size: number of processes that share each epoch.
     """
 
+    batch_sampler = None  # Lightning reads it of whatever has a `sampler`
+
     def __init__(self, seed: int = 0, rank: int | None = None, world_size: int | None = None):
         here, everywhere = process_rank()
         self.seed = seed
