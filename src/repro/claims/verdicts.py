@@ -1,0 +1,170 @@
+"""Verdicts, their JSON form and how their numbers are written. Cheap to import."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from repro.claims.schema import Paper
+
+
+class Verdict(StrEnum):
+    """What a study says about a claim.
+
+    ``NOT_TESTED`` means that the study lacks the runs or metrics a check reads; ``NOT_AT_SCALE``
+    that the claim cannot be tested at the study's scale, whatever is run.
+    """
+
+    SUPPORTED = "supported"
+    NOT_SUPPORTED = "not supported"
+    INCONCLUSIVE = "inconclusive"
+    NOT_TESTED = "not tested"
+    NOT_AT_SCALE = "not tested at this scale"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A form that JSON can hold."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        return cls.model_validate(raw)
+
+
+class CheckVerdict(_Record):
+    """The outcome of one check.
+
+    Attributes:
+        relation: The check's relation.
+        compared: What the effect is, e.g. ``dgc − dense, test/accuracy``.
+        claimed: Where the effect should lie, e.g. ``≥ -0.01``.
+        verdict: The outcome.
+        reason: Why it is not clear cut, and which runs were left out; may be empty.
+        effect: Mean difference, mean, geometric mean ratio, slope or difference of fractions.
+        low: Lower end of the effect's interval; None when there is no finite one.
+        high: Upper end.
+        level: The interval's confidence level.
+        seeds: Number of seeds the effect rests on.
+        signed: Whether the effect is a difference, shown with its sign.
+        percent: Whether it is shown as a percentage.
+        unit: What stands behind the numbers.
+    """
+
+    relation: str
+    compared: str
+    claimed: str
+    verdict: Verdict
+    reason: str = ""
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float = 0.95
+    seeds: int = 0
+    signed: bool = False
+    percent: bool = False
+    unit: str = ""
+
+    @property
+    def effect_text(self) -> str:
+        """The effect and its interval as a table shows them."""
+        return format_effect(
+            self.effect,
+            self.low,
+            self.high,
+            signed=self.signed,
+            percent=self.percent,
+            unit=self.unit,
+        )
+
+
+class ClaimVerdict(_Record):
+    """The outcome of a claim: the worst that its checks allow.
+
+    Attributes:
+        id: The claim's id.
+        statement: The claim in our own words.
+        where: Where the paper makes it.
+        paper: The paper's own numbers.
+        verdict: The outcome.
+        reason: Why, in a line; may be empty.
+        checks: The outcomes of the checks done at this scale.
+    """
+
+    id: str
+    statement: str
+    where: str
+    paper: Paper
+    verdict: Verdict
+    reason: str = ""
+    checks: tuple[CheckVerdict, ...] = ()
+
+    @property
+    def deciding(self) -> CheckVerdict | None:
+        """The first check with the claim's verdict: the one to show where there is room for one."""
+        return next((check for check in self.checks if check.verdict is self.verdict), None)
+
+
+def format_effect(
+    effect: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    signed: bool = False,
+    percent: bool = False,
+    unit: str = "",
+) -> str:
+    """Writes an effect with its interval to as many digits as the interval justifies.
+
+    Examples:
+        >>> format_effect(0.00831, -0.00213, 0.01875, signed=True)
+        '+0.008 [-0.002, +0.019]'
+        >>> format_effect(0.00831, -0.00213, 0.01875, signed=True, percent=True)
+        '+0.8 [-0.2, +1.9] %'
+        >>> format_effect(597.3, 590.1, 604.6, unit="×")
+        '597 [590, 605] ×'
+        >>> format_effect(None)
+        '–'
+    """
+    if effect is None or not math.isfinite(effect):
+        return "–"
+    factor = 100 if percent else 1
+    ends = [end * factor for end in (low, high) if end is not None and math.isfinite(end)]
+    centre = effect * factor
+    spread = max((abs(end - centre) for end in ends), default=0.0)
+    decimals = _decimals(spread, centre)
+    plus = "+" if signed else ""
+    size = max(abs(centre), spread)
+
+    def write(value: float) -> str:
+        if size and not 1e-4 <= size < 1e6:
+            return f"{value:{plus}.3g}"
+        # Adding zero turns the -0.0 of a rounded tiny negative into 0.0.
+        return f"{round(value, decimals) + 0.0:{plus}.{decimals}f}"
+
+    text = write(centre)
+    if ends:
+        below = "−∞" if low is None or math.isinf(low) else write(low * factor)
+        above = "∞" if high is None or math.isinf(high) else write(high * factor)
+        if not (len(ends) == 2 and ends[0] == ends[1] == centre):
+            text += f" [{below}, {above}]"
+    return " ".join(part for part in (text, "%" if percent else "", unit) if part)
+
+
+def _decimals(spread: float, centre: float) -> int:
+    """Decimals that show the spread to two digits when its first is 1, otherwise to one.
+
+    Without a spread, four significant digits of the centre.
+    """
+    if spread > 0:
+        first = math.floor(math.log10(spread))
+        return min(max(-first + (spread < 2 * 10.0**first), 0), 12)
+    if centre == 0:
+        return 0
+    return min(max(3 - math.floor(math.log10(abs(centre))), 0), 12)
