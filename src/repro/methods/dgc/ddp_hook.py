@@ -1,0 +1,63 @@
+"""Joins a `DataParallel` method to PyTorch's DistributedDataParallel."""
+
+# No `from __future__ import annotations`: DDP inspects the annotations of a hook.
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+if TYPE_CHECKING:
+    from repro.methods.dgc.data_parallel import DataParallel
+
+
+class BucketExchange:
+    """Hands DDP's gradient buckets to a method, and the method's result back.
+
+    DDP fills buckets while the backward pass still runs. A method that needs the worker's whole
+    gradient first (clipping by its norm) gets all buckets together with the last one.
+
+    Args:
+        method: performs the exchange.
+    """
+
+    def __init__(self, method: "DataParallel") -> None:
+        self.method = method
+        self._parameters: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+        self._promises: list[tuple[Future[Tensor], Tensor]] = []
+
+    def receive(self, bucket: dist.GradBucket) -> "Future[Tensor]":
+        """Takes a bucket; the future yields its buffer, holding what belongs in ``.grad``."""
+        buffer = bucket.buffer()
+        future: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else None)
+        # A worker's share of the mean gradient: g_k = (1/N) * its local mean gradient.
+        buffer.div_(self.method.cluster.size)
+        self._parameters += bucket.parameters()
+        self._gradients += bucket.gradients()
+        self._promises.append((future, buffer))
+        last = bucket.is_last()
+        if last or not self.method.needs_whole_gradient:
+            self._exchange()
+        if last:
+            self.method.end_step()
+        return future
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        positions = [self.method.position[parameter] for parameter in self._parameters]
+        rows = [gradient.reshape(1, -1) for gradient in self._gradients]
+        self.method.exchange(positions, rows)
+        for gradient, row in zip(self._gradients, rows, strict=True):
+            if gradient.data_ptr() != row.data_ptr():  # not contiguous: the row is a copy
+                gradient.copy_(row.view_as(gradient))
+        for future, buffer in self._promises:
+            future.set_result(buffer)
+        self._parameters, self._gradients, self._promises = [], [], []
+
+
+def bucket_hook(state: BucketExchange, bucket: dist.GradBucket) -> Future[Tensor]:
+    """The communication hook that is registered with DDP."""
+    return state.receive(bucket)

@@ -1,0 +1,69 @@
+"""Warm-up of the density: send much in the first epochs, then the target ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from repro.errors import UserError, did_you_mean
+
+PRESETS = ("paper", "official", "dense")
+
+
+def density_schedule(
+    ratio: float, warmup_epochs: int = 4, warmup_densities: str | Sequence[float] = "paper"
+) -> list[float]:
+    """Returns the density of every warm-up epoch, followed by the target density.
+
+    The density of epoch ``e`` is ``schedule[min(e, len(schedule) - 1)]``.
+
+    Args:
+        ratio: target density r, in (0, 1].
+        warmup_epochs: number E of warm-up epochs; 0 switches warm-up off.
+        warmup_densities: one value per warm-up epoch, or the name of a preset:
+
+            * ``paper``: ``max(4^-(e+1), r)``, i.e. sparsity 75 %, 93.75 %, 98.4375 %, 99.6 %
+              (Lin et al., section 3.3, "Warm-up training");
+            * ``official``: ``max(r^((e+1)/(E+1)), r)``, what the authors' released code computes
+              (its README quotes the paper's values instead);
+            * ``dense``: 1, no compression during warm-up.
+
+    Returns:
+        Densities in (0, 1].
+
+    Raises:
+        UserError: a value is out of range, the list is shorter than the warm-up, or a dense epoch
+            (density 1) comes after a compressed one, when each worker already keeps a memory of
+            its own that a dense exchange would have to abandon.
+    """
+    if not 0 < ratio <= 1:
+        raise UserError(f"method.ratio is the density to send, in (0, 1]; got {ratio}.")
+    if warmup_epochs < 0:
+        raise UserError(f"method.warmup_epochs must not be negative; got {warmup_epochs}.")
+    epochs = range(warmup_epochs)
+    if warmup_densities == "paper":
+        warmup = [max(4.0 ** -(e + 1), ratio) for e in epochs]
+    elif warmup_densities == "official":
+        warmup = [max(ratio ** ((e + 1) / (warmup_epochs + 1)), ratio) for e in epochs]
+    elif warmup_densities == "dense":
+        warmup = [1.0 for _ in epochs]
+    elif isinstance(warmup_densities, str):
+        raise UserError(
+            f"method.warmup_densities is a list of densities or one of {', '.join(PRESETS)}; "
+            f"got '{warmup_densities}'.{did_you_mean(warmup_densities, PRESETS)}"
+        )
+    else:
+        warmup = [float(density) for density in warmup_densities][:warmup_epochs]
+        if len(warmup) < warmup_epochs:
+            raise UserError(
+                f"method.warmup_densities lists {len(warmup)} values for "
+                f"{warmup_epochs} warm-up epochs; give one value per epoch."
+            )
+        if any(not 0 < density <= 1 for density in warmup):
+            raise UserError(f"method.warmup_densities must lie in (0, 1]; got {warmup}.")
+    schedule = [*warmup, ratio]
+    if any(after == 1 > before for before, after in pairwise(schedule)):
+        raise UserError(
+            f"A dense epoch cannot follow a compressed one, but the densities are {schedule}."
+        )
+    return schedule
