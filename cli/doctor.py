@@ -1,0 +1,101 @@
+"""`repro doctor`: what works on this machine, and how to mend what does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rich.text import Text
+
+from repro.engine import provenance
+from repro.engine.papers import load_papers
+
+from . import render
+
+EXTRAS = {
+    "datasets": "benchmark data sets: pip install 'repro[data]'",
+    "hydra-submitit-launcher": "Slurm: pip install 'repro[slurm]'",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked: ok, optional (missing but not needed), or broken."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def report(as_json: bool) -> int:
+    """Prints all findings; returns 1 if something is broken."""
+    findings = [finding for check in CHECKS for finding in check()]
+    if as_json:
+        render.emit([finding.__dict__ for finding in findings])
+    else:
+        shown = render.table("", "state", "")
+        for finding in findings:
+            shown.add_row(finding.what, finding.state, Text(finding.detail))
+        render.console.print(shown)
+    return int(any(finding.state == "broken" for finding in findings))
+
+
+def _packages() -> list[Finding]:
+    findings = [Finding(name, "ok", version) for name, version in provenance.versions().items()]
+    for name, purpose in EXTRAS.items():
+        try:
+            findings.append(Finding(name, "ok", metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            findings.append(Finding(name, "optional", purpose))
+    return findings
+
+
+def _hardware() -> list[Finding]:
+    try:
+        found = provenance.hardware()
+    except Exception as error:
+        return [Finding("torch", "broken", f"{error}; reinstall it: pip install --force torch")]
+    gpus = ", ".join(found.get("gpus", [])) or "none; everything runs on the CPU"
+    return [
+        Finding("cores", "ok", str(len(os.sched_getaffinity(0)))),
+        Finding("GPUs", "ok", gpus),
+        Finding(
+            "Slurm",
+            "ok" if shutil.which("sbatch") else "optional",
+            shutil.which("sbatch") or "no sbatch here",
+        ),
+    ]
+
+
+def _folders() -> list[Finding]:
+    outputs = Path("outputs")
+    try:
+        outputs.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=outputs):
+            pass
+    except OSError as error:
+        hint = f"{error.strerror}; choose another folder with outputs=DIR"
+        return [Finding("outputs", "broken", hint)]
+    free = shutil.disk_usage(outputs).free / 2**30
+    return [Finding("outputs", "ok", f"{outputs.absolute()}, {free:.0f} GiB free")]
+
+
+def _papers() -> list[Finding]:
+    from repro.claims.schema import load_claims
+
+    findings = []
+    for paper in load_papers():
+        try:
+            claims = load_claims(paper.claims_file).claims
+            findings.append(Finding(paper.slug, "ok", f"{len(claims)} claims"))
+        except Exception as error:
+            findings.append(Finding(paper.slug, "broken", str(error)))
+    return findings
+
+
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (_packages, _hardware, _folders, _papers)

@@ -1,0 +1,319 @@
+"""The `repro` command: its verbs, each a few lines that call the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repro.engine.papers import CONFIG_DIR_VARIABLE
+from repro.errors import ReproError, UserError, did_you_mean
+
+from . import complete
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+class Verbs(click.Group):
+    """A command group that suggests the verb that was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Finds a verb, or fails with a suggestion."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            hint = did_you_mean(args[0], self.commands) or " See `repro --help`."
+            raise click.UsageError(f"There is no command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Ends a verb with a message and an exit code instead of a traceback."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except ReproError as error:
+            if _debug():
+                raise
+            _say_error(str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # `repro list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except Exception as error:
+            if _debug():
+                raise
+            _say_error(f"{type(error).__name__}: {error}")
+            _say_error("This is a fault of repro; --debug shows where it happened.")
+            sys.exit(1)
+
+    return wrapper
+
+
+def _debug() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("debug"))
+
+
+def _say_error(text: str) -> None:
+    click.echo(f"repro: {text}", err=True)
+
+
+def _use_config_dir(
+    context: click.Context, parameter: click.Parameter, folder: Path | None
+) -> None:
+    if folder is not None:
+        # An environment variable, because workers and cluster jobs must see it too.
+        os.environ[CONFIG_DIR_VARIABLE] = str(folder.absolute())
+
+
+config_dir_option = click.option(
+    "--config-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    callback=_use_config_dir,
+    expose_value=False,
+    help="A folder with your own papers and configs, laid out like conf/.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+outputs_option = click.option(
+    "--outputs",
+    default="outputs",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder that holds the studies.",
+)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.version_option(package_name="repro")
+def cli(debug: bool) -> None:
+    r"""Reproduce papers about gradients, and see which of their claims hold.
+
+    \b
+    repro list                             the papers
+    repro run paper=dgc                    train the method and its baselines, judge the claims
+    repro run paper=dgc arm=dgc seed=3     one run
+    repro show dgc                         claims, arms and knobs of a paper
+    """
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@click.option("-m", "--multirun", is_flag=True, help="Run the grid that a=1,2 b=x,y spans.")
+@click.option("--cfg", is_flag=True, help="Print the composed config of the first run, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the runs and their expected cost, and stop.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@json_option
+@config_dir_option
+@people_readable
+def run(
+    overrides: tuple[str, ...],
+    multirun: bool,
+    cfg: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    r"""Run a study: every arm and seed of a paper, then the verdicts.
+
+    \b
+    repro run paper=dgc                                   at scale=mini
+    repro run paper=dgc scale=full hardware=gpu           at the paper's size
+    repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
+    repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
+    """
+    from repro.engine.plan import plan_study
+    from repro.engine.study import Study, typical_seconds
+
+    from . import render, workflow
+
+    plan = plan_study(overrides, grid=multirun)
+    outputs = Path(plan.runs[0].config.outputs)
+    if cfg:
+        render.config(plan.runs[0].config)
+        return
+    if dry_run:
+        render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
+        return
+    workflow.check_claims(plan.paper)
+    study = Study.create(plan, outputs)
+    sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+
+
+@cli.command(name="list")
+@json_option
+@config_dir_option
+@people_readable
+def list_(as_json: bool) -> None:
+    """List the papers and what has been measured of them."""
+    from repro.engine.papers import load_papers
+
+    from . import render
+
+    render.papers(load_papers(), as_json)
+
+
+@cli.command()
+@click.argument("slug", shell_complete=complete.papers)
+@json_option
+@config_dir_option
+@people_readable
+def show(slug: str, as_json: bool) -> None:
+    """Show a paper: its question, claims, arms, scales and knobs."""
+    from repro.engine.papers import load_paper
+
+    from . import render
+
+    render.paper(load_paper(slug), as_json)
+
+
+@cli.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@outputs_option
+@json_option
+@config_dir_option
+@people_readable
+def status(folder: Path | None, outputs: Path, as_json: bool) -> None:
+    """Show where studies stand, or the runs of one."""
+    from repro.engine.study import Study, find_studies
+
+    from . import render
+
+    if folder is not None:
+        render.study_status(Study.open(folder), as_json)
+    else:
+        render.studies(find_studies(outputs), as_json)
+
+
+@cli.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@outputs_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@json_option
+@config_dir_option
+@people_readable
+def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
+    """Continue a study or a run where it stopped (the latest study by default)."""
+    from repro.engine.study import Study, find_studies
+
+    from . import workflow
+
+    if folder is None:
+        studies = find_studies(outputs)
+        if not studies:
+            raise UserError(f"There is no study in {outputs}. Start one: repro run paper=<slug>.")
+        folder = studies[-1].folder
+    if (folder / "run.json").is_file():
+        sys.exit(workflow.continue_run(folder, as_json))
+    study = Study.open(folder.absolute())
+    sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+
+
+@cli.command()
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@json_option
+@people_readable
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Compare two runs: what differs in their configs, and in their results."""
+    from repro.engine.runs import Run
+
+    from . import render
+
+    render.comparison(Run.open(first), Run.open(second), as_json)
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@outputs_option
+@click.option("--study", type=click.Path(path_type=Path), help="Which study; the latest if absent.")
+@config_dir_option
+@people_readable
+def record(overrides: tuple[str, ...], outputs: Path, study: Path | None) -> None:
+    r"""Write a finished study's results into the paper's room, and its table into the README.
+
+    \b
+    repro record paper=dgc
+    repro record paper=dgc scale=full
+    """
+    from repro.engine import recording
+
+    path = recording.record(dict(o.split("=", 1) for o in overrides if "=" in o), outputs, study)
+    click.echo(f"Recorded in {path}")
+
+
+@cli.command()
+@json_option
+@people_readable
+def doctor(as_json: bool) -> None:
+    """Check this installation: versions, hardware, data, writable folders."""
+    from . import doctor as checks
+
+    sys.exit(checks.report(as_json))
+
+
+@cli.group()
+def data() -> None:
+    """List, fetch and check data sets."""
+
+
+@data.command(name="list")
+@json_option
+@people_readable
+def data_list(as_json: bool) -> None:
+    """List the data sets, and which of them are here."""
+    from . import render
+
+    render.data_sets(as_json)
+
+
+@data.command()
+@click.argument("name", shell_complete=complete.data_sets)
+@people_readable
+def fetch(name: str) -> None:
+    """Download a benchmark data set from the Hugging Face hub."""
+    from repro.data import catalog
+
+    click.echo(catalog.fetch(name))
+
+
+@data.command()
+@click.argument("name", shell_complete=complete.data_sets)
+@json_option
+@people_readable
+def check(name: str, as_json: bool) -> None:
+    """Load a data set and print its sizes and fingerprint."""
+    from . import workflow
+
+    click.echo(json.dumps(workflow.check_data(name), indent=None if as_json else 1))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script: eval "$(repro completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "repro", "_REPRO_COMPLETE").source())
+
+
+def main() -> None:
+    """Entry point of the `repro` command."""
+    cli(prog_name="repro")
+
+
+if __name__ == "__main__":
+    main()

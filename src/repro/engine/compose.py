@@ -1,0 +1,275 @@
+"""From what the user typed to composed configs: paper < scale < arm < user."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from repro.engine.papers import config_folders
+from repro.errors import UserError, did_you_mean
+
+Point = dict[str, str]  # one point of a grid: override key -> value as typed
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Makes Hydra's compose API available over the project's and the user's config folders."""
+    GlobalHydra.instance().clear()
+    with initialize_config_module("repro.conf", version_base="1.3"):
+        yield
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Parsed overrides of equal rank: those of a scale, of an arm, or of the user."""
+
+    overrides: tuple[Override, ...]
+
+    @classmethod
+    def parse(cls, texts: Sequence[str], origin: str) -> Layer:
+        """Parses override strings.
+
+        Args:
+            texts: overrides in Hydra's syntax.
+            origin: who wrote them, for the error message.
+
+        Raises:
+            UserError: an override is malformed, or given twice.
+        """
+        parser = OverridesParser.create()
+        parsed: list[Override] = []
+        for text in texts:
+            try:
+                parsed.extend(parser.parse_overrides([text]))
+            except (OverrideParseException, HydraException) as error:
+                raise UserError(
+                    f"{origin}: '{text}' is not an override (write key=value): "
+                    f"{str(error).splitlines()[0]}"
+                ) from None
+        seen: set[str] = set()
+        for override in parsed:
+            if override.get_key_element() in seen:
+                raise UserError(f"{origin}: '{override.key_or_group}' is given twice.")
+            seen.add(override.get_key_element())
+        return cls(tuple(parsed))
+
+    def pop(self, *keys: str) -> tuple[Layer, dict[str, Any]]:
+        """Splits off plain ``key=value`` overrides: the rest, and the values of ``keys``."""
+        taken = {o.key_or_group: o.value() for o in self.overrides if o.key_or_group in keys}
+        rest = tuple(o for o in self.overrides if o.key_or_group not in keys)
+        return Layer(rest), taken
+
+
+def stack(layers: Sequence[Layer]) -> list[str]:
+    """Merges layers, the last being the strongest, into one list of override strings.
+
+    A later override of the same key replaces the earlier one. Choosing a config group drops what
+    earlier layers said inside that group, because it was meant for another choice.
+    """
+    groups = GlobalHydra.instance().config_loader()
+    merged: dict[tuple[str, str | None], Override] = {}
+    for layer in layers:
+        for override in layer.overrides:
+            name = override.key_or_group
+            if groups.get_group_options(name):
+                inside = name.replace("/", ".") + "."
+                for key in [key for key in merged if key[0].startswith(inside)]:
+                    del merged[key]
+        for override in layer.overrides:
+            key = (override.key_or_group, override.package)
+            earlier = merged.pop(key, None)
+            if earlier is not None and earlier.is_add() and not override.is_add():
+                # The earlier layer adds the key; without its `+` the key would be unknown.
+                override = replace(override, input_line=f"++{override.input_line}")
+            merged[key] = override
+    return [override.input_line or "" for override in merged.values()]
+
+
+def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
+    """Expands ``a=1,2`` overrides into the points of their grid, in Hydra's order."""
+    parser = OverridesParser.create()
+    swept = [o for o in layer.overrides if o.is_sweep_override()]
+    fixed = tuple(o for o in layer.overrides if not o.is_sweep_override())
+    axes: list[list[tuple[str, str, str]]] = []
+    for override in swept:
+        if not override.is_discrete_sweep():
+            raise UserError(
+                f"'{override.input_line}' is an interval: a grid needs listed values "
+                "(a,b or range(1,9)); `repro sweep` searches intervals."
+            )
+        element = override.get_key_element()
+        axes.append([(element, override.key_or_group, v) for v in override.sweep_string_iterator()])
+    points = []
+    for combination in itertools.product(*axes):
+        texts = [f"{element}={value}" for element, _, value in combination]
+        point = {key: value for _, key, value in combination}
+        points.append((Layer((*fixed, *parser.parse_overrides(texts))), point))
+    return points
+
+
+def refuse_grid(layer: Layer) -> None:
+    """Raises UserError if values are listed without ``-m``."""
+    for override in layer.overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"'{override.input_line}' lists several values: add -m to run the grid, "
+                "or write [a,b] for a list."
+            )
+
+
+def compose_config(
+    overrides: Sequence[str], config_name: str = "config", with_hydra: bool = False
+) -> DictConfig:
+    """Composes one config; ``with_hydra`` keeps Hydra's own settings in it.
+
+    Raises:
+        UserError: a key, group choice or value is wrong; the message names the closest good one.
+    """
+    search_path = [f"file://{Path(folder).resolve()}" for folder in config_folders()[1:]]
+    texts = list(overrides)
+    if search_path:
+        texts.insert(0, f"hydra.searchpath=[{','.join(search_path)}]")
+    try:
+        config = compose(config_name, texts, return_hydra_config=with_hydra)
+    except MissingConfigException as error:
+        raise _explain_missing(error) from None
+    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
+        raise _explain_composition(error, overrides) from None
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def check_types(config: DictConfig, base: DictConfig, layer: Layer) -> None:
+    """Compares each overridden value with the type of the value that it replaces.
+
+    Raises:
+        UserError: e.g. a word where the config holds a number.
+    """
+    for override in layer.overrides:
+        key = override.key_or_group
+        if "@" in key or "/" in key or override.is_delete():
+            continue
+        try:
+            old, new = OmegaConf.select(base, key), OmegaConf.select(config, key)
+        except OmegaConfBaseException:
+            continue
+        if not _same_kind(old, new):
+            raise UserError(f"{key} takes {_kind(old)} (default {_plain(old)}), not {_plain(new)}.")
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """Resolves every interpolation but those of ``module``, which point at the groups above it.
+
+    Raises:
+        UserError: an interpolation leads nowhere.
+    """
+    try:
+        module = config.get("module")
+        unresolved = OmegaConf.to_container(module, resolve=False) if module is not None else None
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(plain, dict)
+        if unresolved is not None:
+            plain["module"] = unresolved
+        return OmegaConf.create(plain)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a value"
+        raise UserError(f"{key} cannot be filled in: {str(error).splitlines()[0]}") from None
+
+
+def choices(group: str) -> list[str]:
+    """The names that a config group offers."""
+    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to ``{"a.b": value}``; lists stay values."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def launcher_names() -> list[str]:
+    """The Hydra launchers that are installed."""
+    Plugins.instance()
+    return choices("hydra/launcher")
+
+
+def _explain_missing(error: MissingConfigException) -> UserError:
+    missing = error.missing_cfg_file or ""
+    group, _, name = missing.rpartition("/")
+    options = list(error.options or [])
+    if not options:
+        return UserError(str(error).splitlines()[0])
+    return UserError(
+        f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."
+    )
+
+
+def _explain_composition(error: Exception, overrides: Sequence[str]) -> UserError:
+    message = str(error)
+    for override in Layer.parse(overrides, "override").overrides:
+        key = override.key_or_group
+        if f"'{key}'" not in message or override.is_add():
+            continue
+        without = [o for o in overrides if o != override.input_line]
+        try:
+            base = compose("config", without)
+        except Exception:
+            break
+        known = list(flatten(OmegaConf.to_container(base, resolve=False)))
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+            candidate for candidate in known if candidate.endswith("." + key)
+        ]
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        return UserError(f"There is no setting '{key}'.{hint} To add a new one write +{key}=…")
+    return UserError(" ".join(message.split("\n")[:2]))
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    if old is None or new is None or OmegaConf.is_config(old) != OmegaConf.is_config(new):
+        return old is None or new is None or isinstance(old, str)
+    if OmegaConf.is_config(old):
+        return OmegaConf.is_list(old) == OmegaConf.is_list(new)
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) == isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, int | float)
+    if isinstance(old, int):
+        return isinstance(new, int) or (isinstance(new, float) and new.is_integer())
+    return True
+
+
+def _kind(value: Any) -> str:
+    if OmegaConf.is_list(value):
+        return "a list"
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(type(value), "text")
+
+
+def _plain(value: Any) -> str:
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return repr(plain)

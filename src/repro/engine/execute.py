@@ -1,0 +1,343 @@
+"""Executing a run is one function of its run directory, in this process or any other.
+
+``python -m repro.engine.execute RUN_DIR`` does it in a process of its own, which is also what
+Lightning's data-parallel launcher starts again for every further rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repro.engine import files, provenance
+from repro.engine.runs import Run, Status, now, process_identity
+from repro.errors import ReproError, UserError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from omegaconf import DictConfig
+
+log = logging.getLogger("repro")
+
+
+def job(config: DictConfig) -> str:
+    """What a Hydra launcher calls for each run of a study.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted, so that the launcher starts no further one.
+    """
+    status = execute(Path(config.run))
+    if status == Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return str(status)
+
+
+def execute(folder: Path) -> Status:
+    """Executes or continues the run in ``folder``; several devices get a process of their own."""
+    run = Run.open(folder)
+    hardware = run.config().hardware
+    if _is_multi_process(hardware):
+        subprocess.run([sys.executable, "-m", "repro.engine.execute", str(folder)], check=False)
+        return run.status()
+    return execute_here(run)
+
+
+def execute_here(run: Run) -> Status:
+    """Executes or continues a run in this process; failures end up in run.json, not in the air."""
+    if run.status().is_final:
+        return run.status()
+    is_main = (
+        int(os.environ.get("LOCAL_RANK", "0")) == 0 and os.environ.get("NODE_RANK", "0") == "0"
+    )
+    if not is_main:
+        with _StopRequest() as stop:
+            _train_and_test(run, stop, is_main=False)
+        return Status.FINISHED
+    started = time.monotonic()
+    import lightning.pytorch  # noqa: F401 - now, because it sets up loggers that are redirected next
+
+    with run.held(), _logged_to(run.folder / "log.txt"), _StopRequest() as stop:
+        record = run.record()
+        run.update(
+            status=Status.RUNNING,
+            started=now(),
+            error=None,
+            attempts=record.get("attempts", 0) + 1,
+            **process_identity(),
+        )
+        outcome: dict[str, Any]
+        try:
+            outcome = _train_and_test(run, stop, is_main=True)
+        except Exception as error:
+            outcome = {"status": Status.FAILED, "error": describe_error(error, run)}
+            log.error("%s", traceback.format_exc())
+        except KeyboardInterrupt:
+            outcome = {"status": Status.INTERRUPTED}
+        seconds = record.get("seconds", 0.0) + time.monotonic() - started
+        try:
+            if outcome["status"].is_final:
+                outcome["progress"] = 1.0
+            run.update(
+                **outcome,
+                ended=now(),
+                seconds=round(seconds, 3),
+                peak_memory_mb=_peak_memory_mb(),
+            )
+        except ReproError as error:  # a full disk: the run stays resumable
+            print(error, file=sys.stderr)
+            return Status.INTERRUPTED
+    return Status(outcome["status"])
+
+
+def describe_error(error: BaseException, run: Run) -> dict[str, str]:
+    """The record of a failure: whose fault, what happened, where to read more."""
+    if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
+        error = files.explain_os_error(error, run.folder)
+    message = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
+    kind = "user" if isinstance(error, UserError) else "run"
+    return {"kind": kind, "message": message.strip(), "traceback": traceback.format_exc()}
+
+
+def build_module(config: DictConfig) -> pl.LightningModule:
+    """Builds the LightningModule that a composed config describes."""
+    from repro.engine.instantiate import instantiate
+
+    module: pl.LightningModule = instantiate(config.module)
+    return module
+
+
+def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
+    """Builds the Lightning trainer that a composed config describes."""
+    import lightning.pytorch as pl
+
+    hardware, training = config.hardware, config.training
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy,
+        precision=hardware.precision,
+        max_epochs=training.epochs,
+        max_steps=-1 if training.max_steps is None else training.max_steps,
+        check_val_every_n_epoch=training.val_every,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **extra,
+    )
+
+
+def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, Any]:
+    import lightning.pytorch as pl
+    import torch
+
+    from repro.engine import callbacks
+    from repro.engine.instantiate import instantiate
+    from repro.engine.series import CsvLogger
+
+    config = run.config()
+    training = config.training
+    torch.set_num_threads(config.hardware.threads)
+    on_cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+    torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+
+    data = instantiate(config.dataset)
+    module = build_module(config)
+    _start_from_parent(run, module)
+    series = CsvLogger(run.folder / "metrics.csv")
+    stopwatch = callbacks.Stopwatch()
+    checkpoints = callbacks.Checkpoints(
+        folder=run.folder / "checkpoints",
+        monitor=training.monitor,
+        mode=training.mode,
+        should_stop=lambda: stop.requested,
+        **training.checkpoint,
+    )
+    trainer = build_trainer(
+        config,
+        default_root_dir=run.folder,
+        logger=[series, *(instantiate(each) for each in config.logger.loggers.values())],
+        callbacks=[
+            callbacks.StopWhenDiverged(training.log_every),
+            callbacks.Progress(lambda done: run.update(progress=round(done, 4))),
+            stopwatch,
+            checkpoints,
+        ],
+    )
+    resume_from = _readable_checkpoint(run.last_checkpoint)
+    if resume_from is not None:
+        series.continue_from(resume_from["global_step"])
+        log.info("continuing after step %d", resume_from["global_step"])
+    if is_main:
+        run.update(versions=provenance.versions(), hardware=provenance.hardware())
+
+    outcome: dict[str, Any] = {"status": Status.FINISHED}
+    try:
+        trainer.fit(
+            module,
+            datamodule=data,
+            ckpt_path=run.last_checkpoint if resume_from is not None else None,
+            weights_only=True,
+        )
+    except callbacks.Interrupted:
+        return {"status": Status.INTERRUPTED}
+    except callbacks.Diverged as reason:
+        log.warning("diverged: %s", reason)
+        outcome = {"status": Status.DIVERGED, "reason": str(reason)}
+    except (RuntimeError, KeyError) as error:
+        if resume_from is not None:
+            raise _explain_foreign(run.last_checkpoint, error) from error
+        raise
+    final = checkpoints.logged_so_far(trainer)
+    if outcome["status"] == Status.FINISHED:
+        _load_for_test(run, module, config)
+        trainer.test(module, datamodule=data, verbose=False)
+        final |= callbacks.scalars(trainer.logged_metrics)
+    if is_main:
+        series.save()
+        final |= {"steps": trainer.global_step, **stopwatch.times()}
+        files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
+        outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
+    return outcome
+
+
+def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
+    parent = run.parent()
+    if parent is None:
+        return
+    checkpoint = _readable_checkpoint(parent.last_checkpoint)
+    if checkpoint is None:
+        raise ReproError(
+            f"It starts from {parent.folder}, which has no checkpoint ({parent.status()}). "
+            "Resume the study once that run is finished."
+        )
+    start_from = getattr(module, "start_from", None)
+    if start_from is not None:
+        start_from(checkpoint)
+    else:
+        module.load_state_dict(checkpoint["state_dict"])
+
+
+def _load_for_test(run: Run, module: pl.LightningModule, config: DictConfig) -> None:
+    if config.training.test_with == "best":
+        checkpoint = _readable_checkpoint(run.best_checkpoint)
+        if checkpoint is None:
+            raise UserError(
+                f"training.test_with=best, but nothing named {config.training.monitor} was logged."
+            )
+        module.load_state_dict(checkpoint["state_dict"])
+
+
+def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
+    """Loads a checkpoint without executing anything in it; None if there is none."""
+    import torch
+
+    if not file.is_file():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if "state_dict" not in checkpoint or "global_step" not in checkpoint:
+            raise ValueError("it holds no training state")
+    except Exception as error:
+        raise UserError(
+            f"{file} is damaged or not a checkpoint of repro: {str(error).splitlines()[0]}\n"
+            "Delete it to start this run again."
+        ) from error
+    return checkpoint
+
+
+def _explain_foreign(file: Path, error: Exception) -> ReproError:
+    if "state_dict" not in str(error) and not isinstance(error, KeyError):
+        return ReproError(f"{type(error).__name__}: {error}")
+    return UserError(
+        f"{file} does not belong to this run's model: {str(error).splitlines()[0]}\n"
+        "Delete it to start this run again."
+    )
+
+
+def _is_multi_process(hardware: DictConfig) -> bool:
+    return hardware.strategy != "auto" or hardware.num_nodes > 1
+
+
+def _peak_memory_mb() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+class _StopRequest:
+    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: its owner handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextmanager
+def _logged_to(file: Path) -> Iterator[None]:
+    """Sends log messages and warnings of a run to its log.txt instead of the terminal."""
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    levels = {
+        "repro": logging.INFO,
+        "lightning.pytorch": logging.WARNING,
+        "lightning.fabric": logging.WARNING,
+        "py.warnings": logging.WARNING,
+    }
+    loggers = [logging.getLogger(name) for name in levels]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+    for each in loggers:
+        each.handlers, each.propagate = [handler], False
+        each.setLevel(levels[each.name])
+    logging.captureWarnings(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("once")
+            yield
+    finally:
+        logging.captureWarnings(False)
+        for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            each.handlers, each.propagate = handlers, propagate
+            each.setLevel(level)
+        handler.close()
+
+
+def main() -> int:
+    """Executes the run directory given on the command line."""
+    status = execute_here(Run.open(Path(sys.argv[1])))
+    return 0 if status.is_final else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

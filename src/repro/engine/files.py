@@ -1,0 +1,127 @@
+"""Files that are whole or not there at all, and locks that die with their process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from repro.errors import ReproError, UserError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
+
+    Raises:
+        ReproError: the disk is full.
+        UserError: the folder cannot be written to.
+    """
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise explain_os_error(error, path) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically, keys in the given order; NaN and infinities stay readable."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        UserError: it is missing, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def make_folder(path: Path, exist_ok: bool = True) -> None:
+    """Creates a folder and its parents.
+
+    Raises:
+        FileExistsError: it exists and ``exist_ok`` is false.
+        UserError: it cannot be created there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if not exist_ok:
+            raise
+        raise UserError(f"{path} is a file, and a folder is needed there.") from None
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def explain_os_error(error: OSError, path: Path) -> ReproError:
+    """Turns an operating-system error about ``path`` into one line with a way out."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ReproError(
+            f"No space left on the disk of {path.parent}. What was written stays valid: "
+            "free some space, then `repro resume`."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return UserError(
+            f"Cannot write to {path}: {error.strerror}. Choose another folder with outputs=DIR."
+        )
+    return ReproError(f"{path}: {error.strerror or error}")
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on ``path``; the system frees it when the process dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{path.parent} is being executed by another process.") from None
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """True while some process holds the lock on ``path``."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,107 @@
+"""What the papers' config files say, read without Hydra so that listing them is instant."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repro.errors import UserError, did_you_mean
+
+CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One paper as ``conf/paper/<slug>.yaml`` describes it."""
+
+    slug: str
+    title: str
+    link: str
+    question: str
+    room: str  # the Python package that holds claims.yaml, README.md and the modules
+    arms: dict[str, list[str]]
+    scales: dict[str, list[str]]
+    report: list[str]  # the metrics worth a column in the summary table
+    config_file: Path
+
+    @property
+    def room_folder(self) -> Path:
+        """The folder of the paper's room.
+
+        Raises:
+            UserError: the package cannot be imported.
+        """
+        try:
+            return Path(str(files(self.room)))
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"Paper '{self.slug}' keeps its room in the package '{self.room}', "
+                f"which cannot be imported: {error}."
+            ) from None
+
+    @property
+    def claims_file(self) -> Path:
+        """The paper's ``claims.yaml``."""
+        return self.room_folder / "claims.yaml"
+
+    def results_file(self, scale: str) -> Path:
+        """Where recorded results of one scale are kept."""
+        return self.room_folder / "results" / f"{scale}.json"
+
+
+def config_folders() -> list[Path]:
+    """The config folders in search order: the project's own, then the user's."""
+    own = Path(str(files("repro.conf")))
+    extra = os.environ.get(CONFIG_DIR_VARIABLE)
+    return [own, Path(extra)] if extra else [own]
+
+
+def paper_files() -> dict[str, Path]:
+    """Maps each known slug to its config file."""
+    found: dict[str, Path] = {}
+    for folder in config_folders():
+        for file in sorted((folder / "paper").glob("*.yaml")):
+            found.setdefault(file.stem, file)
+    return found
+
+
+def load_paper(slug: str) -> Paper:
+    """Reads one paper's description.
+
+    Raises:
+        UserError: no such paper, or its file lacks something.
+    """
+    known = paper_files()
+    if slug not in known:
+        raise UserError(f"There is no paper '{slug}'.{did_you_mean(slug, known)} See `repro list`.")
+    file = known[slug]
+    try:
+        content: dict[str, Any] = yaml.load(file.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    about = content.get("paper") or {}
+    try:
+        return Paper(
+            slug=slug,
+            title=about["title"],
+            link=about.get("link", ""),
+            question=about.get("question", ""),
+            room=about.get("room", f"repro.experiments.{slug}"),
+            arms=dict(content["arms"]),
+            scales=dict(content["scales"]),
+            report=list(content.get("report") or []),
+            config_file=file,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: a paper needs paper.title, arms and scales ({error}).") from None
+
+
+def load_papers() -> list[Paper]:
+    """All papers, by slug."""
+    return [load_paper(slug) for slug in sorted(paper_files())]

@@ -1,0 +1,260 @@
+"""From a command to the runs of a study: arms × seeds × grid points, in layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from repro.engine import compose
+from repro.engine.compose import Layer, Point
+from repro.engine.papers import Paper, load_paper
+from repro.errors import UserError, did_you_mean
+
+STUDY_KEYS = ("scale", "arm", "seed", "seeds")  # settings of a study rather than of a run
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run to be: an arm, a seed and a grid point, with the config composed for them."""
+
+    arm: str
+    seed: int
+    point: Point
+    parent: str | None  # the arm whose checkpoint of the same seed and point it starts from
+    overrides: list[str]
+    config: DictConfig
+
+    @property
+    def folder(self) -> str:
+        """The run directory, relative to the study's."""
+        point = ",".join(f"{key}={value}" for key, value in self.point.items())
+        parts = [self.arm, point.replace("/", "_"), f"seed={self.seed}"]
+        return "/".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a study, and what led to them."""
+
+    paper: Paper
+    scale: str
+    typed: list[str]
+    runs: list[PlannedRun]
+    hydra_overrides: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the study varies something beyond arms and seeds."""
+        return any(run.point for run in self.runs)
+
+    def layers(self) -> list[list[PlannedRun]]:
+        """The runs in an order in which every parent is done before its children start."""
+        depth: dict[str, int] = {}
+
+        def depth_of(arm: str, seen: tuple[str, ...] = ()) -> int:
+            if arm in seen:
+                raise UserError(f"Arms start from each other in a circle: {' <- '.join(seen)}.")
+            if arm not in depth:
+                parent = parents.get(arm)
+                depth[arm] = 0 if parent is None else depth_of(parent, (*seen, arm)) + 1
+            return depth[arm]
+
+        parents = {run.arm: run.parent for run in self.runs}
+        deepest = max((depth_of(arm) for arm in parents), default=0)
+        return [[r for r in self.runs if depth_of(r.arm) == d] for d in range(deepest + 1)]
+
+
+def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
+    """Plans the study that the user's overrides ask for.
+
+    Args:
+        typed: overrides from the command line, ``paper=<slug>`` among them.
+        grid: whether ``a=1,2`` spans a grid (the ``-m`` flag).
+
+    Raises:
+        UserError: something in ``typed`` or in the paper's config is wrong.
+    """
+    with compose.hydra_ready():
+        return _plan(list(typed), grid)
+
+
+def _plan(typed: list[str], grid: bool) -> Plan:
+    user = Layer.parse(typed, "command line")
+    user, hydra_layer = _split_hydra(user)
+    user, chosen = user.pop("paper")
+    if "paper" not in chosen:
+        raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
+    slug = str(chosen["paper"])
+    paper = load_paper(slug)
+    if not grid:
+        compose.refuse_grid(user)
+
+    declared = compose.compose_config(
+        [f"paper={slug}", *stack_text(user, ("scale", "arms", "scales"))]
+    )
+    arms = _named_layers(declared.arms, "arm")
+    scales = _named_layers(declared.scales, "scale")
+    scale = str(declared.scale)
+    if scale not in scales:
+        raise UserError(
+            f"Paper '{slug}' has no scale '{scale}'.{did_you_mean(scale, scales)} "
+            f"Known: {', '.join(scales)}."
+        )
+    scale_layer, scale_settings = scales[scale].pop(*STUDY_KEYS)
+    points = compose.expand_grid(user) if grid else [(user, {})]
+
+    runs: list[PlannedRun] = []
+    notes: list[str] = []
+    checked = False
+    for point_layer, point in points:
+        user_layer, settings = point_layer.pop(*STUDY_KEYS)
+        own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
+        settings = {"seeds": list(declared.seeds), **scale_settings, **settings}
+        seeds = _seeds(settings)
+        wanted = _with_parents(_arm_names(settings.get("arm"), arms, slug), arms, notes)
+        for arm in wanted:
+            layers = [scale_layer, arms[arm], user_layer]
+            texts = compose.stack(layers)
+            config = compose.compose_config([f"paper={slug}", *texts])
+            if not checked:
+                groups = _group_choices(user_layer)
+                base = compose.compose_config(
+                    [f"paper={slug}", *compose.stack([scale_layer, arms[arm], groups])]
+                )
+                compose.check_types(config, base, user_layer)
+                checked = True
+            parent = config["from"]
+            if parent is not None and parent not in arms:
+                raise UserError(
+                    f"Arm '{arm}' starts from '{parent}', which is no arm of '{slug}'."
+                    f"{did_you_mean(str(parent), arms)}"
+                )
+            for seed in seeds:
+                runs.append(
+                    PlannedRun(
+                        arm=arm,
+                        seed=seed,
+                        point=own_point,
+                        parent=parent,
+                        overrides=[f"paper={slug}", f"scale={scale}", *texts, f"seed={seed}"],
+                        config=_finish(config, scale, arm, seed),
+                    )
+                )
+    plan = Plan(
+        paper=paper,
+        scale=scale,
+        typed=typed,
+        runs=_without_twins(runs, notes),
+        hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
+        notes=notes,
+    )
+    plan.layers()  # finds circles before anything is written
+    return plan
+
+
+def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:
+    """The overrides of ``layer`` whose key lies under one of ``roots``."""
+    return [
+        o.input_line or ""
+        for o in layer.overrides
+        if o.key_or_group.split(".")[0] in roots and not o.is_sweep_override()
+    ]
+
+
+def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
+    hydra = tuple(
+        o for o in layer.overrides if o.key_or_group.replace("/", ".").startswith("hydra.")
+    )
+    return Layer(tuple(o for o in layer.overrides if o not in hydra)), Layer(hydra)
+
+
+def _named_layers(node: DictConfig, kind: str) -> dict[str, Layer]:
+    named = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(named, dict)
+    return {
+        str(name): Layer.parse([str(text) for text in texts or []], f"{kind} '{name!s}'")
+        for name, texts in named.items()
+    }
+
+
+def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
+    if asked is None:
+        return list(arms)
+    names = [str(name) for name in (asked if isinstance(asked, list) else [asked])]
+    for name in names:
+        if name not in arms:
+            raise UserError(
+                f"Paper '{slug}' has no arm '{name}'.{did_you_mean(name, arms)} "
+                f"Known: {', '.join(arms)}."
+            )
+    return names
+
+
+def _with_parents(names: list[str], arms: dict[str, Layer], notes: list[str]) -> list[str]:
+    """Adds the arms that the wanted ones start from, in the paper's order."""
+    wanted = set(names)
+    todo = list(names)
+    while todo:
+        origin = arms[todo.pop()].pop("from")[1].get("from")
+        if origin in arms and origin not in wanted:
+            wanted.add(str(origin))
+            todo.append(str(origin))
+            notes.append(f"arm '{origin}' is run too: another arm starts from its checkpoint")
+    return [arm for arm in arms if arm in wanted]
+
+
+def _seeds(settings: dict[str, Any]) -> list[int]:
+    # `seed=3` is the narrower wish, so it beats any list of seeds.
+    asked = settings["seed"] if settings.get("seed") is not None else settings["seeds"]
+    seeds = asked if isinstance(asked, list) else [asked]
+    if not seeds or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise UserError(f"seeds takes a list of whole numbers such as [0,1,2], not {asked!r}.")
+    if any(not 0 <= seed < 2**32 for seed in seeds):
+        raise UserError("Seeds lie between 0 and 4294967295.")
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise UserError(f"seeds names {', '.join(map(str, twice))} more than once.")
+    return seeds
+
+
+def _group_choices(layer: Layer) -> Layer:
+    return Layer(tuple(o for o in layer.overrides if compose.choices(o.key_or_group)))
+
+
+def _finish(config: DictConfig, scale: str, arm: str, seed: int) -> DictConfig:
+    """The config of one run: study settings filled in, the study's own lists taken out."""
+    finished = OmegaConf.create(
+        {
+            key: value
+            for key, value in OmegaConf.to_container(config, resolve=False).items()  # type: ignore[union-attr]
+            if key not in ("arms", "scales", "seeds", "report")
+        }
+    )
+    with open_dict(finished):
+        finished.scale, finished.arm, finished.seed = scale, arm, seed
+    return compose.resolve(finished)
+
+
+def _without_twins(runs: list[PlannedRun], notes: list[str]) -> list[PlannedRun]:
+    """Drops arms that an override made identical to an earlier arm, and says so."""
+    seen: dict[str, str] = {}
+    kept: list[PlannedRun] = []
+    twins: dict[str, str] = {}
+    for run in runs:
+        content = OmegaConf.to_container(run.config)
+        assert isinstance(content, dict)
+        content.pop("arm")
+        first = seen.setdefault(repr((content, run.point)), run.arm)
+        if first == run.arm:
+            kept.append(run)
+        else:
+            twins[run.arm] = first
+    notes.extend(
+        f"arm '{arm}' is left out: with these overrides it equals '{first}'"
+        for arm, first in twins.items()
+    )
+    return [replace(run, parent=twins.get(run.parent or "", run.parent)) for run in kept]

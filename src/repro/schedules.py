@@ -1,0 +1,76 @@
+"""Learning-rate schedules as functions of the fraction of training that is done.
+
+Each takes an optimizer and the number of its steps, and returns a PyTorch scheduler that is
+stepped after every update (`plateau`: after every validation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from repro.errors import UserError
+
+
+def constant(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
+    """The configured rate, after a linear warm-up over the fraction ``warmup`` of all steps."""
+    return _by_progress(optimizer, steps, warmup, lambda done: 1.0)
+
+
+def step(
+    optimizer: Optimizer,
+    steps: int,
+    milestones: Sequence[float] = (0.6,),
+    gamma: float = 0.1,
+    warmup: float = 0.0,
+) -> LambdaLR:
+    """Multiplies the rate by ``gamma`` at each milestone.
+
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        milestones: fractions of training in (0, 1), rising.
+        gamma: factor at a milestone.
+        warmup: fraction of training over which the rate rises linearly from 0.
+
+    Raises:
+        UserError: milestones outside (0, 1) or not rising.
+    """
+    if list(milestones) != sorted(milestones) or any(not 0 < m < 1 for m in milestones):
+        raise UserError(f"schedule.milestones are rising fractions in (0, 1), not {milestones}.")
+    return _by_progress(
+        optimizer, steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones)
+    )
+
+
+def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
+    """Half a cosine from the configured rate to zero, after a linear warm-up."""
+
+    def factor(done: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * max(0.0, done - warmup) / (1 - warmup)))
+
+    return _by_progress(optimizer, steps, warmup, factor)
+
+
+def plateau(
+    optimizer: Optimizer, steps: int, gamma: float = 0.25, patience: int = 0
+) -> ReduceLROnPlateau:
+    """Multiplies the rate by ``gamma`` after ``patience`` validations without a lower loss."""
+    return ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
+
+
+def _by_progress(
+    optimizer: Optimizer, steps: int, warmup: float, factor: Callable[[float], float]
+) -> LambdaLR:
+    if not 0 <= warmup < 1:
+        raise UserError(f"schedule.warmup is a fraction of training in [0, 1), not {warmup}.")
+
+    def scale(count: int) -> float:
+        done = count / max(1, steps)
+        rise = min(1.0, (count + 1) / (warmup * steps)) if warmup > 0 else 1.0
+        return rise * factor(done)
+
+    return LambdaLR(optimizer, scale)
