@@ -146,7 +146,7 @@ class _Study:
         """An arm's usable runs by seed, at the given swept values."""
         runs = [run for run in self.evidence.get(arm, ()) if _is_at(run, at)]
         if not runs:
-            raise _UndecidedError(Verdict.NOT_TESTED, self._why_no_runs(arm, at))
+            raise _UndecidedError(Verdict.NOT_TESTED, self.why_no_runs(arm, at))
         by_seed = {run.seed: run for run in runs}
         if len(by_seed) < len(runs):
             raise _UndecidedError(
@@ -206,7 +206,8 @@ class _Study:
         ]
         return f"left out: {', '.join(names)}" if names else ""
 
-    def _why_no_runs(self, arm: str, at: Mapping[str, SweptValue]) -> str:
+    def why_no_runs(self, arm: str, at: Mapping[str, SweptValue]) -> str:
+        """Why an arm has nothing to offer at the given swept values."""
         if arm in self.evidence:
             wanted = ", ".join(f"{key}={value}" for key, value in at.items())
             return f"arm '{arm}' has no run at {wanted}"
@@ -381,7 +382,7 @@ def _estimate(check: MetricCheck, sample: NDArray[np.float64]) -> tuple[Estimate
     note = "the seeds disagree although the check is deterministic" if check.deterministic else ""
     if check.interval == "bootstrap":
         if n >= statistics.BOOTSTRAP_MIN_SEEDS:
-            return statistics.bootstrap_interval(sample, check.level), note
+            return statistics.skewed_interval(sample, check.level), note
         note = _sentence(note, f"t interval: {n} seeds are too few for the bootstrap")
     return statistics.t_interval(sample, check.level), note
 
@@ -438,9 +439,11 @@ def _curve(check: Curve, study: _Study) -> dict[float, dict[int, float]]:
     numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in found)
     numbers = {float(x) for x in found} if numeric else set()
     if len(numbers) < 2:
-        study.runs(arm, {})  # Says so if there are no runs at all.
         raise _UndecidedError(
-            Verdict.NOT_TESTED, f"arm '{arm}' was not swept over two or more numbers of '{over}'"
+            Verdict.NOT_TESTED,
+            f"arm '{arm}' was not swept over two or more numbers of '{over}'"
+            if arm in study.evidence
+            else study.why_no_runs(arm, check.at),
         )
     return {
         x: study.read(check, arm, check.metric, study.runs(arm, {**check.at, over: x}))

@@ -140,7 +140,8 @@ class MetricCheck(Check):
 
     Attributes:
         metric: A name in the runs' ``summary.json``.
-        interval: Student's t, or the BCa bootstrap where the noise is skewed (ten seeds or more).
+        interval: Student's t, or, where the noise is skewed, the same widened by a BCa bootstrap
+            (from ten seeds on).
         on_collapse: The value credited to a collapsed run that has no (finite) value. Without it,
             such runs leave the check inconclusive.
         deterministic: The number depends on no random draw (counted bytes). One seed is enough
@@ -307,14 +308,16 @@ class Ordered(MetricCheck):
 
     signed: ClassVar[bool] = True
     relation: Literal["ordered"]
-    arms: tuple[Text, ...] = Field(min_length=2)
+    arms: tuple[Text, ...]
     direction: Literal["increasing", "decreasing"]
     margin: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _distinct(self) -> Ordered:
+        if len(self.arms) < 2:
+            raise ValueError("arms: two or more are needed")
         if len(set(self.arms)) < len(self.arms):
-            raise ValueError("an arm is listed twice")
+            raise ValueError("arms: one is listed twice")
         return self
 
     @property
@@ -352,7 +355,7 @@ class Curve(MetricCheck):
         over: in this swept config value.
     """
 
-    arms: dict[str, float] | None = Field(None, min_length=2)
+    arms: dict[str, float] | None = None
     arm: Text | None = None
     over: Text | None = None
 
@@ -362,8 +365,10 @@ class Curve(MetricCheck):
         mixed = self.arms is not None and (self.arm is not None or self.over is not None)
         if mixed or (self.arms is None and not swept):
             raise ValueError("say either arms (name: x) or arm with over")
+        if self.arms is not None and len(self.arms) < 2:
+            raise ValueError("arms: two or more are needed")
         if self.arms is not None and len(set(self.arms.values())) < len(self.arms):
-            raise ValueError("two arms have the same x")
+            raise ValueError("arms: two have the same x")
         return self
 
     @property
@@ -565,11 +570,13 @@ class ClaimsFile(_Model):
         collapse: When a finished run counts as collapsed.
     """
 
-    claims: tuple[Claim, ...] = Field(min_length=1)
+    claims: tuple[Claim, ...]
     collapse: CollapseRule | None = None
 
     @model_validator(mode="after")
     def _unique_ids(self) -> ClaimsFile:
+        if not self.claims:
+            raise ValueError("claims: the list is empty")
         seen: set[str] = set()
         for claim in self.claims:
             if claim.id in seen:
@@ -674,8 +681,6 @@ def _explain(detail: Any, raw: dict[Any, Any]) -> str:
         message = "should be a mapping"
     elif kind == "tuple_type":
         message = "should be a list"
-    elif kind == "too_short":
-        message = f"should have at least {context['min_length']}, not {context['actual_length']}"
     message = " ".join(re.sub("^(Value error, |Input )", "", message).split())
     return ": ".join(part for part in (_place(place, raw), message) if part)
 

