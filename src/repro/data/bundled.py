@@ -118,11 +118,13 @@ def table(name: str, **facts: Any) -> TensorData:
             + did_you_mean(name, TABLES)
         )
 
-    def load() -> Splits:
-        data = TABLES[name]()
-        regression = facts.get("task") == "regression"
-        labels = None if regression else data.target
-        parts = split_indices(len(data.target), test=0.2, val=0.1, labels=labels)
-        return standardised(data.data, data.target, parts, regression)
-
-    return TensorData(name, load, **facts)
+    data = TABLES[name]()
+    regression = facts.get("task") == "regression"
+    labels = None if regression else data.target
+    parts = split_indices(len(data.target), test=0.2, val=0.1, labels=labels)
+    return TensorData(
+        name,
+        standardised(data.data, data.target, parts, regression),
+        target_std=[float(data.target[parts["train"]].std())] if regression else None,
+        **facts,
+    )

@@ -41,6 +41,17 @@ def check_fact(dataset: str, fact: str, stated: Any, found: Any) -> None:
         )
 
 
+def check_counts(dataset: str, **counts: int) -> None:
+    """Checks knobs that count something.
+
+    Raises:
+        UserError: one is below 1.
+    """
+    for knob, count in counts.items():
+        if count < 1:
+            raise UserError(f"Data set '{dataset}': {knob}={count}. Choose at least 1.")
+
+
 class TensorData(LightningDataModule):
     """A data set whose splits are tensors in memory.
 
@@ -53,6 +64,8 @@ class TensorData(LightningDataModule):
         input_shape: shape of one input, checked against the data.
         classes: number of classes, checked against all labels.
         targets: number of regression targets, checked.
+        target_std: standard deviation that each target had before it was standardised; an error
+            times this is in the unit of the target. None where targets are as published.
         batch_size: training examples per step and process.
         eval_batch_size: examples per validation or test step.
         seed: of the training order and the augmentation; the splits do not depend on it.
@@ -77,6 +90,7 @@ class TensorData(LightningDataModule):
         input_shape: Sequence[int] | None = None,
         classes: int | None = None,
         targets: int | None = None,
+        target_std: Sequence[float] | None = None,
         batch_size: int = 64,
         eval_batch_size: int = 512,
         seed: int = 0,
@@ -87,11 +101,13 @@ class TensorData(LightningDataModule):
         info: Mapping[str, Any] | None = None,
     ):
         super().__init__()
+        check_counts(name, batch_size=batch_size, eval_batch_size=eval_batch_size)
         self.name = name
         self.task = task
         self.input_shape = None if input_shape is None else tuple(input_shape)
         self.classes = classes
         self.targets = targets
+        self.target_std = None if target_std is None else torch.tensor(target_std)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
@@ -216,6 +232,12 @@ class TextData(LightningDataModule):
         info: Mapping[str, Any] | None = None,
     ):
         super().__init__()
+        check_counts(
+            name,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            sequence_length=sequence_length,
+        )
         self.name = name
         self.task = task
         self.vocab_size = vocab_size

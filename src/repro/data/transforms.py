@@ -53,8 +53,8 @@ class Normalise:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        mean_C11 = torch.tensor(mean).view(-1, 1, 1)
-        std_C11 = torch.tensor(std).view(-1, 1, 1)
+        mean_C11 = torch.tensor(list(mean)).view(-1, 1, 1)
+        std_C11 = torch.tensor(list(std)).view(-1, 1, 1)
         # Kept as one multiplication and one addition: this runs on every batch.
         self.scale = 1 / (255 * std_C11)
         self.shift = -mean_C11 / std_C11
