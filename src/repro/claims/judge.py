@@ -7,11 +7,12 @@ region in which the claim says the mean lies:
 * the whole interval outside the region: not supported;
 * otherwise: inconclusive.
 
-With a two-sided interval at ``level`` this makes a wrong ``supported`` at most as frequent as
-``(1 - level) / 2``, i.e. 2.5 % at the default, for every one-sided and two-sided relation. All
-checks of a claim have to hold, so a claim with several checks is supported wrongly no more often
-than that (intersection-union). A wrong ``not supported`` has the same bound per check; over a claim
-of k checks it may reach k times as much when the truth lies on every check's boundary.
+With a two-sided interval at ``level``, and noise that is roughly symmetric, a wrong ``supported``
+is at most as frequent as ``(1 - level) / 2``, i.e. 2.5 % at the default, for one-sided and two-sided
+relations alike. All checks of a claim have to hold, so a claim with several checks is supported
+wrongly no more often than that (intersection-union). A wrong ``not supported`` has the same bound
+per check; over a claim of k checks it may reach k times as much when the truth lies on every
+check's edge. Differences between equally noisy arms are symmetric; the mean of one arm need not be.
 """
 
 from __future__ import annotations
@@ -135,13 +136,6 @@ class _Study:
             counts = run.status in ("finished", "diverged")
             (self.evidence if counts else self.left_out).setdefault(run.arm, []).append(run)
 
-    def collapsed(self, run: RunResult, rule: CollapseRule | None = None) -> bool:
-        """Whether a run diverged or its metric is beyond the limit."""
-        rule = rule or self.rule
-        if run.status == "diverged" or rule is None:
-            return run.status == "diverged"
-        return rule.metric in run.metrics and rule.applies(run.metrics[rule.metric])
-
     def runs(self, arm: str, at: Mapping[str, SweptValue]) -> dict[int, RunResult]:
         """An arm's usable runs by seed, at the given swept values."""
         runs = [run for run in self.evidence.get(arm, ()) if _is_at(run, at)]
@@ -175,7 +169,7 @@ class _Study:
             value = run.metrics.get(metric, math.nan)
             if math.isfinite(value):
                 values[seed] = value
-            elif not self.collapsed(run):
+            elif not _collapsed(run, self.rule):
                 missing += 1
             elif credit is not None:
                 values[seed] = credit
@@ -214,6 +208,13 @@ class _Study:
         if arm in self.left_out:
             return f"no run of arm '{arm}' has finished"
         return f"arm '{arm}' is not in this study"
+
+
+def _collapsed(run: RunResult, rule: CollapseRule | None) -> bool:
+    """Whether a run diverged or its metric is beyond the rule's limit."""
+    if run.status == "diverged" or rule is None:
+        return run.status == "diverged"
+    return rule.metric in run.metrics and rule.applies(run.metrics[rule.metric])
 
 
 def _is_at(run: RunResult, at: Mapping[str, SweptValue]) -> bool:
@@ -319,7 +320,7 @@ def _(check: Collapse, study: _Study) -> _Outcome:
             raise _UndecidedError(
                 Verdict.NOT_TESTED, f"arm '{arm}' has runs without the metric '{rule.metric}'"
             )
-        counts += [sum(study.collapsed(run, rule) for run in runs), len(runs)]
+        counts += [sum(_collapsed(run, rule) for run in runs), len(runs)]
     hits, total, other_hits, other_total = counts
     result = statistics.compare_proportions(*counts, level=check.level)
     p, p_opposite = result.p_greater, result.p_less

@@ -132,11 +132,14 @@ def format_effect(
         >>> format_effect(None)
         '–'
     """
-    if effect is None or not math.isfinite(effect):
-        return "–"
     factor = 100 if percent else 1
-    ends = [end * factor for end in (low, high) if end is not None and math.isfinite(end)]
-    centre = effect * factor
+    centre, low, high = (
+        value * factor if value is not None and math.isfinite(value * factor) else None
+        for value in (effect, low, high)
+    )
+    if centre is None:
+        return "–"
+    ends = [end for end in (low, high) if end is not None]
     spread = max((abs(end - centre) for end in ends), default=0.0)
     decimals = _decimals(spread, centre)
     plus = "+" if signed else ""
@@ -151,11 +154,10 @@ def format_effect(
         return text if spread or not decimals else text.rstrip("0").rstrip(".")
 
     text = write(centre)
-    if ends:
-        below = "−∞" if low is None or math.isinf(low) else write(low * factor)
-        above = "∞" if high is None or math.isinf(high) else write(high * factor)
-        if not (len(ends) == 2 and ends[0] == ends[1] == centre):
-            text += f" [{below}, {above}]"
+    if spread:
+        below = "−∞" if low is None else write(low)
+        above = "∞" if high is None else write(high)
+        text += f" [{below}, {above}]"
     return " ".join(part for part in (text, "%" if percent else "", unit) if part)
 
 
@@ -164,7 +166,7 @@ def _decimals(spread: float, centre: float) -> int:
 
     Without a spread, four significant digits of the centre.
     """
-    if spread > 0:
+    if 0 < spread < math.inf:
         first = math.floor(math.log10(spread))
         return min(max(-first + (spread < 2 * 10.0**first), 0), 12)
     if centre == 0:
