@@ -8,11 +8,11 @@ region in which the claim says the mean lies:
 * otherwise: inconclusive.
 
 With a two-sided interval at ``level``, and noise that is roughly symmetric, a wrong ``supported``
-is at most as frequent as ``(1 - level) / 2``, i.e. 2.5 % at the default, for one-sided and two-sided
-relations alike. All checks of a claim have to hold, so a claim with several checks is supported
-wrongly no more often than that (intersection-union). A wrong ``not supported`` has the same bound
-per check; over a claim of k checks it may reach k times as much when the truth lies on every
-check's edge. Differences between equally noisy arms are symmetric; the mean of one arm need not be.
+is at most as frequent as ``(1 - level) / 2``, i.e. 2.5 % at the default, for every relation. All
+checks of a claim have to hold, so a claim with several checks is supported wrongly no more often
+than that (intersection-union). A wrong ``not supported`` has the same bound per check; over a claim
+of k checks it may reach k times as much when the truth lies on every check's edge. Differences
+between equally noisy arms are symmetric; the mean of one arm need not be.
 """
 
 from __future__ import annotations

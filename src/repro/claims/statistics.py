@@ -73,6 +73,7 @@ def skewed_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
     Keeps what Student's interval promises for symmetric noise and follows a long tail as well.
     """
     student, bootstrap = t_interval(sample, level), bootstrap_interval(sample, level)
+    # In this order a bootstrap that is undefined (NaN) leaves Student's ends in place.
     low, high = min(student.low, bootstrap.low), max(student.high, bootstrap.high)
     return Estimate(student.effect, low, high)
 
