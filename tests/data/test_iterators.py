@@ -242,3 +242,10 @@ class TestTokenIterator:
     def test_too_short_a_stream(self):
         with pytest.raises(ValueError, match="101 tokens are too few for 4 rows of 26"):
             TokenIterator(self.stream, 4, 26, drop_last=True)
+
+
+def test_rank_and_world_size_come_from_torch_distributed(monkeypatch):
+    assert (indices(9, 2).rank, indices(9, 2).world_size) == (0, 1)
+    for name, value in {"is_initialized": True, "get_rank": 1, "get_world_size": 3}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    assert seen(indices(9, 2)) == [1, 4, 7]

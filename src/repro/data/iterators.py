@@ -175,10 +175,11 @@ class BatchIterator(EpochIterator):
 
     def order(self, epoch: int) -> Tensor:
         """Returns the indices (int64) that this process visits in an epoch, before `drop_last`."""
-        if not self.shuffle:
-            return torch.arange(self.rank, self.size, self.world_size)
-        permutation = torch.randperm(self.size, generator=generator_for(self.seed, epoch))
-        return permutation[self.rank :: self.world_size]
+        if self.shuffle:
+            order = torch.randperm(self.size, generator=generator_for(self.seed, epoch))
+        else:
+            order = torch.arange(self.size)
+        return order[self.rank :: self.world_size]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields tuples of (B, …) tensors, from batch `start` of the epoch on."""
