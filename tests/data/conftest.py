@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -19,6 +20,7 @@ from PIL import Image
 
 from repro.data import catalog
 
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -91,16 +93,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "real_set" in metafunc.fixturenames:
         root = real_root()
         here = [e for e in catalog.describe(root) if e.place] if root else []
-        names = [entry.name for entry in here]
-        metafunc.parametrize("real_set", [None, *[(name, root) for name in names]], ids=str)
+        real = [
+            pytest.param((entry.name, root), marks=pytest.mark.real_data, id=entry.name)
+            for entry in here
+        ]
+        metafunc.parametrize("real_set", [pytest.param(None, id="fake"), *real])
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Keeps tests out of the user's cache, but for those that read the real data."""
-    if not getattr(request.node, "callspec", None) or not request.node.callspec.params.get(
-        "real_set"
-    ):
+    if "real_data" not in request.keywords:
         monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
         monkeypatch.delenv("REPRO_DATA_ROOT", raising=False)
 

@@ -7,10 +7,11 @@ nothing here ever needs the network. Imports neither torch nor pyarrow at module
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-import tempfile
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -156,16 +157,15 @@ def cached_arrays(
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         pass  # absent or damaged
     arrays = make()
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as partial:
-            try:
-                np.savez(partial, **arrays)  # type: ignore[arg-type]
-                partial.flush()
-                os.replace(partial.name, path)
-            except BaseException:
-                os.unlink(partial.name)
-                raise
+        with partial.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
     except OSError:
-        pass
+        pass  # a full or read-only disk costs only time
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return arrays
