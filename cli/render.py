@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from repro.engine.plan import Plan
 
 console = Console()
-NARROW = 100  # tables are laid out for this width where the output is not a terminal
+NARROW = 120  # tables are laid out for this width where the output is not a terminal
 COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
 MARKS = {"read": "", "recalled": " (recalled)", "inferred": " (inferred)"}
 
@@ -45,8 +45,9 @@ def emit(value: Any) -> None:
 def table(*columns: str, title: str | None = None) -> Table:
     """A table in the house style."""
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        # Metrics are named like comm/bytes_per_step: the slash is a good place to break.
+        made.add_column(column.replace("/", "/\n"), overflow="fold", no_wrap=number == 0)
     return made
 
 
@@ -199,7 +200,7 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:
-            if verdict.reason:
+            if verdict.reason and verdict.checks:
                 console.print(f"{verdict.id}: {verdict.reason}", markup=False, highlight=False)
     overrides = [text for text in study.about["typed"] if not text.startswith("paper=")]
     if overrides:
@@ -238,7 +239,7 @@ def verdict_table(verdicts: Iterable[ClaimVerdict]) -> Table:
             claim.id,
             claim.statement,
             paper_text,
-            _measured(first),
+            _measured(first) if first else claim.reason,
             str(first.seeds) if first else "",
             Text(str(claim.verdict), style=colour),
         )
@@ -250,9 +251,7 @@ def verdict_table(verdicts: Iterable[ClaimVerdict]) -> Table:
 
 
 def _measured(check: Any) -> str:
-    if check is None:
-        return "–"
-    return f"{check.effect_text}  ({check.compared}; claimed {check.claimed})"
+    return f"{check.effect_text}\n{check.compared}; claimed {check.claimed}"
 
 
 def run_result(run: Run, as_json: bool) -> None:

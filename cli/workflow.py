@@ -26,7 +26,7 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
         render.study_starts(study)
     interrupted = False
     try:
-        with progress.shown(study.runs, render.console, quiet):
+        with progress.shown(study, render.console, quiet):
             study.run()
     except KeyboardInterrupt:
         interrupted = True

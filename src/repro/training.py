@@ -109,7 +109,7 @@ class Supervised(pl.LightningModule):
         if self.trainer.world_size > 1:
             wrapped = self.trainer.strategy.model
             assert wrapped is not None
-            self.method.attach_distributed(wrapped)
+            self.method.register(wrapped)
         if self.method_state is not None:
             self.method.load_state_dict(self.method_state)
             self.method_state = None

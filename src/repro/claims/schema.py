@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from repro.errors import UserError, did_you_mean
 
-Scale = Literal["smoke", "mini", "full"]
+Scale = Annotated[str, Field(pattern=r"^(smoke|mini|full)(_[a-z0-9]+)*$")]
 Text = Annotated[str, Field(min_length=1)]
 SweptValue = bool | int | float | str
 
@@ -47,12 +47,16 @@ class Region(NamedTuple):
             return high <= self.low or low >= self.high
         return high < self.low - _slack(self.low, high) or low > self.high + _slack(self.high, low)
 
-    def __str__(self) -> str:
-        if math.isinf(self.low):
-            return f"{'<' if self.strict else '≤'} {self.high:g}"
-        if math.isinf(self.high):
-            return f"{'>' if self.strict else '≥'} {self.low:g}"
-        return f"between {self.low:g} and {self.high:g}"
+    def text(self, percent: bool = False) -> str:
+        """The region in words, its ends as percentages if so wanted."""
+        # Adding zero turns the -0.0 of a margin of nothing into 0.0.
+        low, high = ((100 if percent else 1) * end + 0.0 for end in (self.low, self.high))
+        unit = " %" if percent else ""
+        if math.isinf(low):
+            return f"{'<' if self.strict else '≤'} {high:g}{unit}"
+        if math.isinf(high):
+            return f"{'>' if self.strict else '≥'} {low:g}{unit}"
+        return f"between {low:g} and {high:g}{unit}"
 
 
 def _slack(bound: float, value: float) -> float:
@@ -161,7 +165,7 @@ class MetricCheck(Check):
     @property
     def claimed(self) -> str:
         """The region."""
-        return str(self.region)
+        return self.region.text(self.percent)
 
 
 class Level(MetricCheck):

@@ -12,24 +12,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from repro.engine.runs import Run, Status
+from repro.engine.study import Study
 from repro.errors import ReproError
 
 
 @contextmanager
-def shown(runs: list[Run], console: Console, quiet: bool) -> Iterator[None]:
-    """Shows the progress of ``runs`` while the body executes them, wherever they execute."""
+def shown(study: Study, console: Console, quiet: bool) -> Iterator[None]:
+    """Shows the progress of a study while the body executes it, wherever its runs execute."""
     if quiet:
         yield
         return
-    with _Watcher(runs, console):
+    with _Watcher(study, console):
         yield
 
 
 class _Watcher:
     """Reads the run directories now and then: that works for every launcher."""
 
-    def __init__(self, runs: list[Run], console: Console) -> None:
-        self.runs = runs
+    def __init__(self, study: Study, console: Console) -> None:
+        self.study = study.folder
+        self.runs = runs = study.runs
         self.console = console
         self.done_before = sum(run.status().is_final for run in runs)
         self.announced: set[Run] = {run for run in runs if run.status().is_final}
@@ -96,7 +98,7 @@ class _Watcher:
     def _announce(self, run: Run, status: Status, seconds: float) -> None:
         if not self.console.is_terminal or status is not Status.FINISHED:
             count = len(self.announced)
-            where = f"{run.folder.parent.name}/{run.folder.name}"
+            where = run.folder.relative_to(self.study)
             self.console.print(
                 f"[{count}/{len(self.runs)}] {where}: {status}, {seconds:.1f} s",
                 markup=False,

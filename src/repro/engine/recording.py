@@ -43,7 +43,7 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     unfinished = [run for run in study.runs if not run.status().is_final]
     if unfinished:
         raise UserError(
-            f"{study.folder} is not finished: {len(unfinished)} of {len(study.runs)} runs are left. "
+            f"{study.folder} is not finished ({len(unfinished)} runs are left). "
             f"Finish it first: repro resume {study.folder}"
         )
     if study.about["is_grid"]:
@@ -174,7 +174,7 @@ def _claim_rows(claim: ClaimVerdict) -> list[tuple[str, ...]]:
     head = (claim.id, claim.statement, paper)
     if not claim.checks:
         return [(*head, "–", "", f"**{claim.verdict}**: {claim.reason}")]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, check in enumerate(claim.checks):
         measured = f"{check.effect_text} ({check.compared}; claimed {check.claimed})"
         verdict = f"**{claim.verdict}**" if number == 0 else ""

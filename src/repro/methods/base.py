@@ -43,8 +43,8 @@ class Method:
         """Builds the optimizer from the configured factory, e.g. ``partial(SGD, lr=0.1)``."""
         return factory(model.parameters())
 
-    def attach_distributed(self, model: nn.Module) -> None:
-        """Told the `DistributedDataParallel` wrapper when several processes train together."""
+    def register(self, ddp_model: nn.Module) -> None:
+        """Told the `DistributedDataParallel` wrapper, when several processes train together."""
 
     def start_epoch(self, epoch: int) -> None:
         """Told the zero-based epoch before its first batch (warm-ups, annealing)."""

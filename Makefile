@@ -1,0 +1,42 @@
+# `make run` and `make test` are all that a fresh machine with Python 3.11 needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
+
+.PHONY: run test lint types check bench clean
+
+run: $(RUN)
+	$(BIN)/repro run paper=dgc
+
+test: check
+	$(BIN)/pytest -n 2 --dist worksteal -m "not benchmark"
+
+check: lint types
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/mypy src cli experiments conf
+
+# Alone on the machine, because these measure speed.
+bench: $(DEV)
+	$(BIN)/pytest -m benchmark -s tests/benchmarks
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml setup.py constraints.txt | $(VENV)
+	$(INSTALL) .
+	touch $@
+
+$(DEV): $(RUN)
+	$(INSTALL) '.[dev]'
+	touch $@
