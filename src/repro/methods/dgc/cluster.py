@@ -133,6 +133,6 @@ class ProcessCluster(Cluster):
         return torch.stack([row.cpu() for row in rows]) if rows else None
 
     def _all_gather(self, tensor: Tensor) -> Tensor:
-        out = tensor.new_empty(self.size * tensor.numel())
-        dist.all_gather_into_tensor(out, tensor)
-        return out.view(self.size, -1)
+        out = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(out, tensor)
+        return torch.stack(out)

@@ -36,7 +36,7 @@ class BucketExchange:
         # A worker's share of the mean gradient: g_k = (1/N) * its local mean gradient.
         buffer.div_(self.method.cluster.size)
         self._parameters += bucket.parameters()
-        self._gradients += bucket.gradients()
+        self._gradients += map(_shaped_like, bucket.gradients(), bucket.parameters())
         self._promises.append((future, buffer))
         last = bucket.is_last()
         if last or not self.method.needs_whole_gradient:
@@ -51,11 +51,22 @@ class BucketExchange:
         rows = [gradient.reshape(1, -1) for gradient in self._gradients]
         self.method.exchange(positions, rows)
         for gradient, row in zip(self._gradients, rows, strict=True):
-            if gradient.data_ptr() != row.data_ptr():  # not contiguous: the row is a copy
+            if gradient.data_ptr() != row.data_ptr():  # channels last: the row is a copy
                 gradient.copy_(row.view_as(gradient))
         for future, buffer in self._promises:
             future.set_result(buffer)
         self._parameters, self._gradients, self._promises = [], [], []
+
+
+def _shaped_like(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """Returns the gradient with its entries where they belong in the parameter.
+
+    DDP lays a bucket out in the *memory* order of its parameters but reads it back in index order,
+    which for channels-last parameters is another one.
+    """
+    if parameter.is_contiguous() or torch.empty_like(parameter).stride() != parameter.stride():
+        return gradient
+    return gradient.as_strided(parameter.size(), parameter.stride(), gradient.storage_offset())
 
 
 def bucket_hook(state: BucketExchange, bucket: dist.GradBucket) -> Future[Tensor]:
