@@ -130,6 +130,7 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         precision=hardware.precision,
         max_epochs=training.epochs,
         max_steps=-1 if training.max_steps is None else training.max_steps,
+        limit_train_batches=training.steps_per_epoch,
         check_val_every_n_epoch=training.val_every,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
