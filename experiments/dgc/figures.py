@@ -24,7 +24,7 @@ def figures(study: Study) -> dict[str, Figure]:
         return {}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    colours = cycle(colormaps["tab20"].colors)
+    colours = cycle(map(colormaps["tab20"], range(20)))
     for colour, (arm, curve) in zip(colours, curves.items(), strict=False):
         megabytes = np.mean(_cut(curve["bytes"]), axis=0) / 1e6
         line = "--" if arm == "dense" else "-"
