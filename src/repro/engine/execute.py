@@ -233,10 +233,10 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         _load_for_test(run, module, config)
         trainer.test(module, datamodule=data, verbose=False)
         final = checkpoints.final_metrics(trainer)
-        reason = _not_finite(final)
-        if reason is not None:
-            log.warning("diverged: %s", reason)
-            outcome = {"status": Status.DIVERGED, "reason": reason}
+        lost = _not_finite(final)
+        if lost is not None:
+            log.warning("diverged: %s", lost)
+            outcome = {"status": Status.DIVERGED, "reason": lost}
     if is_main:
         series.write()
         final = {name: value for name, value in final.items() if math.isfinite(value)}
