@@ -106,6 +106,11 @@ class Supervised(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Joins the method to data-parallel training, and gives it back its resumed state."""
+        if self.trainer.precision == "16-mixed":
+            raise UserError(
+                "hardware.precision=16-mixed scales the loss, which clipping and methods would see: "
+                "use bf16-mixed."
+            )
         if self.trainer.world_size > 1:
             wrapped = self.trainer.strategy.model
             assert wrapped is not None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import repro.experiments
 from repro.claims.verdicts import ClaimVerdict
 from repro.engine import files
 from repro.engine.papers import Paper, load_paper, load_papers
@@ -52,15 +53,23 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     target = paper.results_file(scale)
     files.make_folder(target.parent)
     files.write_json(target, _content(study))
-    update_readme(paper)
+    update_readmes(paper)
     return target
 
 
-def update_readme(paper: Paper) -> None:
-    """Rewrites the generated tables of a room's README.md from its recorded results."""
-    readme = paper.room_folder / "README.md"
-    if readme.is_file():
-        files.write_text(readme, with_tables(readme.read_text(), paper))
+def update_readmes(paper: Paper) -> None:
+    """Rewrites the generated tables of the room's README and of the project's, where they are."""
+    room = paper.room_folder / "README.md"
+    if room.is_file():
+        files.write_text(room, with_tables(room.read_text(), paper))
+    project = project_readme()
+    if project.is_file():
+        files.write_text(project, fill(project.read_text(), "overview", overview_markdown()))
+
+
+def project_readme() -> Path:
+    """The project's README.md in a checkout; an installed package has none."""
+    return Path(repro.experiments.__path__[0]).parent / "README.md"
 
 
 def with_tables(text: str, paper: Paper) -> str:

@@ -136,6 +136,7 @@ class Run:
     def held(self) -> Iterator[None]:
         """Marks the run as being executed by this process, for as long as the process lives."""
         with files.exclusive_lock(self.folder / ".lock"):
+            files.remove_leftovers(self.folder)
             yield
 
     def _is_alive(self, record: dict[str, Any]) -> bool:
