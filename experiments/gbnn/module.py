@@ -1,4 +1,4 @@
-"""Boosting against joint training, on all data sets of a suite, with units switched off at the end."""
+"""Boosting against joint training, on every table of a suite, with units switched off at the end."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from repro.experiments.gbnn.tries import Boosted, Rivals, Task, boosted_rivals, joint_rivals
 from torch import Tensor, nn
 
 from repro.data.iterators import generator_for
 from repro.data.suite import Suite, SuiteBatch
-from repro.errors import UserError
-from repro.experiments.gbnn.tries import Boosted, Rivals, Task, boosted_rivals, joint_rivals
+from repro.errors import UserError, did_you_mean
 from repro.methods.base import Method
 from repro.methods.gbnn import (
     GradientBoosting,
@@ -34,7 +34,8 @@ class Protocol:
     """How the procedures are compared; the keys of ``module.comparison`` in the paper's config.
 
     Attributes:
-        tries: settings to try; the one with the best validation score is tested.
+        grids: settings to try, by name; the try with the best validation score is tested.
+        grid: which of the grids.
         alpha: weight decay of joint training.
         batch: examples of a joint mini-batch; None for all.
         shares: per cent of the units that are left on.
@@ -46,7 +47,8 @@ class Protocol:
         seed: of random orders, weights and mini-batches.
     """
 
-    tries: Sequence[Mapping[str, Any]]
+    grids: Mapping[str, Sequence[Mapping[str, Any]]]
+    grid: str
     alpha: float = 1e-4
     batch: int | None = None
     shares: Sequence[float] = (5, 12.5, 25, 50, 75)
@@ -55,6 +57,20 @@ class Protocol:
     widths: Sequence[int] = ()
     backbone: nn.Module | None = None
     seed: int = 0
+
+    @property
+    def tries(self) -> Sequence[Mapping[str, Any]]:
+        """The tries of the chosen grid.
+
+        Raises:
+            UserError: there is no such grid.
+        """
+        if self.grid not in self.grids:
+            raise UserError(
+                f"gbnn: there is no grid '{self.grid}'; known: {', '.join(self.grids)}."
+                f"{did_you_mean(self.grid, self.grids)}"
+            )
+        return self.grids[self.grid]
 
 
 @dataclass
@@ -105,6 +121,9 @@ class Comparison(pl.LightningModule):
         **unused: Any,
     ) -> None:
         super().__init__()
+        for share in comparison.shares:
+            if not 0 < share < 100:
+                raise UserError(f"gbnn: shares lie between 0 and 100 per cent, not {share}.")
         if not isinstance(method, GradientBoosting) and type(method) is not Method:
             raise UserError(
                 "gbnn compares boosting (method=gbnn) with plain joint training (method=none); "
@@ -232,7 +251,14 @@ class Comparison(pl.LightningModule):
             rivals.load_optimizer_states(checkpoint["optimizers_of_tries"][name])
 
     def _truncate(
-        self, table: Table, name: str, score: float, x: Tensor, y: Tensor, x_tr: Tensor, y_tr: Tensor
+        self,
+        table: Table,
+        name: str,
+        score: float,
+        x: Tensor,
+        y: Tensor,
+        x_tr: Tensor,
+        y_tr: Tensor,
     ) -> None:
         """Test scores of the chosen try with a share of its units, in every order."""
         rivals, task, how = self._rivals(name), self.tasks[name], self.comparison
@@ -277,9 +303,7 @@ class Comparison(pl.LightningModule):
             ]
             table.add(f"test/{order_name}/share_to_99", name, needed[0])
 
-    def _account(
-        self, table: Table, name: str, rivals: Boosted, chosen: int, x: Tensor
-    ) -> None:
+    def _account(self, table: Table, name: str, rivals: Boosted, chosen: int, x: Tensor) -> None:
         """Merge identity, cost of a prediction with a quarter of the units, time of training."""
         network: Any = rivals.boosters[chosen].network
         whole, units = rivals.network(chosen), rivals.units(chosen)

@@ -1,4 +1,4 @@
-"""Rivals on one data set: the same procedure with several settings, one of which is chosen later."""
+"""Rivals on one data set: one procedure with several settings, one of which is chosen later."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ class Boosted(Rivals):
     @property
     def done(self) -> bool:
         """Whether every try has all its blocks."""
-        return all(booster.done for booster in self.boosters)  # type: ignore[union-attr]
+        return all(booster.done for booster in self.boosters)
 
 
 class Joint(Rivals):
@@ -203,7 +203,7 @@ class Joint(Rivals):
         model, optimizer = self.models[index], self.optimizers[index]
         weights = [p for p in model.parameters() if p.dim() > 1]
 
-        def closure() -> Tensor:
+        def closure() -> Any:
             optimizer.zero_grad()
             decay = torch.stack([w.square().sum() for w in weights]).sum()
             loss = self.task.loss(model(x), y) + self.alphas[index] / (2 * len(x)) * decay
@@ -218,8 +218,8 @@ class Joint(Rivals):
 
     def units(self, index: int) -> int:
         """Units of the first hidden layer."""
-        widths = [part.out_features for part in self.models[index].modules() if _linear(part)]
-        return int(widths[0])
+        hidden = next(part for part in self.models[index].modules() if isinstance(part, nn.Linear))
+        return hidden.out_features
 
     def optimizer_states(self) -> list[Any]:
         """Moments, or the history of L-BFGS."""
@@ -248,8 +248,10 @@ def expand(tries: Sequence[Mapping[str, Any]], known: Sequence[str]) -> list[Try
             raise UserError(
                 f"gbnn: a try sets '{unknown[0]}', but here tries set {', '.join(known)}."
             )
-        values = [list(v) if isinstance(v, Sequence) and not isinstance(v, str) else [v]
-                  for v in each.values()]
+        values = [
+            list(v) if isinstance(v, Sequence) and not isinstance(v, str) else [v]
+            for v in each.values()
+        ]
         spelt += [dict(zip(each, choice, strict=True)) for choice in itertools.product(*values)]
     return spelt
 
@@ -277,7 +279,8 @@ def joint_rivals(
     models, optimizers, alphas = [], [], []
     for one in expand(tries, JOINT_KNOBS):
         width = one.pop("width", None)
-        sizes = {} if width is None else {"hidden": [width]}
+        depth = len(getattr(build, "keywords", {}).get("hidden", [None]))
+        sizes = {} if width is None else {"hidden": [width] * depth}
         alphas.append(one.pop("alpha", alpha))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -285,7 +288,3 @@ def joint_rivals(
         models.append(model)
         optimizers.append(optimizer(model.parameters(), **one))
     return Joint(models, optimizers, alphas, task, batch, seed)
-
-
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
