@@ -78,7 +78,8 @@ def _widths(runs: Runs) -> Figure | None:
         axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS], minor=False)
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     figure.suptitle("Test score against the width: mean and range over seeds")
     return figure if found else None
 

@@ -1,4 +1,4 @@
-"""Boosting against joint training, on every table of a suite, with units switched off at the end."""
+"""Boosting against joint training on every table of a suite, with units switched off at the end."""
 
 from __future__ import annotations
 

@@ -173,15 +173,17 @@ def stage(boosters: Sequence[Booster], x: Tensor, target: Tensor) -> None:
         rows_M = best_M + how.restarts * torch.arange(len(boosters), device=best_M.device)
         blocks = Blocks(*(part[rows_M] for part in blocks))
 
-    step_MNK = blocks(x_ND[None])
     for row, booster in enumerate(boosters):
-        rho = torch.ones((), dtype=torch.float64, device=x_ND.device)
+        network, factor = booster.network, x_ND.new_tensor(booster.settings.shrinkage)
+        network.add(blocks, row)
+        # By the network itself and not in the batch, which may differ in the last bit: a training
+        # that is continued computes its scores anew, in this way.
+        step_NK = network.contribution(int(network.trained) - 1, x_ND)
         if loss.newton:
             h_NK = loss.hessian(y_NK, scores_MNK[row])
-            rho = newton_step(step_MNK[row], residual_MNK[row], h_NK)
-        factor = booster.settings.shrinkage * rho
-        booster.network.add(blocks, row, factor)
-        booster.scores_NK = scores_MNK[row] + factor * step_MNK[row]
+            factor = factor * newton_step(step_NK, residual_MNK[row], h_NK)
+        network.factor[int(network.trained) - 1] = factor
+        booster.scores_NK = scores_MNK[row] + factor * step_NK
 
 
 def newton_step(f_NK: Tensor, r_NK: Tensor, h_NK: Tensor) -> Tensor:

@@ -58,24 +58,19 @@ class BoostedNetwork(nn.Module):
         self.register_buffer("trained", torch.tensor(0))
         self.blocks, self.per_step, self.output_scale = blocks, per_step, output_scale
 
-    def add(self, block: Blocks, row: int, factor: Tensor) -> None:
-        """Appends row ``row`` of fitted blocks, weighted with ``factor`` = η ρ."""
+    def add(self, blocks: Blocks, row: int) -> None:
+        """Appends row ``row`` of fitted blocks; its ``factor`` is zero until it is set."""
         t = int(self.trained)
-        self.input[t] = block.input[row]
-        self.hidden_bias[t] = block.hidden_bias[row]
-        self.output[t] = block.output[row]
-        self.output_bias[t] = block.output_bias[row]
-        self.factor[t] = factor
+        self.input[t] = blocks.input[row]
+        self.hidden_bias[t] = blocks.hidden_bias[row]
+        self.output[t] = blocks.output[row]
+        self.output_bias[t] = blocks.output_bias[row]
         self.trained += 1
 
-    def block(self, t: int) -> Blocks:
-        """Block t as a batch of one."""
-        return Blocks(
-            self.input[t : t + 1],
-            self.hidden_bias[t : t + 1],
-            self.output[t : t + 1],
-            self.output_bias[t : t + 1],
-        )
+    def contribution(self, t: int, x_ND: Tensor) -> Tensor:
+        """h_t(x) (N, K), without its factor."""
+        hidden_NJ = torch.sigmoid(x_ND @ self.input[t] + self.hidden_bias[t])
+        return hidden_NJ @ self.output[t] + self.output_bias[t]
 
     def forward(self, x: Tensor, blocks: int | None = None) -> Tensor:
         """Scores (N, K) of inputs (N, …) by the first ``blocks`` blocks, block by block.
@@ -83,10 +78,10 @@ class BoostedNetwork(nn.Module):
         The sum runs in the order of training, so that the scores of a resumed training equal
         those of one that was never interrupted, bit for bit.
         """
-        x_1ND = x.double().flatten(1)[None]
+        x_ND = x.double().flatten(1)
         scores_NK = self.constant.expand(len(x), -1)
         for t in range(self._count(blocks)):
-            scores_NK = scores_NK + self.factor[t] * self.block(t)(x_1ND)[0]
+            scores_NK = scores_NK + self.factor[t] * self.contribution(t, x_ND)
         return scores_NK
 
     def merge(self, blocks: int | None = None) -> nn.Sequential:
