@@ -348,28 +348,31 @@ class Comparison(pl.LightningModule):
             yield name, self._rivals(name)
 
     def _whole(self, split: str) -> SuiteBatch:
-        """A whole split of every data set, in the stored order, on this module's device."""
+        """A whole split of every data set, on this module's device.
+
+        Raises:
+            UserError: a single data set comes in several batches.
+        """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        sets = data.whole(split) if isinstance(data, Suite) else {data.name: data.splits[split]}
+        if isinstance(data, Suite):
+            sets = data.whole(split)
+        else:
+            largest = max(len(part[0]) for part in data.splits.values())
+            if min(data.batch_size, data.eval_batch_size) < largest:
+                raise UserError(
+                    "gbnn looks at a whole data set at once: set dataset.batch_size and "
+                    f"dataset.eval_batch_size to {largest} or more."
+                )
+            # Through the loader, which normalises what is stored as bytes.
+            sets = {data.name: next(getattr(data, f"{split}_dataloader")().batches(0))}
         return self._sets(
             {name: tuple(part.to(self.device) for part in each) for name, each in sets.items()}
         )
 
     def _sets(self, batch: Any) -> SuiteBatch:
-        """A batch by data sets, features instead of inputs where there is a backbone.
-
-        Raises:
-            UserError: a single data set comes in several batches.
-        """
+        """A batch by data sets, features instead of inputs where there is a backbone."""
         if not isinstance(batch, dict):
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            whole = max(len(split[0]) for split in data.splits.values())
-            if min(data.batch_size, data.eval_batch_size) < whole:
-                raise UserError(
-                    "gbnn looks at a whole data set at once: set dataset.batch_size and "
-                    f"dataset.eval_batch_size to {whole} or more (there is no augmentation then)."
-                )
-            batch = {data.name: batch}
+            batch = {self.trainer.datamodule.name: batch}  # type: ignore[attr-defined]
         if self.backbone is None:
             return batch
         return {name: (self._features(x), y) for name, (x, y) in batch.items()}
