@@ -25,7 +25,7 @@ CURVES = (
     ("nn_lbfgs", "norm", "L-BFGS, smallest norms off", "-."),
     ("nn_lbfgs", "refit", "L-BFGS, smallest norms off, output refitted", ":"),
 )
-COLOURS = {"gbnn": "C0", "nn_adam": "C1", "nn_lbfgs": "C2", "nn_lbfgs_widths": "C2"}
+COLOURS = {"gbnn": "C0", "nn_adam": "C1", "nn_lbfgs": "C2"}
 
 
 def figures(study: Study) -> dict[str, Figure]:
@@ -66,7 +66,7 @@ def _widths(runs: Runs) -> Figure | None:
     panels = figure.subplots(1, 2)
     found = False
     for axes, measure in zip(panels, ("accuracy", "rmse"), strict=True):
-        for arm, label in (("gbnn", "boosting"), ("nn_lbfgs_widths", "L-BFGS, tuned per width")):
+        for arm, label in (("gbnn", "boosting"), ("nn_lbfgs", "L-BFGS, tuned for each width")):
             for widths in (WIDTHS, WIDTHS[:-1]):
                 names = [f"test/width/{width}/{measure}" for width in widths]
                 values = _stack(runs.get(arm, []), names)

@@ -36,6 +36,8 @@ class Protocol:
     Attributes:
         grids: settings to try, by name; the try with the best validation score is tested.
         grid: which of the grids.
+        same_size: joint training: only tries as wide as the model says may be chosen; others serve
+            the curve over widths.
         alpha: weight decay of joint training.
         batch: examples of a joint mini-batch; None for all.
         shares: per cent of the units that are left on.
@@ -49,6 +51,7 @@ class Protocol:
 
     grids: Mapping[str, Sequence[Mapping[str, Any]]]
     grid: str
+    same_size: bool = True
     alpha: float = 1e-4
     batch: int | None = None
     shares: Sequence[float] = (5, 12.5, 25, 50, 75)
@@ -187,8 +190,8 @@ class Comparison(pl.LightningModule):
         """Logs the best try's validation score, on average over the sets of each kind."""
         table = Table()
         for name, (x, y) in self._sets(batch).items():
-            task = self.tasks[name]
-            best = max(task.sign * score for score in self._scores(name, x, y))
+            task, scores = self.tasks[name], self._scores(name, x, y)
+            best = max(task.sign * scores[i] for i in self._eligible(name))
             table.add(f"val/{task.measure}", name, task.sign * best)
         self.log_dict(table.means(), batch_size=1)
 
@@ -199,7 +202,7 @@ class Comparison(pl.LightningModule):
         for name, (x, y) in self._whole("val").items():
             rivals, sign = self._rivals(name), self.tasks[name].sign
             scores = [sign * score for score in self._scores(name, x, y)]
-            self.choice[name] = int(np.argmax(scores))
+            self.choice[name] = max(self._eligible(name), key=lambda i: scores[i])
             self.by_width[name] = {}
             for width in self.comparison.widths:
                 able = [i for i in range(rivals.size) if self._has_width(rivals, i, width)]
@@ -329,6 +332,20 @@ class Comparison(pl.LightningModule):
     def _scores(self, name: str, x: Tensor, y: Tensor) -> list[float]:
         rivals = self._rivals(name)
         return [self._score(name, rivals.network(i), x, y) for i in range(rivals.size)]
+
+    def _eligible(self, name: str) -> list[int]:
+        """The tries of which one is chosen."""
+        rivals, wanted = self._rivals(name), None
+        if self.comparison.same_size and not isinstance(rivals, Boosted):
+            wanted = self.build.keywords["hidden"][0]
+        able = [i for i in range(rivals.size) if wanted in (None, rivals.units(i))]
+        if not able:
+            raise UserError(
+                f"gbnn: no try has {wanted} units (model.hidden): add that width to "
+                f"module.comparison.grids.{self.comparison.grid}, or set "
+                "module.comparison.same_size=false."
+            )
+        return able
 
     def _has_width(self, rivals: Rivals, index: int, width: int) -> bool:
         units = rivals.units(index)

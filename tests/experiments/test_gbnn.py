@@ -21,7 +21,7 @@ from repro.engine.study import Study
 from repro.errors import UserError
 
 PAPER = load_paper("gbnn")
-ARMS = "gbnn nn_adam nn_lbfgs nn_sgd nn_deep nn_lbfgs_widths timing cnn cnn_gbnn resnet resnet_gbnn"
+ARMS = "gbnn nn_adam nn_lbfgs nn_sgd nn_deep timing cnn cnn_gbnn resnet resnet_gbnn"
 SMALL = ["paper=gbnn", "scale=smoke", "n_jobs=1"]
 
 
@@ -67,7 +67,7 @@ def test_every_arm_composes_and_builds() -> None:
 def test_full_has_the_budget_and_the_grid_of_the_official_code() -> None:
     runs = {run.arm: run.config for run in plan_study(["paper=gbnn", "scale=full", "seed=0"]).runs}
     assert (runs["gbnn"].method.units, runs["gbnn"].method.iterations) == (200, 200)
-    for arm in ("gbnn", "nn_adam", "nn_lbfgs", "nn_sgd", "nn_deep", "nn_lbfgs_widths"):
+    for arm in ("gbnn", "nn_adam", "nn_lbfgs", "nn_sgd", "nn_deep"):
         module = build_module(runs[arm])
         known = JOINT_KNOBS if arm != "gbnn" else ("per_step", "shrinkage", "subsample")
         assert len(expand(module.comparison.tries, known)) == 80
