@@ -63,30 +63,34 @@ def fit_blocks(
     """
     N, D = x_BND.shape[1:]
     B, K = len(start_BP), target_BNK.shape[2]
-    # A column of ones makes biases the last rows of the weight matrices: fewer, larger products.
-    x_BNE = torch.cat([x_BND, torch.ones_like(x_BND[..., :1])], 2).expand(B, -1, -1)
-    x_BEN = x_BNE.mT.contiguous()
+    # Points come last and biases are the weights of a row of ones: few products, long rows. Inputs
+    # that all networks share make one product of matrices out of B.
+    x_BEN = torch.cat([x_BND, torch.ones_like(x_BND[..., :1])], 2).mT.contiguous()
+    x_EN = x_BEN[0] if len(x_BEN) == 1 else x_BEN
+    x_NE = x_EN.mT.contiguous()
+    target_BKN = target_BNK.mT.contiguous()
     hidden = J * (D + 1)
 
     def unpack(p_BP: Tensor) -> tuple[Tensor, Tensor]:
-        return p_BP[:, :hidden].view(B, D + 1, J), p_BP[:, hidden:].view(B, J + 1, K)
+        return p_BP[:, :hidden].view(B, J, D + 1), p_BP[:, hidden:].view(B, K, J + 1)
 
     penalty_BP = start_BP.new_full(start_BP.shape, alpha / N)
     for part in unpack(penalty_BP):
-        part[:, -1] = 0
+        part[:, :, -1] = 0
 
     def objective(p_BP: Tensor) -> tuple[Tensor, Tensor]:
-        V_BEJ, W_BJK = unpack(p_BP)
-        h_BNJ = torch.sigmoid(x_BNE @ V_BEJ)
-        error_BNK = torch.baddbmm(W_BJK[:, -1:], h_BNJ, W_BJK[:, :-1]) - target_BNK
+        V_BJE, W_BKI = unpack(p_BP)
+        W_BKJ = W_BKI[:, :, :-1]
+        h_BJN = torch.sigmoid(V_BJE @ x_EN)
+        error_BKN = torch.baddbmm(W_BKI[:, :, -1:], W_BKJ, h_BJN) - target_BKN
         decayed_BP = penalty_BP * p_BP
-        value_B = 0.5 * (error_BNK.square().sum((1, 2)) / N + (decayed_BP * p_BP).sum(1))
-        error_BNK = error_BNK / N
-        d_hidden_BNJ = (error_BNK @ W_BJK[:, :-1].mT) * h_BNJ * (1 - h_BNJ)
-        d_V_BEJ = x_BEN @ d_hidden_BNJ
-        d_W_BJK = torch.cat([h_BNJ.mT @ error_BNK, error_BNK.sum(1, keepdim=True)], 1)
-        return value_B, torch.cat([d_V_BEJ.flatten(1), d_W_BJK.flatten(1)], 1) + decayed_BP
+        value_B = 0.5 * (error_BKN.square().sum((1, 2)) / N + (decayed_BP * p_BP).sum(1))
+        error_BKN = error_BKN / N
+        d_hidden_BJN = (W_BKJ.mT @ error_BKN) * h_BJN * (1 - h_BJN)
+        d_V_BJE = d_hidden_BJN @ x_NE
+        d_W_BKI = torch.cat([error_BKN @ h_BJN.mT, error_BKN.sum(2, keepdim=True)], 2)
+        return value_B, torch.cat([d_V_BJE.flatten(1), d_W_BKI.flatten(1)], 1) + decayed_BP
 
     p_BP, value_B = minimise(objective, start_BP, iterations)
-    V_BEJ, W_BJK = unpack(p_BP)
-    return Blocks(V_BEJ[:, :-1], V_BEJ[:, -1], W_BJK[:, :-1], W_BJK[:, -1]), value_B
+    V_BEJ, W_BIK = (part.mT for part in unpack(p_BP))
+    return Blocks(V_BEJ[:, :-1], V_BEJ[:, -1], W_BIK[:, :-1], W_BIK[:, -1]), value_B

@@ -158,7 +158,8 @@ def stage(boosters: Sequence[Booster], x: Tensor, target: Tensor) -> None:
     start_BP = torch.cat(starts).to(x_ND)  # B = M × restarts
     if size < N:
         picks_MS = torch.stack(picks).to(x_ND.device)
-        x_MSD = x_ND[picks_MS]
+        shared = bool((picks_MS == picks_MS[0]).all())  # those of one seed
+        x_MSD = x_ND[picks_MS[:1] if shared else picks_MS]
         fitted_MSK = residual_MNK.gather(1, picks_MS[:, :, None].expand(-1, -1, K))
     else:
         x_MSD, fitted_MSK = x_ND[None], residual_MNK
