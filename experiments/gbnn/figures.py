@@ -75,7 +75,8 @@ def _widths(runs: Runs) -> Figure | None:
                     _line(axes, widths, values, label=label, color=COLOURS[arm])
                     break
         axes.set(xlabel="hidden units", ylabel=f"test {measure}", xscale="log")
-        axes.set_xticks(WIDTHS, [str(width) for width in WIDTHS], minor=False)
+        shown = axes.lines[0].get_xdata() if axes.lines else WIDTHS
+        axes.set_xticks(shown, [str(width) for width in shown], minor=False)
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
         if axes.lines:

@@ -93,6 +93,7 @@ class Table:
             f"{name}/{dataset}": value
             for name, sets in self.values.items()
             for dataset, value in sets.items()
+            if not name.endswith(("_drop", "_rise"))
         }
         return means | single
 
@@ -195,6 +196,7 @@ class Comparison(pl.LightningModule):
             table.add(f"val/{task.measure}", name, task.sign * best)
         self.log_dict(table.means(), batch_size=1)
 
+    @torch.no_grad()
     def on_test_start(self) -> None:
         """Chooses, for each data set, the try with the best validation score."""
         self.choice: dict[str, int] = {}
@@ -202,7 +204,13 @@ class Comparison(pl.LightningModule):
         for name, (x, y) in self._whole("val").items():
             rivals, sign = self._rivals(name), self.tasks[name].sign
             scores = [sign * score for score in self._scores(name, x, y)]
-            self.choice[name] = max(self._eligible(name), key=lambda i: scores[i])
+            losses = [
+                float(self.tasks[name].loss(rivals.network(i)(x.double()), y))
+                for i in range(rivals.size)
+            ]
+            # Small validation sets know few different accuracies; the lower loss breaks ties.
+            ranks = [(score, -loss) for score, loss in zip(scores, losses, strict=True)]
+            self.choice[name] = max(self._eligible(name), key=ranks.__getitem__)
             self.by_width[name] = {}
             for width in self.comparison.widths:
                 able = [i for i in range(rivals.size) if self._has_width(rivals, i, width)]

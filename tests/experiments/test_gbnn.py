@@ -80,6 +80,7 @@ def test_a_killed_run_ends_with_the_same_numbers(
     typed = [
         *SMALL, f"arm={arm}", "seed=0", "training.epochs=6", "training.checkpoint.every_seconds=0",
         "~dataset.sets.breast_cancer", "dataset.split=7", "module.comparison.shares=[25]",
+        *(["optimizer.max_iter=3"] if arm == "nn_lbfgs" else []),
     ]  # fmt: skip
     straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
     straight.run()
