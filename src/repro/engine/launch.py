@@ -14,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from repro.engine import compose
-from repro.engine.execute import job
+from repro.engine.execute import PARENT_VARIABLE, job
 from repro.errors import ReproError, UserError, did_you_mean
 
 
@@ -63,6 +63,7 @@ def launch(layers: Sequence[Sequence[Path]], study: Path, overrides: Sequence[st
             task_function=job,
             config=config,
         )
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
         done = 0
         for layer in layers:
             jobs = [[f"run={compose.quoted(str(folder))}", where] for folder in layer]
