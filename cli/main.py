@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -231,6 +233,55 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     from . import render
 
     render.comparison(Run.open(first), Run.open(second), as_json)
+
+
+@cli.command()
+@outputs_option
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write one self-contained page."
+)
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option("--paper", "papers", multiple=True, help="Only this paper; may be repeated.")
+@click.option("--scale", "scales", multiple=True, help="Only this scale; may be repeated.")
+@click.option(
+    "--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]), help="Only studies from then on."
+)
+@json_option
+@config_dir_option
+@people_readable
+def report(
+    outputs: Path,
+    html: Path | None,
+    markdown: Path | None,
+    papers: tuple[str, ...],
+    scales: tuple[str, ...],
+    since: datetime | None,
+    as_json: bool,
+) -> None:
+    """Report on all studies: papers and verdicts, here, in Markdown or as a web page."""
+    from repro.report.collect import Filters
+
+    from . import report as reports
+
+    filters = Filters(papers, scales, since)
+    command = shlex.join(["repro", *sys.argv[1:]])
+    reports.report(outputs, filters, html, markdown, as_json, command)
+
+
+@cli.command()
+@click.argument("slug")
+@click.option("--title", help="The paper's title.")
+@click.option("--link", help="Where the paper is, e.g. 'arXiv 1712.01887'.")
+@people_readable
+def new(slug: str, title: str | None, link: str | None) -> None:
+    r"""Start a paper: its config, its room and a test, which run at once.
+
+    In a checkout they go where the other papers are; anywhere else into the current folder, to be
+    used with --config-dir.
+    """
+    from . import scaffold
+
+    scaffold.create(slug, title or f"The paper {slug}", link or "", Path.cwd())
 
 
 @cli.command()

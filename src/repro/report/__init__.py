@@ -1,0 +1,1 @@
+"""Reports over all studies in a folder: terminal, Markdown, and one HTML file. No torch, no Hydra."""
