@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -379,7 +380,8 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the `repro` command."""
+    """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="repro")
 
 

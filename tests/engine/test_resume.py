@@ -200,12 +200,15 @@ def test_two_signals_stop_at_once(toy: Path) -> None:
     assert "Traceback" not in command.output()
 
 
-def test_parallel_workers_stop_with_the_command(toy: Path) -> None:
+@pytest.mark.parametrize(("what", "exit_code"), [("SIGTERM", 130), ("SIGKILL", -9)])
+def test_parallel_workers_stop_with_the_command(toy: Path, what: str, exit_code: int) -> None:
     typed = ["run", "paper=toy", "scale=smoke", "arm=sgd", "n_jobs=2", "training.epochs=100000"]
     command = start(typed, toy)
     until(lambda: [run.status() for run in studies(toy)] == ["running", "running"])
-    command.send(signal.SIGTERM)
-    assert command.wait() == 130, command.output()
+    workers = [run.record()["pid"] for run in studies(toy)]
+    command.send(signal.Signals[what])
+    assert command.wait() == exit_code, command.output()
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     until(lambda: [run.status() for run in studies(toy)] == ["interrupted", "interrupted"])
 
 

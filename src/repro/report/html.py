@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -50,21 +50,27 @@ class LineStyle:
     style: str
 
 
-@dataclass
-class ShownStudy:
-    """A study with all that its section holds."""
+@dataclass(frozen=True)
+class StudyLine:
+    """A study and the name of its place on the page."""
 
     entry: StudyEntry
     id: str
+
+
+@dataclass(frozen=True)
+class ShownStudy(StudyLine):
+    """A study with all that its section holds."""
+
     is_open: bool
     metrics: list[str]
     arms: list[Arm]
     environment: list[tuple[str, str]]
     figures: list[Path]
-    legend: dict[str, LineStyle] = field(default_factory=dict)
-    pictures: list[pictures.Picture] = field(default_factory=list)
-    left_out: int = 0  # arms without a line
-    differences: Differences | None = None
+    legend: dict[str, LineStyle]
+    left_out: int  # arms without a line
+    pictures: list[pictures.Picture]
+    differences: Differences
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,14 @@ class ShownPaper:
     entry: PaperEntry
     address: str
     studies: list[ShownStudy]
+    older: list[StudyLine]
 
 
 @dataclass(frozen=True)
 class OverviewRow:
     """A study's row in the overview; the first of its paper and scale is the one to see."""
 
-    study: StudyEntry
-    id: str
+    line: StudyLine
     is_first: bool
 
 
@@ -105,7 +111,8 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         "number": _number,
         "seconds": _seconds,
     }
-    papers = [_show_paper(paper, settings) for paper in collected.papers]
+    is_open = len(collected.papers) == 1  # a page about many is easier to oversee closed
+    papers = [_show_paper(paper, settings, is_open) for paper in collected.papers]
     page = environment.get_template("report.html.j2").render(
         style=_asset("report.css"),
         script=_asset("report.js"),
@@ -137,48 +144,48 @@ def web_address(link: str) -> str:
     return link if link.startswith(("https://", "http://")) else ""
 
 
-def _show_paper(paper: PaperEntry, settings: Settings) -> ShownPaper:
+def _show_paper(paper: PaperEntry, settings: Settings, is_open: bool) -> ShownPaper:
     in_force = {study.folder for study in paper.latest}
-    shown = []
-    seen: dict[str, int] = {}
-    for number, study in enumerate(paper.studies):
-        rank = seen[study.about.scale] = seen.get(study.about.scale, 0) + 1
-        is_open = study.folder in in_force
-        each = _show_study(paper, study, f"{paper.slug}-{number}", is_open)
-        if is_open or rank <= settings.detailed:
-            _add_details(each, paper, settings)
-        shown.append(each)
-    return ShownPaper(paper, web_address(paper.link), shown)
+    lines = [StudyLine(study, f"{paper.slug}-{n}") for n, study in enumerate(paper.studies)]
+    whole: list[ShownStudy] = []
+    older: list[StudyLine] = []
+    for scale in _scales(paper.studies):
+        same = [line for line in lines if line.entry.about.scale == scale]
+        for rank, line in enumerate(same):
+            speaks = line.entry.folder in in_force
+            if speaks or rank < settings.studies:
+                whole.append(_show_study(paper, line, settings, is_open and speaks))
+            else:
+                older.append(line)
+    return ShownPaper(paper, web_address(paper.link), whole, older)
 
 
-def _show_study(paper: PaperEntry, study: StudyEntry, name: str, is_open: bool) -> ShownStudy:
+def _show_study(
+    paper: PaperEntry, line: StudyLine, settings: Settings, is_open: bool
+) -> ShownStudy:
+    study = line.entry
     metrics = measured(paper, study)
+    drawn = [*filter(None, [monitored(study)]), "train/loss", *paper.metrics, "val/loss"]
+    groups = list(study.groups)
     return ShownStudy(
         entry=study,
-        id=name,
+        id=line.id,
         is_open=is_open,
         metrics=metrics,
         arms=table(study, metrics),
         environment=_environment(study.runs),
         figures=sorted((study.folder / "figures").glob("*.png")),
+        legend={
+            name: LineStyle(name, f"l{number}", _style(number))
+            for number, name in enumerate(groups[: settings.lines])
+        },
+        left_out=max(0, len(groups) - settings.lines),
+        pictures=[
+            pictures.draw(metric, curves, settings.log_above)
+            for metric, curves in curves_of(study, drawn, settings).items()
+        ],
+        differences=differences(study, settings.lines),
     )
-
-
-def _add_details(shown: ShownStudy, paper: PaperEntry, settings: Settings) -> None:
-    """Adds what takes reading files of every run: curves and settings."""
-    study = shown.entry
-    wanted = [*filter(None, [monitored(study)]), "train/loss", *paper.metrics, "val/loss"]
-    groups = list(study.groups)
-    shown.legend = {
-        name: LineStyle(name, f"l{number}", _style(number))
-        for number, name in enumerate(groups[: settings.lines])
-    }
-    shown.left_out = max(0, len(groups) - settings.lines)
-    shown.pictures = [
-        pictures.draw(metric, curves, settings.log_above)
-        for metric, curves in curves_of(study, wanted, settings).items()
-    ]
-    shown.differences = differences(study, settings.lines)
 
 
 def _style(number: int) -> str:
@@ -187,15 +194,12 @@ def _style(number: int) -> str:
 
 def _overview(paper: ShownPaper) -> list[OverviewRow]:
     """A row for every study: of each scale first those that were judged, newest first."""
-    scales = _scales([shown.entry for shown in paper.studies])
-    ranked = sorted(
-        paper.studies,
-        key=lambda shown: (scales.index(shown.entry.about.scale), not shown.entry.verdicts),
-    )
+    lines = [*paper.studies, *paper.older]
     rows: list[OverviewRow] = []
-    for shown in ranked:
-        is_first = not rows or rows[-1].study.about.scale != shown.entry.about.scale
-        rows.append(OverviewRow(shown.entry, shown.id, is_first))
+    for scale in _scales(paper.entry.studies):
+        same = [line for line in lines if line.entry.about.scale == scale]
+        same.sort(key=lambda line: (not line.entry.verdicts, -line.entry.created.timestamp()))
+        rows += [OverviewRow(line, line is same[0]) for line in same]
     return rows
 
 

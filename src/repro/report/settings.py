@@ -16,7 +16,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    detailed: PositiveInt
+    studies: PositiveInt
     curves: PositiveInt
     lines: PositiveInt
     points: PositiveInt

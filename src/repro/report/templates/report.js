@@ -38,6 +38,9 @@ function apply() {
   const shown = studies.filter((study) => study.isShown);
   const papers = new Set(shown.map((study) => study.paper));
   for (const paper of document.querySelectorAll(".paper")) paper.hidden = !papers.has(paper);
+  for (const older of document.querySelectorAll(".older")) {
+    older.hidden = !older.querySelector(".study:not([hidden])");
+  }
   filterOverview(new Set(shown.map((study) => study.element.id)));
   document.getElementById("nothing").hidden = shown.length > 0;
   document.getElementById("shown").textContent =
@@ -63,7 +66,8 @@ function filterOverview(shown) {
 
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  if (target instanceof HTMLDetailsElement) target.open = true;
+  const details = target?.closest("details");
+  if (details) details.open = true;
 }
 
 form.addEventListener("input", apply);
