@@ -19,6 +19,7 @@ from repro.errors import ReproError, UserError, did_you_mean
 
 from . import complete
 
+SHOWN_STUDIES = 30  # by `status`, if not told otherwise
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -77,6 +78,11 @@ def _use_config_dir(
     if folder is not None:
         # An environment variable, because workers and cluster jobs must see it too.
         os.environ[CONFIG_DIR_VARIABLE] = str(folder.absolute())
+        # The rooms of one's own papers may lie beside that folder; last, so as to hide no module.
+        beside = str(folder.absolute().parent)
+        sys.path.append(beside)
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{before}{os.pathsep}{beside}" if before else beside
 
 
 config_dir_option = click.option(
@@ -183,10 +189,11 @@ def show(slug: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
+@click.option("--all", "show_all", is_flag=True, help=f"All studies, not only the newest {SHOWN_STUDIES}.")
 @json_option
 @config_dir_option
 @people_readable
-def status(folder: Path | None, outputs: Path, as_json: bool) -> None:
+def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) -> None:
     """Show where studies stand, or the runs of one."""
     from repro.engine.study import Study, find_studies
 
@@ -195,7 +202,11 @@ def status(folder: Path | None, outputs: Path, as_json: bool) -> None:
     if folder is not None:
         render.study_status(Study.open(folder), as_json)
     else:
-        render.studies(find_studies(outputs), as_json)
+        found = find_studies(outputs)
+        shown = found if show_all or as_json else found[-SHOWN_STUDIES:]
+        render.studies(shown, as_json)
+        if len(shown) < len(found):
+            click.echo(f"… and {len(found) - len(shown)} older studies: repro status --all")
 
 
 @cli.command()

@@ -10,7 +10,7 @@ from repro.report.curves import Curve
 
 WIDTH, HEIGHT = 400, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24  # margins around the plotting area
-TICKS = 4
+TICKS = 5  # about so many on an axis
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def draw(metric: str, curves: Sequence[Curve], log_above: float) -> Picture:
 
 
 def nice_values(low: float, high: float) -> list[float]:
-    """Round numbers between two ends, about as many as `TICKS`.
+    """Round numbers between two ends, about `TICKS` of them.
 
     Examples:
         >>> nice_values(0, 390)

@@ -75,14 +75,21 @@ form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("reset", () => setTimeout(apply));
 window.addEventListener("hashchange", openTarget);
 for (const button of document.querySelectorAll(".legend button")) {
+  const curves = [...button.closest(".study").querySelectorAll("figure .line, figure .band")];
+  const isMine = (curve) => curve.classList.contains(button.dataset.line);
   button.addEventListener("click", () => {
     const isOn = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", String(isOn));
-    const name = CSS.escape(button.dataset.line);
-    for (const path of button.closest(".study").querySelectorAll(`figure .${name}`)) {
-      path.toggleAttribute("hidden", !isOn);
-    }
+    for (const curve of curves.filter(isMine)) curve.toggleAttribute("hidden", !isOn);
   });
+  const highlight = (isOn) => () => {
+    for (const curve of curves) {
+      curve.classList.toggle("dim", isOn && !isMine(curve));
+      curve.classList.toggle("lit", isOn && isMine(curve));
+    }
+  };
+  button.addEventListener("pointerenter", highlight(true));
+  button.addEventListener("pointerleave", highlight(false));
 }
 openTarget();
 apply(); // a browser may have kept what was typed before a reload
