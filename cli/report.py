@@ -53,8 +53,8 @@ def report(
 
 def _print_overview(collected: Collected, outputs: Path) -> None:
     if not collected.papers:
-        some = "No study passes these filters." if collected.problems else f"No studies in {outputs}."
-        render.console.print(f"{some} Start one: repro run paper=<slug>", markup=False)
+        none = f"No studies in {outputs}. Start one: repro run paper=<slug>"
+        render.console.print("No study passes." if collected.found else none, markup=False)
         return
     shown = render.table("paper", "scale", *COLUMNS, "runs", "date")
     for study in _latest(collected):

@@ -151,6 +151,7 @@ class Filters:
 class Collected:
     """Everything a report is made of."""
 
+    found: int  # studies before filtering
     papers: list[PaperEntry] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)  # what could not be read
 
@@ -169,7 +170,7 @@ def collect(outputs: Path, filters: Filters) -> Collected:
     found = find_studies(outputs)
     _check_known("paper", filters.papers, {study.folder.parts[-3] for study in found})
     _check_known("scale", filters.scales, {study.folder.parts[-2] for study in found})
-    collected = Collected()
+    collected = Collected(len(found))
     by_paper: dict[str, list[StudyEntry]] = {}
     for study in found:
         with _noted(study.folder, collected.problems):

@@ -40,10 +40,11 @@ def differences(study: StudyEntry, most: int) -> Differences:
 def read_settings(file: Path) -> dict[str, str]:
     """A run's settings, flattened and as text; nothing if the file cannot be read."""
     try:
-        content: Any = yaml.load(file.read_text(), Loader=_Loader)
-    except (OSError, ValueError, yaml.YAMLError):
+        text = file.read_text()
+        content: Any = yaml.load(text, Loader=_Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or _has_aliases(text):
         return {}
     kept = {key: value for key, value in content.items() if key not in _NOT_SETTINGS}
     return _flatten(kept)
@@ -54,6 +55,13 @@ def monitored(study: StudyEntry) -> str | None:
     if not study.runs:
         return None
     return read_settings(study.runs[0].folder / "config.yaml").get("training.monitor")
+
+
+def _has_aliases(text: str) -> bool:
+    """Whether parts are repeated by reference: run directories have none, and few can mean a lot."""
+    if "&" not in text or "*" not in text:
+        return False
+    return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
