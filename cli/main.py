@@ -189,7 +189,9 @@ def show(slug: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
-@click.option("--all", "show_all", is_flag=True, help=f"All studies, not only the newest {SHOWN_STUDIES}.")
+@click.option(
+    "--all", "show_all", is_flag=True, help=f"All studies, not only the newest {SHOWN_STUDIES}."
+)
 @json_option
 @config_dir_option
 @people_readable
@@ -256,7 +258,9 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 @click.option("--paper", "papers", multiple=True, help="Only this paper; may be repeated.")
 @click.option("--scale", "scales", multiple=True, help="Only this scale; may be repeated.")
 @click.option(
-    "--since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]), help="Only studies from then on."
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
+    help="Only studies from then on.",
 )
 @json_option
 @config_dir_option

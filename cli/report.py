@@ -64,7 +64,10 @@ def _print_overview(collected: Collected, outputs: Path) -> None:
             Text(_printable(study.about.paper)),
             Text(_printable(study.about.scale)),
             *(
-                Text(str(n) if study.verdicts else "–", style=render.COLOURS.get(name, "") if n else "dim")
+                Text(
+                    str(n) if study.verdicts else "–",
+                    style=render.COLOURS.get(name, "") if n else "dim",
+                )
                 for name, n in zip(COLUMNS, counts, strict=True)
             ),
             runs,

@@ -44,7 +44,9 @@ def test_outside_a_checkout_the_paper_runs_with_its_config_folder(folder: Path) 
 def test_in_a_checkout_the_paper_and_its_test_join_the_others(folder: Path) -> None:
     checkout = folder / "checkout"
     for name in ("cli", "conf", "experiments", "src"):
-        shutil.copytree(PROJECT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            PROJECT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(PROJECT / "pyproject.toml", checkout)
     # Stands in for an editable install: the package `repro` out of four folders.
     package = folder / "lib" / "repro"
@@ -70,10 +72,12 @@ def test_in_a_checkout_the_paper_and_its_test_join_the_others(folder: Path) -> N
     made = python("-m", "repro.cli.main", "new", "mypaper")
     assert made.returncode == 0, made.stderr
     written = ["conf/paper/mypaper.yaml", "tests/experiments/test_mypaper.py"]
-    written += [f"experiments/mypaper/{name}" for name in ("__init__.py", "claims.yaml", "README.md")]
+    written += [
+        f"experiments/mypaper/{name}" for name in ("__init__.py", "claims.yaml", "README.md")
+    ]
     assert all((checkout / path).is_file() for path in written)
     assert not (PROJECT / "experiments" / "mypaper").exists()
-    style = python("-m", "ruff", "check", "..")
+    style = python("-m", "ruff", "check", *(str(checkout / p) for p in written[1:3]))
     assert style.returncode == 0, style.stdout
     style = python("-m", "ruff", "format", "--check", *(str(checkout / p) for p in written[1:3]))
     assert style.returncode == 0, style.stdout

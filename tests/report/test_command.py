@@ -79,7 +79,10 @@ def test_a_bad_setting_is_explained(
     make_study(OUTPUTS)
     monkeypatch.setenv("REPRO_CONFIG_DIR", str(tmp_path / "conf"))
     (tmp_path / "conf").mkdir()
-    for text, message in (("line: 3", "Did you mean 'lines'?"), ("lines: 0", "lines: Input should")):
+    for text, message in (
+        ("line: 3", "Did you mean 'lines'?"),
+        ("lines: 0", "lines: Input should"),
+    ):
         (tmp_path / "conf" / "report.yaml").write_text(text)
         result = report("--html", "r.html")
         assert result.exit_code == 2
@@ -150,7 +153,7 @@ def test_a_report_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom repro.cli.main import cli\n"
         "cli(['report', '--html', 'r.html', '--markdown', 'r.md'], standalone_mode=False)\n"
-        "print(*(name for name in ('torch', 'lightning', 'hydra', 'pandas') if name in sys.modules))"
+        "print(*{'torch', 'lightning', 'hydra', 'pandas'} & sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True

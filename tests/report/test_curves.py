@@ -44,7 +44,7 @@ def test_the_mean_and_the_band_over_seeds() -> None:
 
 @given(st.integers(1, 500), st.integers(2, 50))
 def test_thinning_keeps_both_ends_and_the_order(steps: int, points: int) -> None:
-    thin = average("a", [{step: 0.0 for step in range(steps)}], points).steps
+    thin = average("a", [dict.fromkeys(range(steps), 0.0)], points).steps
     assert len(thin) == min(steps, points)
     assert thin == sorted(set(thin))
     assert (thin[0], thin[-1]) == (0, steps - 1)
@@ -119,7 +119,9 @@ def test_settings_that_differ_between_arms(study: StudyEntry) -> None:
     assert monitored(study) == "val/accuracy"
 
 
-@pytest.mark.parametrize("text", ["", "- a\n", "a: {", "a: &a {b: *a}\n", "!!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "a: {", "a: &a {b: *a}\n", "!!python/object:os.system {}"]
+)
 def test_a_config_that_cannot_be_read_has_no_settings(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)

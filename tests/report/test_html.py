@@ -127,7 +127,7 @@ def test_older_studies_get_a_line_but_the_one_that_speaks_is_whole(report: Any) 
         make_study(OUTPUTS, created=judged + timedelta(hours=hour), seeds=1, verdicts=[])
     make_study(OUTPUTS, created=judged - timedelta(hours=1), seeds=1)
     text = page_of(report)
-    assert text.count("<details class=\"study\"") == 6  # five newest, and the one with verdicts
+    assert text.count('<details class="study"') == 6  # five newest, and the one with verdicts
     assert text.count('<tr class="study"') == 3
     first = re.search(r'data-key="dgc mini" data-study="([^"]+)">', text)
     assert first is not None

@@ -14,7 +14,15 @@ from repro.claims.schema import Paper
 from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
 
 EPOCHS = 30
-COLUMNS = ("step", "epoch", "val/loss", "val/accuracy", "train/loss", "train/step_loss", "test/loss")
+COLUMNS = (
+    "step",
+    "epoch",
+    "val/loss",
+    "val/accuracy",
+    "train/loss",
+    "train/step_loss",
+    "test/loss",
+)
 PADDING = {f"comm/count_{number}": 1000.0 + number for number in range(15)}  # papers log plenty
 VERSIONS = {"python": "3.11.7", "repro": "0.1.0", "torch": "2.13.0", "lightning": "2.6.6"}
 CODE = {"sha256": "0123456789abcdef", "commit": "0123456789ab"}

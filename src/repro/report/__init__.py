@@ -1,1 +1,1 @@
-"""Reports over all studies in a folder: terminal, Markdown, and one HTML file. No torch, no Hydra."""
+"""Reports on all studies in a folder, as Markdown and as one HTML file: without torch or Hydra."""

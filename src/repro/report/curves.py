@@ -77,7 +77,11 @@ def read_columns(file: Path, wanted: Sequence[str]) -> dict[str, Series]:
             rows = csv.reader(lines)
             header = next(rows, [])
             step = header.index("step")
-            columns = [(header.index(name), found.setdefault(name, {})) for name in wanted if name in header]
+            columns = [
+                (header.index(name), found.setdefault(name, {}))
+                for name in wanted
+                if name in header
+            ]
             for row in rows:
                 for number, series in columns:
                     if row[number]:

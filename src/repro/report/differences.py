@@ -58,7 +58,7 @@ def monitored(study: StudyEntry) -> str | None:
 
 
 def _has_aliases(text: str) -> bool:
-    """Whether parts are repeated by reference: run directories have none, and few can mean a lot."""
+    """Whether parts repeat others by reference: ours do not, and a few can stand for gigabytes."""
     if "&" not in text or "*" not in text:
         return False
     return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))

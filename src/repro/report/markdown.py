@@ -26,11 +26,11 @@ def render(collected: Collected) -> str:
 
 
 def escape(value: Any) -> str:
-    """A value as text that stays within its cell and its line, and means nothing to Markdown.
+    r"""A value as text that stays within its cell and its line, and means nothing to Markdown.
 
     Examples:
         >>> escape("a|b <i>")
-        'a\\\\|b \\\\<i\\\\>'
+        'a\\|b \\<i\\>'
     """
     line = " ".join(str(value).split())
     return re.sub(r"([\\`*\[\]<>|&#])", r"\\\1", line)
