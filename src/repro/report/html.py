@@ -113,7 +113,7 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
     }
     is_open = len(collected.papers) == 1  # a page about many is easier to oversee closed
     papers = [_show_paper(paper, settings, is_open) for paper in collected.papers]
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         style=_asset("report.css"),
         script=_asset("report.js"),
         frame=pictures,
@@ -126,7 +126,6 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         command=command,
     )
-    return page
 
 
 def web_address(link: str) -> str:
