@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from repro.claims.verdicts import Verdict
 from repro.report import pictures
@@ -107,6 +107,7 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         "hash_source": _hash_source,
         "kind": KINDS.__getitem__,
         "tally": _tally,
+        "breakable": _breakable,
         "link": functools.partial(_link, start=target.absolute().parent),
         "number": _number,
         "seconds": _seconds,
@@ -251,6 +252,11 @@ def _hash_source(text: str) -> str:
 def _link(path: Path, start: Path) -> str:
     # "./", because a first folder named like "javascript:" must not become a scheme.
     return quote("./" + os.path.relpath(path, start))
+
+
+def _breakable(name: str) -> Markup:
+    """A metric's name that may be broken where people would break it."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
 
 
 def _number(value: float | None) -> str:
