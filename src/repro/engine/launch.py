@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from repro.engine import compose, slurm
 from repro.engine.execute import PARENT_VARIABLE, job
 from repro.engine.runs import Run
-from repro.errors import ReproError, UserError, did_you_mean
+from repro.errors import ReproError, UserError
 
 if TYPE_CHECKING:
     from repro.engine.plan import Plan
@@ -58,7 +58,7 @@ def check(plan: Plan, detach: bool) -> None:
         detach: whether it is to go on without this process.
 
     Raises:
-        UserError: the launcher is not installed, or its settings are wrong.
+        UserError: the launcher's settings are wrong, or there is no cluster here.
     """
     config = plan.runs[0].config
     overrides = launcher_overrides(
@@ -83,7 +83,7 @@ def launch(layers: Sequence[Sequence[Run]], study: Path, overrides: Sequence[str
     """Runs every layer, each after the one before it is done; Slurm's jobs are only submitted.
 
     Raises:
-        UserError: the launcher is not installed, or another process executes one of the runs.
+        UserError: another process executes one of the runs, or Slurm refuses them.
         ReproError: a worker died, or the outcome of a run could not be recorded.
         KeyboardInterrupt: the user stopped the study.
     """
@@ -110,7 +110,6 @@ def launch(layers: Sequence[Sequence[Run]], study: Path, overrides: Sequence[str
 
 
 def _launcher_config(overrides: Sequence[str], study: Path) -> DictConfig:
-    _check_launcher(overrides)
     where = f"study={compose.quoted(str(study))}"
     return compose.compose_config([*overrides, where, "run=none"], "launch", with_hydra=True)
 
@@ -151,14 +150,3 @@ def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
 
 def _has_gpu() -> bool:
     return Path("/proc/driver/nvidia").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-
-
-def _check_launcher(overrides: Sequence[str]) -> None:
-    asked = next((o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")), None)
-    known = compose.launcher_names()
-    if asked is not None and asked not in known:
-        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in asked else ""
-        raise UserError(
-            f"There is no Hydra launcher '{asked}'.{did_you_mean(asked, known)}{extra} "
-            f"Installed: {', '.join(known)}."
-        )
