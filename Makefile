@@ -11,7 +11,9 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
 
+# As root, a real Slurm is started for the tests marked `slurm`; elsewhere they are left out.
 test: check
+	-[ "$$(id -u)" != 0 ] || tests/slurm/start_slurm.sh
 	$(BIN)/pytest -n 2 --dist worksteal -m "not benchmark"
 
 check: lint types

@@ -46,7 +46,7 @@ def launcher_overrides(
         jobs = _local_jobs(hardware, n_jobs, runs)
         if jobs > 1:
             name, launcher = "joblib", {"n_jobs": jobs}
-    options = [f"hydra.launcher.{key}={_typed(value)}" for key, value in launcher.items()]
+    options = [_launcher_option(key, value) for key, value in launcher.items()]
     return [f"hydra/launcher={name}", *options, *typed]
 
 
@@ -112,6 +112,11 @@ def launch(layers: Sequence[Sequence[Run]], study: Path, overrides: Sequence[str
 def _launcher_config(overrides: Sequence[str], study: Path) -> DictConfig:
     where = f"study={compose.quoted(str(study))}"
     return compose.compose_config([*overrides, where, "run=none"], "launch", with_hydra=True)
+
+
+def _launcher_option(key: str, value: Any) -> str:
+    add = "++" if OmegaConf.is_dict(value) else ""  # else a mapping may only lose keys
+    return f"{add}hydra.launcher.{key}={_typed(value)}"
 
 
 def _typed(value: Any) -> str:

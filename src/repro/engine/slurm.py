@@ -223,7 +223,7 @@ def _submit_array(
 def _explain_refusal(output: str) -> Refused:
     """Puts sbatch's complaint into a line, with what would be right where that is known."""
     complaints = re.findall(r"^sbatch: (?:error: )?(.*)", output, re.MULTILINE)
-    text = "; ".join(dict.fromkeys(complaints)) or output.strip().splitlines()[-1]
+    text = "; ".join(dict.fromkeys(complaints)) or "sbatch failed without a word"
     hint = " Its settings are hardware.launcher.…: partition, account, timeout_min, mem_gb, …"
     unknown = re.search(r"invalid partition specified: (\S+)", text)
     if unknown:
