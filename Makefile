@@ -11,8 +11,9 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
 
-# Tests in a browser need Debian's chromium; where it is missing they are left out.
-WITHOUT := not benchmark$(if $(shell command -v chromium), , and not browser)
+# Tests in a browser need Debian's chromium, those of clusters a Slurm (tests/slurm/start_slurm.sh
+# starts one): where they are missing, these tests are left out.
+WITHOUT := not benchmark$(if $(shell which chromium), , and not browser)
 
 test: check
 	$(BIN)/pytest -n 2 --dist worksteal -m "$(WITHOUT)"

@@ -122,6 +122,7 @@ def cli(debug: bool) -> None:
 @click.option("--cfg", is_flag=True, help="Print the composed config of the first run, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and their expected cost, and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@click.option("--detach", is_flag=True, help="Leave the study to the cluster's jobs, and return.")
 @json_option
 @config_dir_option
 @people_readable
@@ -131,6 +132,7 @@ def run(
     cfg: bool,
     dry_run: bool,
     quiet: bool,
+    detach: bool,
     as_json: bool,
 ) -> None:
     r"""Run a study: every arm and seed of a paper, then the verdicts.
@@ -138,6 +140,7 @@ def run(
     \b
     repro run paper=dgc                                   at scale=mini
     repro run paper=dgc scale=full hardware=gpu           at the paper's size
+    repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
     """
@@ -154,9 +157,18 @@ def run(
     if dry_run:
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
+    from repro.engine import launch, slurm
+
     workflow.check_claims(plan.paper)
+    launch.check(plan, detach)
     study = Study.create(plan, outputs)
-    sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+    try:
+        if detach:
+            sys.exit(workflow.submit(study, as_json))
+        sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+    except slurm.Refused:
+        study.discard()
+        raise
 
 
 @cli.command(name="list")
