@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repro.engine import progress
 from repro.engine.papers import Paper
@@ -12,6 +13,12 @@ from repro.engine.study import Study
 from repro.errors import ReproError
 
 from . import render
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from repro.engine.plan import Plan
+    from repro.engine.search.request import Request
 
 
 def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
@@ -44,6 +51,43 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
             render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
     render.study_result(study, verdicts, as_json)
     return _report_failures(study)
+
+
+def start_search(
+    request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool
+) -> int:
+    """Starts a search, or continues the one that the same command began; see `search`."""
+    from repro.engine.search import loop
+
+    return search(loop.start(request, plan, outputs), quiet, as_json)
+
+
+def search(study: Study, quiet: bool, as_json: bool) -> int:
+    """Runs what is left of a search and reports it.
+
+    Returns:
+        0 if all its trials are done, 1 if some are left, 130 if the user stopped it.
+    """
+    from repro.engine.search import loop, results
+
+    request = loop.request_of(study)
+
+    def announce(trial: FrozenTrial) -> None:
+        if not quiet:
+            render.trial(trial, request)
+
+    if not quiet:
+        render.search_starts(study, request)
+    try:
+        is_done = loop.run(study, announce)
+    except KeyboardInterrupt:
+        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        return 130
+    if not is_done:
+        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        return 1
+    render.search_result(study, results.conclude(study), as_json)
+    return 0
 
 
 def check_claims(paper: Paper) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from omegaconf import DictConfig
 
+    from repro.engine.search.pruning import PruneHopeless
+
 log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
@@ -197,6 +199,7 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
+    pruning = _pruning(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
@@ -206,6 +209,7 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
             callbacks.Progress(lambda done: run.update(progress=round(done, 4))),
             stopwatch,
             checkpoints,
+            *pruning,
         ],
     )
     # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
@@ -237,9 +241,12 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     if stop.requested and outcome["status"] == Status.FINISHED:
         return {"status": Status.INTERRUPTED}
     final = checkpoints.logged
-    if outcome["status"] == Status.FINISHED:
-        _load_for_test(run, module, config)
-        trainer.test(module, datamodule=data, verbose=False)
+    if any(each.pruned for each in pruning):
+        outcome = {"status": Status.PRUNED}
+    elif outcome["status"] == Status.FINISHED:
+        if training.test_with != "none":
+            _load_for_test(run, module, config)
+            trainer.test(module, datamodule=data, verbose=False)
         final = checkpoints.final_metrics(trainer)
         lost = _not_finite(final)
         if lost is not None:
@@ -252,6 +259,15 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
+
+
+def _pruning(run: Run) -> list[PruneHopeless]:
+    """The callback of a run that is a search's trial; none otherwise."""
+    if run.record().get("trial") is None:
+        return []
+    from repro.engine.search.pruning import PruneHopeless
+
+    return [PruneHopeless(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:

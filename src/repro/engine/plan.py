@@ -29,7 +29,7 @@ COUNTS = (
     "hardware.num_nodes",
     *OPTIONAL_COUNTS,
 )
-WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best")}
+WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best", "none")}
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from repro.engine.runs import Run, Status, now
 from repro.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from repro.claims.judge import RunResult
     from repro.claims.verdicts import ClaimVerdict
     from repro.engine.plan import Plan
@@ -28,30 +31,16 @@ class Study:
     folder: Path
 
     @classmethod
-    def create(cls, plan: Plan, outputs: Path) -> Study:
-        """Prepares the study's folder and every run directory in it."""
+    def create(cls, plan: Plan, outputs: Path, **about: Any) -> Study:
+        """Prepares the study's folder and every run directory in it.
+
+        Args:
+            plan: the runs.
+            outputs: where studies are.
+            **about: what study.json says beyond the plan.
+        """
         folder = _new_folder(outputs / plan.paper.slug / plan.scale)
-        layers = plan.layers()
-        for run in (run for layer in layers for run in layer):
-            parent = next(
-                (
-                    other.folder
-                    for other in plan.runs
-                    if (other.arm, other.seed, other.point) == (run.parent, run.seed, run.point)
-                ),
-                None,
-            )
-            depth = run.folder.count("/") + 1
-            record = {
-                "paper": plan.paper.slug,
-                "scale": plan.scale,
-                "arm": run.arm,
-                "seed": run.seed,
-                "point": run.point,
-                "parent": None if parent is None else "../" * depth + parent,
-                "code": provenance.code_fingerprint(),
-            }
-            Run.create(folder / run.folder, run.config, run.overrides, record)
+        _prepare_runs(plan, folder)
         # Written last: a folder without study.json was never completely prepared.
         study = {
             "paper": plan.paper.slug,
@@ -62,7 +51,8 @@ class Study:
             "created": now(),
             "code": provenance.code_fingerprint(),
             "hydra": plan.hydra_overrides,
-            "layers": [[run.folder for run in layer] for layer in layers],
+            "layers": [[run.folder for run in layer] for layer in plan.layers()],
+            **about,
         }
         files.write_json(folder / "study.json", study)
         return cls(folder)
@@ -83,6 +73,23 @@ class Study:
         """The content of study.json."""
         about: dict[str, Any] = files.read_json(self.folder / "study.json")
         return about
+
+    def update(self, **changes: Any) -> None:
+        """Merges changes into study.json."""
+        files.write_json(self.folder / "study.json", {**self.about, **changes})
+        self.__dict__.pop("about", None)
+
+    def add(self, plan: Plan) -> list[list[Run]]:
+        """Adds runs to the study; those that it has already stay as they are.
+
+        Returns:
+            The runs of ``plan``, parents before children.
+        """
+        _prepare_runs(plan, self.folder)
+        added = [[run.folder for run in layer] for layer in plan.layers()]
+        both = zip_longest(self.about["layers"], added, fillvalue=[])
+        self.update(layers=[list(dict.fromkeys([*old, *new])) for old, new in both])
+        return [[Run(self.folder / path) for path in layer] for layer in added]
 
     @property
     def paper(self) -> Paper:
@@ -177,9 +184,13 @@ class Study:
             if error.name != f"{self.paper.room}.figures":
                 raise
             return []
+        return self.save_figures(room.figures(self))
+
+    def save_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
+        """Writes figures by name, each as PNG and SVG."""
         files.make_folder(self.figures_folder)
         written = []
-        for name, figure in room.figures(self).items():
+        for name, figure in figures.items():
             for suffix in ("png", "svg"):
                 path = self.figures_folder / f"{name}.{suffix}"
                 save = functools.partial(figure.savefig, format=suffix, dpi=150)
@@ -216,6 +227,32 @@ def count_statuses(runs: Sequence[Run]) -> dict[str, int]:
     """How many runs stand where, in the order of `Status`."""
     seen = [run.status() for run in runs]
     return {str(status): seen.count(status) for status in Status if status in seen}
+
+
+def _prepare_runs(plan: Plan, folder: Path) -> None:
+    """Prepares the run directories of a plan that are not there yet."""
+    for run in (run for layer in plan.layers() for run in layer):
+        if (folder / run.folder / "run.json").is_file():
+            continue
+        parent = next(
+            (
+                other.folder
+                for other in plan.runs
+                if (other.arm, other.seed, other.point) == (run.parent, run.seed, run.point)
+            ),
+            None,
+        )
+        depth = run.folder.count("/") + 1
+        record = {
+            "paper": plan.paper.slug,
+            "scale": plan.scale,
+            "arm": run.arm,
+            "seed": run.seed,
+            "point": run.point,
+            "parent": None if parent is None else "../" * depth + parent,
+            "code": provenance.code_fingerprint(),
+        }
+        Run.create(folder / run.folder, run.config, run.overrides, record)
 
 
 def _new_folder(parent: Path) -> Path:
