@@ -188,6 +188,7 @@ def study_starts(study: Study) -> None:
 
 def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) -> None:
     """The summary of a study: metrics by arm, then claims and verdicts."""
+    points, metric, mode = study.scores() if study.about["is_grid"] else ([], "", "")
     if as_json:
         emit(
             {
@@ -195,11 +196,15 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
                 "runs": [
                     {**result.__dict__, "point": dict(result.point)} for result in study.results()
                 ],
+                "points": [{"metric": metric, **point.__dict__} for point in points],
                 "claims": [verdict.to_dict() for verdict in verdicts],
             }
         )
         return
     console.print(summary_table(study))
+    if points:
+        console.print(f"\n[bold]Best first, by {metric}[/bold]", highlight=False)
+        console.print(scores_table(("arm",), points, metric, mode))
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:
@@ -228,7 +233,7 @@ def trial(done: FrozenTrial, request: Request) -> None:
     """One line about a trial that came to its end."""
     from repro.engine.search.space import write
 
-    point = ", ".join(f"{key}={write(value)}" for key, value in done.params.items())
+    point = ", ".join(f"{k}={_short_number(write(v))}" for k, v in done.params.items())
     outcome = done.user_attrs["reason"] or f"{request.metric} {number(done.value)}"
     line = f"[{done.number + 1}/{request.trials}] {point}: {outcome}"
     console.print(line, markup=False, highlight=False)
@@ -431,8 +436,9 @@ def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
     console.print(shown)
 
 
-def _short_number(text: str) -> str:
+def _short_number(typed: Any) -> str:
     """A number as typed, to four digits; what is not a number stays as it is."""
+    text = str(typed)
     try:
         return text if text.lstrip("+-").isdigit() else f"{float(text):.4g}"
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from . import render
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
+    from repro.claims.verdicts import ClaimVerdict
     from repro.engine.plan import Plan
     from repro.engine.search.request import Request
 
@@ -49,6 +51,7 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
             raise
         except Exception as error:  # a picture is not worth losing the verdicts
             render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
+    _publish(study, verdicts)
     render.study_result(study, verdicts, as_json)
     return _report_failures(study)
 
@@ -86,7 +89,9 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     if not is_done:
         render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
         return 1
-    render.search_result(study, results.conclude(study), as_json)
+    result = results.conclude(study)
+    _publish(study, [])
+    render.search_result(study, result, as_json)
     return 0
 
 
@@ -109,6 +114,18 @@ def continue_run(folder: Path, as_json: bool) -> int:
         render.message(error["message"])
         return 2 if error["kind"] == "user" else 1
     return 0 if status.is_final else 130
+
+
+def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
+    """Sends verdicts and figures to the study's trackers, if it has any."""
+    if not study.runs[0].config().logger.loggers:
+        return
+    from repro.engine import tracking
+
+    try:
+        tracking.publish(study, verdicts)
+    except Exception as error:  # a tracker is not worth losing the verdicts
+        render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 
 
 def _report_failures(study: Study) -> int:

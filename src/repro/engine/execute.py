@@ -27,6 +27,7 @@ from repro.errors import ReproError, UserError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
 
     from repro.engine.search.pruning import PruneHopeless
@@ -75,8 +76,8 @@ def execute_here(run: Run) -> Status:
         int(os.environ.get("LOCAL_RANK", "0")) == 0 and os.environ.get("NODE_RANK", "0") == "0"
     )
     if not is_main:
-        with _StopRequest() as stop:
-            _train_and_test(run, stop, is_main=False)
+        with _StopRequest() as stop, _tracked(run) as trackers:
+            _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
     started = time.monotonic()
     import lightning.pytorch  # noqa: F401 - now, because it sets up loggers that are redirected next
@@ -94,7 +95,8 @@ def execute_here(run: Run) -> Status:
         )
         outcome: dict[str, Any]
         try:
-            outcome = _train_and_test(run, stop, is_main=True)
+            with _tracked(run) as trackers:
+                outcome = _train_and_test(run, stop, trackers, is_main=True)
         except Exception as error:
             outcome = {"status": Status.FAILED, "error": describe_error(error, run)}
             log.error("%s", traceback.format_exc())
@@ -172,7 +174,9 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
     )
 
 
-def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, Any]:
+def _train_and_test(
+    run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
+) -> dict[str, Any]:
     import lightning.pytorch as pl
     import torch
 
@@ -203,7 +207,7 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
-        logger=[series, *(instantiate(each) for each in config.logger.loggers.values())],
+        logger=[series, *trackers],
         callbacks=[
             callbacks.StopWhenDiverged(training.log_every),
             callbacks.Progress(lambda done: run.update(progress=round(done, 4))),
@@ -259,6 +263,19 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[list[Logger]]:
+    """The trackers of a run beside metrics.csv; importing them takes long, so only if asked for."""
+    config = run.config()
+    if not config.logger.loggers:
+        yield []
+        return
+    from repro.engine import tracking
+
+    with tracking.tracked(run, config) as trackers:
+        yield trackers
 
 
 def _pruning(run: Run) -> list[PruneHopeless]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from repro.engine import files, provenance
 from repro.engine.papers import Paper, load_paper
 from repro.engine.runs import Run, Status, now
+from repro.engine.summary import Scored, best_first, state_counts
 from repro.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,6 +157,27 @@ class Study:
                 )
             )
         return results
+
+    def scores(self) -> tuple[list[Scored], str, str]:
+        """The points of a grid with the validation metric that the paper selects by.
+
+        Returns:
+            The points, best first; the metric; and whether ``min`` or ``max`` is best.
+        """
+        training = self.runs[0].config().training
+        groups: dict[tuple[str, str], list[RunResult]] = {}
+        for result in self.results():
+            groups.setdefault((result.arm, str(result.point)), []).append(result)
+        scored = [
+            Scored(
+                names=(arm,),
+                point=runs[0].point,
+                values=[r.metrics[training.monitor] for r in runs if training.monitor in r.metrics],
+                state=state_counts([Status(run.status) for run in runs]),
+            )
+            for (arm, _), runs in groups.items()
+        ]
+        return best_first(scored, training.mode), training.monitor, training.mode
 
     def judge(self) -> list[ClaimVerdict]:
         """Judges the paper's claims on this study's runs and writes verdicts.json."""

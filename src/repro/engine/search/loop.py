@@ -85,7 +85,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
                 outcome = _outcome(request, runs, trials)
                 if outcome is None:
                     return False
-                announce(_tell(trials, trial, outcome))
+                announce(_tell(trials, trial, outcome, [r for layer in runs for r in layer]))
                 _give_up_if_hopeless(trials, request, runs)
     return True
 
@@ -205,9 +205,15 @@ def _outcome(request: Request, layers: Layers, trials: optuna.Study) -> Outcome 
     return Outcome(TrialState.COMPLETE, values)
 
 
-def _tell(trials: optuna.Study, trial: FrozenTrial, outcome: Outcome) -> FrozenTrial:
+def _tell(
+    trials: optuna.Study, trial: FrozenTrial, outcome: Outcome, runs: list[Run]
+) -> FrozenTrial:
+    """Writes the outcome of a trial down: what counts is the last line, for a kill may come."""
     for key, value in (("reason", outcome.reason), ("values", outcome.values)):
         trials._storage.set_trial_user_attr(trial._trial_id, key, value)
+    for run in runs:
+        if run.status() is Status.WAITING:  # a seed that the first one spared
+            run.update(status=Status.PRUNED)
     complete = outcome.state is TrialState.COMPLETE
     objective = statistics.fmean(outcome.values) if complete else None
     return trials.tell(trial.number, objective, state=outcome.state)
@@ -221,7 +227,7 @@ def _give_up_if_hopeless(trials: optuna.Study, request: Request, layers: Layers)
     reason = latest[-1].user_attrs["reason"]
     errors = [run.record().get("error") or {} for run in _of_arm(layers, request.arm)]
     if not _completed(trials) and any(error.get("kind") == "user" for error in errors):
-        raise UserError(f"The first trials fail: {reason}")
+        raise UserError(f"No trial has worked so far: {reason}")
     if len(latest) == request.settings["failures"] and _all_failed(latest):
         raise ReproError(
             f"The last {len(latest)} trials failed: {reason}\n"

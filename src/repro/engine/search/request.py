@@ -77,6 +77,9 @@ def read_request(typed: Sequence[str]) -> tuple[Request, Plan]:
     _check_varied(own, searched)
     with compose.hydra_ready():
         config = compose.compose_config([each.input_line or "" for each in own], "sweep")
+    for key in ("parallel", "failures", "table_rows"):
+        if config.sweep[key] != "auto":
+            _count(f"sweep.{key}", config.sweep[key])
     parameters = read_space(searched)
     given = {each.key_or_group: each.value() for each in rest}
     arm = _arm(given)
@@ -87,7 +90,7 @@ def read_request(typed: Sequence[str]) -> tuple[Request, Plan]:
         fixed=fixed,
         parameters=parameters,
         arm=arm,
-        trials=_trials(config.trials),
+        trials=_count("trials", config.trials),
         metric="",
         mode="",
         settings=OmegaConf.to_container(config.sweep, resolve=True),  # type: ignore[arg-type]
@@ -149,9 +152,9 @@ def _with_defaults(
     return [*fixed, *added]
 
 
-def _trials(value: Any) -> int:
+def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"trials takes a whole number from 1 on, not {value!r}.")
+        raise UserError(f"{name} takes a whole number from 1 on, not {value!r}.")
     return value
 
 

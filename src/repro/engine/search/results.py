@@ -63,8 +63,9 @@ def draw(trials: list[FrozenTrial], request: Request) -> Figure:
     first.set(xlabel="trial", ylabel=request.metric, title="history")
     first.legend(frameon=False, fontsize="small")
     for axes, parameter in zip(others, request.parameters, strict=False):
-        is_log = getattr(parameter.distribution, "log", False)
-        axes.set(xlabel=parameter.key, xscale="log" if is_log else axes.get_xscale())
+        axes.set(xlabel=parameter.key)
+        if getattr(parameter.distribution, "log", False):
+            axes.set(xscale="log")
     for axes in (first, *others):
         axes.grid(alpha=0.3)
     for axes in others[len(request.parameters) :]:
