@@ -56,9 +56,7 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     return _report_failures(study)
 
 
-def start_search(
-    request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool
-) -> int:
+def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
     """Starts a search, or continues the one that the same command began; see `search`."""
     from repro.engine.search import loop
 

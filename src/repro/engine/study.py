@@ -88,7 +88,8 @@ class Study:
         """
         _prepare_runs(plan, self.folder)
         added = [[run.folder for run in layer] for layer in plan.layers()]
-        both = zip_longest(self.about["layers"], added, fillvalue=[])
+        none: list[str] = []
+        both = zip_longest(self.about["layers"], added, fillvalue=none)
         self.update(layers=[list(dict.fromkeys([*old, *new])) for old, new in both])
         return [[Run(self.folder / path) for path in layer] for layer in added]
 

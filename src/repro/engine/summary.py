@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from repro.engine.runs import Status
 
@@ -22,7 +23,7 @@ class Scored:
     """
 
     names: tuple[str, ...]
-    point: Mapping[str, str]
+    point: Mapping[str, Any]
     values: Sequence[float]
     state: str
 

@@ -154,9 +154,7 @@ def _execute(
     hardware = planned[0][0][0].config().hardware
     _launch(study, hardware, side_by_side, [_first_seed(layers) for layers in planned])
     survivors = [
-        layers
-        for layers in planned
-        if _of_arm(layers, request.arm)[0].status() is Status.FINISHED
+        layers for layers in planned if _of_arm(layers, request.arm)[0].status() is Status.FINISHED
     ]
     _launch(study, hardware, side_by_side, survivors)
     return planned
