@@ -200,6 +200,7 @@ def test_two_signals_stop_at_once(toy: Path) -> None:
     assert "Traceback" not in command.output()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "exit_code"), [("SIGTERM", 130), ("SIGKILL", -9)])
 def test_parallel_workers_stop_with_the_command(toy: Path, what: str, exit_code: int) -> None:
     typed = ["run", "paper=toy", "scale=smoke", "arm=sgd", "n_jobs=2", "training.epochs=100000"]

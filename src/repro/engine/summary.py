@@ -37,9 +37,10 @@ def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:
     """
     sign = 1.0 if mode == "min" else -1.0
 
-    def rank(row: Scored) -> tuple[bool, float]:
+    def rank(row: Scored) -> tuple[bool, bool, float]:
         whole = bool(row.values) and "finished" in row.state
-        return not whole, sign * statistics.fmean(row.values) if row.values else 0.0
+        value = sign * statistics.fmean(row.values) if row.values else 0.0
+        return not whole, not row.values, value
 
     return sorted(rows, key=rank)
 
@@ -50,13 +51,16 @@ def mean_and_spread(values: Sequence[float]) -> str:
     Examples:
         >>> mean_and_spread([0.97, 0.98, 0.99])
         '0.98 ± 0.01'
+        >>> mean_and_spread([2604.0, 2604.0])
+        '2604'
         >>> mean_and_spread([])
         '–'
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return "–"
-    spread = f" ± {statistics.stdev(finite):.2g}" if len(finite) > 1 else ""
+    deviation = statistics.stdev(finite) if len(finite) > 1 else 0.0
+    spread = f" ± {deviation:.2g}" if deviation > 0 else ""
     missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
     return f"{statistics.fmean(finite):.4g}{spread}{missing}"
 
