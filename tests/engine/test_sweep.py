@@ -238,7 +238,7 @@ def test_missing_extra_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -
         ("range(1,9)", IntDistribution(1, 8)),
         ("range(1,9,3)", IntDistribution(1, 7, step=3)),
         ("shuffle(range(1,9,3))", IntDistribution(1, 7, step=3)),
-        ("range(0.1,0.4,0.1)", CategoricalDistribution(["0.1", "0.2", "0.3"])),
+        ("range(0.1,0.35,0.1)", CategoricalDistribution(["0.1", "0.2", "0.3"])),
         ("choice(0.8,0.9)", CategoricalDistribution(["0.8", "0.9"])),
         ("choice([8],[16,8])", CategoricalDistribution(["[8]", "[16,8]"])),
         ("0.1,0.2", CategoricalDistribution(["0.1", "0.2"])),
