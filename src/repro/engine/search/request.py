@@ -16,7 +16,9 @@ from repro.engine.plan import Plan, plan_study
 from repro.engine.search.space import Parameter, read_space
 from repro.errors import UserError, did_you_mean
 
+MODES = ("min", "max")
 OWN_KEYS = ("trials", "metric", "mode")  # settings of the search rather than of its runs
+UNTESTED = "training.test_with=none"
 STUDY_KEYS = ("paper", "scale", "arm", "seed", "seeds")
 SMALLER_IS_BETTER = ("loss", "error", "perplexity", "mse", "rmse", "mae", "nll", "ece", "regret")
 LARGER_IS_BETTER = ("accuracy", "auc", "auroc", "f1", "return", "reward", "iou", "map", "r2")
@@ -148,7 +150,7 @@ def _with_defaults(
     if given.get("seed") is None and "seeds" not in given:
         added.append(f"seeds={seeds}".replace(" ", ""))
     if "training.test_with" not in given:
-        added.append("training.test_with=none")
+        added.append(UNTESTED)
     return [*fixed, *added]
 
 
@@ -172,7 +174,7 @@ def _metric(config: DictConfig, training: DictConfig) -> str:
 
 def _mode(asked: Any, metric: str, training: DictConfig) -> str:
     if asked is not None:
-        if asked not in ("min", "max"):
+        if asked not in MODES:
             raise UserError(f"mode is min or max, not {asked!r}.{did_you_mean(str(asked), MODES)}")
         return str(asked)
     if metric == training.monitor:
@@ -193,6 +195,3 @@ def _check_space(request: Request) -> Plan:
         for value in parameter.examples()[1:]:
             request.plan(start | {parameter.key: value})
     return plan
-
-
-MODES = ("min", "max")

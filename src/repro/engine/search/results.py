@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from repro.engine import files
 from repro.engine.search import database, loop
-from repro.engine.search.request import Request
+from repro.engine.search.request import UNTESTED, Request
 from repro.engine.search.space import Parameter, to_point
 from repro.engine.study import Study
 
@@ -111,8 +111,10 @@ def _row(trial: FrozenTrial, request: Request) -> dict[str, Any]:
 
 def _command(best: FrozenTrial, request: Request) -> str:
     """The command that runs the best point with the seeds that papers are judged by, and tests."""
-    own = ("seeds=", "training.test_with=none")
-    kept = [text for text in request.fixed if text in request.typed or not text.startswith(own)]
+    seeds = ("seed=", "seeds=")
+    kept = [text for text in request.fixed if not text.startswith(seeds)]
+    if UNTESTED in kept and UNTESTED not in request.typed:
+        kept.remove(UNTESTED)
     point = [
         f"{each.element}={to_point([each], best.params)[each.key]}" for each in request.parameters
     ]
