@@ -232,7 +232,6 @@ def test_looking_around_imports_nothing_heavy(toy: Path, arguments: str) -> None
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.benchmark
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]])
 def test_looking_around_is_instant(toy: Path, arguments: list[str]) -> None:
     times = []

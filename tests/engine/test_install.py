@@ -61,7 +61,16 @@ def test_the_installed_wheel_runs_a_paper_in_an_empty_folder(wheel: Path, tmp_pa
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
     (site,) = environment.glob("lib/python*/site-packages")
     python = environment / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index"]
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-index",
+    ]
     run(*pip, "--quiet", wheel, cwd=tmp_path)
     # Everything else comes from this environment; entries of a .pth follow the site's own.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))

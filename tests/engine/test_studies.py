@@ -91,7 +91,7 @@ def test_a_study_can_be_moved_and_resumed_elsewhere(toy: Path, serial: Study) ->
 def test_studies_of_the_same_second_get_folders_of_their_own(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(study_module.datetime):  # type: ignore[misc, name-defined]
+    class Stopped(study_module.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(2026, 1, 2, 3, 4, 5)

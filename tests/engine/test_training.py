@@ -167,6 +167,6 @@ def test_losses_are_means_over_the_batch(task: str) -> None:
 )
 def test_senseless_settings_are_refused(toy: Path, typed: list[str], words: str) -> None:
     plan = plan_study(["paper=toy", *PLAIN, *typed])
-    config = OmegaConf.create(OmegaConf.to_yaml(plan.runs[0].config))
+    config: Any = OmegaConf.create(OmegaConf.to_yaml(plan.runs[0].config))
     with pytest.raises(UserError, match=words):
         build_module(config)
