@@ -171,6 +171,29 @@ def run(
         raise
 
 
+@cli.command()
+@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@json_option
+@config_dir_option
+@people_readable
+def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
+    r"""Search hyper-parameters on validation data; the same command goes on after a kill.
+
+    \b
+    repro sweep paper=dgc 'method.ratio=interval(1e-4,1e-1)' trials=20
+    repro sweep paper=dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))' metric=val/loss
+    repro sweep paper=dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
+    """
+    from repro.engine.search import request as search_request
+
+    from . import workflow
+
+    request, plan = search_request.read_request(overrides)
+    outputs = Path(plan.runs[0].config.outputs)
+    sys.exit(workflow.start_search(request, plan, outputs, quiet=quiet or as_json, as_json=as_json))
+
+
 @cli.command(name="list")
 @json_option
 @config_dir_option
@@ -244,7 +267,8 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
     if (folder / "run.json").is_file():
         sys.exit(workflow.continue_run(folder, as_json))
     study = Study.open(folder.absolute())
-    sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+    proceed = workflow.search if "search" in study.about else workflow.run_and_judge
+    sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command()

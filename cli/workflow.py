@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repro.engine import progress
 from repro.engine.papers import Paper
@@ -12,6 +14,13 @@ from repro.engine.study import Study
 from repro.errors import ReproError
 
 from . import render
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from repro.claims.verdicts import ClaimVerdict
+    from repro.engine.plan import Plan
+    from repro.engine.search.request import Request
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 SHOWN = 3  # logs of failed or lost jobs
@@ -61,8 +70,46 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
             raise
         except Exception as error:  # a picture is not worth losing the verdicts
             render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
+    _publish(study, verdicts)
     render.study_result(study, verdicts, as_json)
     return _report_failures(study)
+
+
+def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
+    """Starts a search, or continues the one that the same command began; see `search`."""
+    from repro.engine.search import loop
+
+    return search(loop.start(request, plan, outputs), quiet, as_json)
+
+
+def search(study: Study, quiet: bool, as_json: bool) -> int:
+    """Runs what is left of a search and reports it.
+
+    Returns:
+        0 if all its trials are done, 1 if some are left, 130 if the user stopped it.
+    """
+    from repro.engine.search import loop, results
+
+    request = loop.request_of(study)
+
+    def announce(trial: FrozenTrial) -> None:
+        if not quiet:
+            render.trial(trial, request)
+
+    if not quiet:
+        render.search_starts(study, request)
+    try:
+        is_done = loop.run(study, announce)
+    except KeyboardInterrupt:
+        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        return 130
+    if not is_done:
+        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        return 1
+    result = results.conclude(study)
+    _publish(study, [])
+    render.search_result(study, result, as_json)
+    return 0
 
 
 def check_claims(paper: Paper) -> None:
@@ -84,6 +131,18 @@ def continue_run(folder: Path, as_json: bool) -> int:
         render.message(error["message"])
         return 2 if error["kind"] == "user" else 1
     return 0 if status.is_final else INTERRUPTED
+
+
+def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
+    """Sends verdicts and figures to the study's trackers, if it has any."""
+    if not study.runs[0].config().logger.loggers:
+        return
+    from repro.engine import tracking
+
+    try:
+        tracking.publish(study, verdicts)
+    except Exception as error:  # a tracker is not worth losing the verdicts
+        render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 
 
 def _report_failures(study: Study) -> int:

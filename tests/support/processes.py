@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-TIMEOUT = 60
+TIMEOUT = 180  # of a machine that does other things too
 
 
 @functools.cache

@@ -28,7 +28,10 @@ from repro.errors import ReproError, UserError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
+
+    from repro.engine.search.pruning import PruneHopeless
 
 log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
@@ -73,8 +76,8 @@ def execute_here(run: Run) -> Status:
     if not is_main_process():
         if run.has_ended() and run.status().is_final:
             return run.status()  # as the main process will find, too
-        with _StopRequest() as stop:
-            _train_and_test(run, stop, is_main=False)
+        with _StopRequest() as stop, _tracked(run) as trackers:
+            _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
     started = time.monotonic()
     import lightning.pytorch  # noqa: F401 - now, because it sets up loggers that are redirected next
@@ -94,7 +97,8 @@ def execute_here(run: Run) -> Status:
         )
         outcome: dict[str, Any]
         try:
-            outcome = _train_and_test(run, stop, is_main=True)
+            with _tracked(run) as trackers:
+                outcome = _train_and_test(run, stop, trackers, is_main=True)
         except Exception as error:
             outcome = {"status": Status.FAILED, "error": describe_error(error, run)}
             log.error("%s", traceback.format_exc())
@@ -195,7 +199,9 @@ def _is_parameter_of_function(function: Any, *args: Any, **kwargs: Any) -> bool:
     return is_param_in_hook_signature(function, *args, **kwargs)
 
 
-def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, Any]:
+def _train_and_test(
+    run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
+) -> dict[str, Any]:
     import lightning.pytorch as pl
     import torch
 
@@ -224,11 +230,12 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
+    pruning = _pruning(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
-        logger=[series, *(instantiate(each) for each in config.logger.loggers.values())],
-        callbacks=[watch, checkpoints],
+        logger=[series, *trackers],
+        callbacks=[watch, *pruning, checkpoints],
     )
     # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -259,9 +266,12 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     if stop.requested and outcome["status"] == Status.FINISHED:
         return {"status": Status.INTERRUPTED}
     final = checkpoints.logged
-    if outcome["status"] == Status.FINISHED:
-        _load_for_test(run, module, config)
-        trainer.test(module, datamodule=data, verbose=False)
+    if any(each.pruned for each in pruning):
+        outcome = {"status": Status.PRUNED}
+    elif outcome["status"] == Status.FINISHED:
+        if training.test_with != "none":
+            _load_for_test(run, module, config)
+            trainer.test(module, datamodule=data, verbose=False)
         final = checkpoints.final_metrics(trainer)
         lost = _not_finite(final)
         if lost is not None:
@@ -274,6 +284,28 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[list[Logger]]:
+    """The trackers of a run beside metrics.csv; importing them takes long, so only if asked for."""
+    config = run.config()
+    if not config.logger.loggers:
+        yield []
+        return
+    from repro.engine import tracking
+
+    with tracking.tracked(run, config) as trackers:
+        yield trackers
+
+
+def _pruning(run: Run) -> list[PruneHopeless]:
+    """The callback of a run that is a search's trial; none otherwise."""
+    if run.record().get("trial") is None:
+        return []
+    from repro.engine.search.pruning import PruneHopeless
+
+    return [PruneHopeless(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:

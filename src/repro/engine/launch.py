@@ -43,7 +43,7 @@ def launcher_overrides(
     launcher = dict(hardware.launcher)
     name = launcher.pop("name")
     if name == "basic":
-        jobs = _local_jobs(hardware, n_jobs, runs)
+        jobs = local_jobs(hardware, n_jobs, runs)
         if jobs > 1:
             name, launcher = "joblib", {"n_jobs": jobs}
     options = [_launcher_option(key, value) for key, value in launcher.items()]
@@ -144,7 +144,8 @@ def _launch_layer(launcher: Launcher, jobs: list[list[str]], first: int) -> None
             raise done._return_value
 
 
-def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
+def local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
+    """How many of a study's runs go side by side on this machine."""
     cores = len(os.sched_getaffinity(0))
     if n_jobs == "auto":
         is_light = hardware.accelerator in ("auto", "cpu") and hardware.strategy == "auto"

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from repro.engine import compose
+from repro.engine import compose, extras
 from repro.engine.compose import Layer, Point
 from repro.engine.papers import Paper, load_paper
 from repro.errors import UserError, did_you_mean
@@ -29,7 +29,7 @@ COUNTS = (
     "hardware.num_nodes",
     *OPTIONAL_COUNTS,
 )
-WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best")}
+WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best", "none")}
 
 
 @dataclass(frozen=True)
@@ -296,6 +296,7 @@ def _check_values(config: DictConfig) -> None:
             raise UserError(f"{key} is {' or '.join(allowed)}, not {value!r}.")
     if str(OmegaConf.select(config, "training.monitor")).startswith("test/"):
         raise UserError("training.monitor chooses best.ckpt: a val/ metric, never a test metric.")
+    extras.require(config.logger.loggers)
     if config.n_jobs != "auto" and not _is_count(config.n_jobs):
         raise UserError(f"n_jobs is auto or a whole number from 1 on, not {config.n_jobs!r}.")
     if not isinstance(config.outputs, str) or not config.outputs:

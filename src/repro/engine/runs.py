@@ -40,13 +40,14 @@ class Status(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     DIVERGED = "diverged"  # a loss became infinite or not a number: a result, not a failure
+    PRUNED = "pruned"  # a search stopped it, because others are better
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
     @property
     def is_final(self) -> bool:
         """Whether resuming the study leaves this run alone."""
-        return self in (Status.FINISHED, Status.DIVERGED)
+        return self in (Status.FINISHED, Status.DIVERGED, Status.PRUNED)
 
     @property
     def has_ended(self) -> bool:
