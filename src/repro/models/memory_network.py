@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,26 @@ from repro.models.checks import require_positive
 
 def position_encoding(words: int, dim: int) -> Tensor:
     """(words, dim) weights l_kj = (1 - j/J) - (k/d)(1 - 2j/J): a bag of words that knows order."""
-    j_J1 = torch.arange(1, words + 1)[:, None] / words
+    j_W1 = torch.arange(1, words + 1)[:, None] / words
     k_D = torch.arange(1, dim + 1) / dim
-    return (1 - j_J1) - k_D * (1 - 2 * j_J1)
+    return (1 - j_W1) - k_D * (1 - 2 * j_W1)
+
+
+def weighted_counts(x: Tensor, weight_W: Tensor, vocabulary: int) -> Tensor:
+    """How often each word occurs in a row, counted with the weight of its place.
+
+    Args:
+        x: (B, S, W) integer words; 0 is padding and counts nothing.
+        weight_W: (W,) weights of the places.
+        vocabulary: V.
+
+    Returns:
+        (B, S, V).
+    """
+    counts_BSV = torch.zeros(*x.shape[:2], vocabulary, device=x.device, dtype=weight_W.dtype)
+    counts_BSV.scatter_add_(2, x.long(), weight_W.expand(x.shape))
+    counts_BSV[..., 0] = 0
+    return counts_BSV
 
 
 class MemoryNetwork(nn.Module):
@@ -42,8 +60,6 @@ class MemoryNetwork(nn.Module):
         UserError: a size below 1, or an input that is not (sentences, words).
     """
 
-    encoding_WD: Tensor
-
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -59,14 +75,12 @@ class MemoryNetwork(nn.Module):
                 "memory_network reads stories, (sentences + 1, words) of integers such as "
                 f"dataset=babi_like, not inputs of shape {tuple(input_shape)}."
             )
-        sentences, words = input_shape[0] - 1, input_shape[1]
+        sentences = input_shape[0] - 1
         self.hops = hops
         self.linear_epochs = linear_epochs
         self.linear = linear_epochs > 0
         self.embeddings = nn.Parameter(0.1 * torch.randn(hops + 1, classes, dim))
         self.ages = nn.Parameter(0.1 * torch.randn(hops + 1, sentences, dim))
-        # Not a buffer: a constant needs no place in checkpoints, and follows the input's device.
-        self.encoding_WD = position_encoding(words, dim)
 
     def start_epoch(self, epoch: int) -> None:
         """Switches the softmax on after the linear epochs."""
@@ -74,24 +88,26 @@ class MemoryNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (B, classes)."""
-        encoding_WD = self.encoding_WD.to(x.device)
-        x = x.long()
-        spoken = (x != 0)[..., None]
-        used = spoken[:, :-1, :, 0].any(-1)  # (B, S): empty memories get no attention
+        table = self.embeddings
+        place_W = torch.arange(1, x.shape[2] + 1, device=x.device, dtype=table.dtype) / x.shape[2]
+        k_D = torch.arange(1, table.shape[2] + 1, device=x.device, dtype=table.dtype)
+        # `position_encoding` is affine in k, so two counts of words stand for all of its weights;
+        # they are the same for every embedding, and smaller than the embedded words.
+        still_BSV = weighted_counts(x, 1 - place_W, table.shape[1])
+        moving_BSV = weighted_counts(x, 1 - 2 * place_W, table.shape[1])
+        table_VK = table.transpose(0, 1).flatten(1)  # all hops side by side: one product for all
+        k_K = (k_D / table.shape[2]).repeat(self.hops + 1)
+        rows_BSK = still_BSV @ table_VK - k_K * (moving_BSV @ table_VK)
+        rows_HBSD = rows_BSK.unflatten(-1, (self.hops + 1, -1)).movedim(2, 0)
+        used_BS = x[:, :-1, 0] != 0  # empty memories get no attention
 
-        def embed(k: int) -> Tensor:
-            return (self.embeddings[k][x] * spoken * encoding_WD).sum(2)  # (B, S + 1, D)
-
-        read_BSD = embed(0)
-        u_BD = read_BSD[:, -1]
-        memory_BSD = read_BSD[:, :-1] + self.ages[0]
-        for hop in range(self.hops):
+        u_BD = rows_HBSD[0, :, -1]
+        memories_HBSD = rows_HBSD[:, :, :-1] + self.ages[:, None]
+        for memory_BSD, output_BSD in pairwise(memories_HBSD):
             scores_BS = torch.einsum("bsd,bd->bs", memory_BSD, u_BD)
             if self.linear:
-                attention_BS = scores_BS * used
+                attention_BS = scores_BS * used_BS
             else:
-                attention_BS = scores_BS.masked_fill(~used, -1e9).softmax(-1)
-            output_BSD = embed(hop + 1)[:, :-1] + self.ages[hop + 1]
+                attention_BS = scores_BS.masked_fill(~used_BS, -1e9).softmax(-1)
             u_BD = u_BD + torch.einsum("bs,bsd->bd", attention_BS, output_BSD)
-            memory_BSD = output_BSD
-        return u_BD @ self.embeddings[self.hops].T
+        return u_BD @ self.embeddings[-1].T

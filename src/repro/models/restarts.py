@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from repro.errors import UserError
 from repro.models.checks import require_positive
 
 
@@ -23,7 +24,7 @@ class Restarts(nn.Module):
         network: builds one copy with fresh random weights.
 
     Raises:
-        UserError: fewer than one member.
+        UserError: fewer than one member, or a network with buffers (batch norm).
     """
 
     def __init__(self, members: int, network: Callable[[], nn.Module]) -> None:
@@ -31,7 +32,12 @@ class Restarts(nn.Module):
         require_positive("restarts", members=members)
         self.members = members
         copies = [network() for _ in range(members)]
-        stacked, _ = stack_module_state(copies)
+        stacked, buffers = stack_module_state(copies)
+        if buffers:
+            raise UserError(
+                f"restarts: {type(copies[0]).__name__} keeps running state ({next(iter(buffers))}),"
+                " which cannot be stacked."
+            )
         self._paths = list(stacked)  # parameter names may not contain dots
         self.stacked = nn.ParameterList(nn.Parameter(stacked[path].detach()) for path in stacked)
         # In a list, so that the weights of this copy, which only lends its code, do not count.
