@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -328,7 +329,8 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the `repro` command."""
+    """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="repro")
 
 

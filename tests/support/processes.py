@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -46,6 +47,14 @@ class Command:
     def output(self) -> str:
         """What it wrote to standard output and standard error so far."""
         return self.log.read_text()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits until something becomes true."""
+    deadline = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
 
 
 def start(

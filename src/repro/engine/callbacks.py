@@ -133,7 +133,7 @@ class Checkpoints(Checkpoint):
             raise Interrupted
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Saves the final state: after `on_train_end`, where modules may still measure something."""
+        """Saves the final state: after `on_train_end`, where modules may still measure."""
         if self.random_state is None:
             self._save_last(trainer)
         else:  # the checkpoint was that of a training already over: nothing was trained
@@ -164,15 +164,15 @@ class Checkpoints(Checkpoint):
 
     def _is_over(self, trainer: pl.Trainer) -> bool:
         """Whether this is the last step or epoch, which a checkpoint must not cut from its end."""
-        epochs, steps = trainer.max_epochs, trainer.max_steps
+        in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         return (
             trainer.should_stop
-            or (steps != -1 and trainer.global_step >= steps)
-            or (trainer.is_last_batch and epochs is not None and trainer.current_epoch + 1 == epochs)
+            or trainer.global_step == trainer.max_steps
+            or (trainer.is_last_batch and in_last_epoch)
         )
 
     def _note_epoch(self, trainer: pl.Trainer) -> None:
-        """Notes the epoch's metrics, which Lightning logs only after this hook: too late to save."""
+        """Notes the epoch's metrics; Lightning logs them after this hook, too late to save."""
         metrics = scalars(trainer._logger_connector.metrics["log"])
         step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
         for logger in trainer.loggers:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger("repro")
+PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
 
 def job(config: DictConfig) -> str:
@@ -38,7 +39,13 @@ def job(config: DictConfig) -> str:
     Raises:
         KeyboardInterrupt: somebody asked to stop, so that the launcher starts no further run.
     """
-    return str(execute(Path(config.run)))
+    parent = _worker_of()
+    try:
+        return str(execute(Path(config.run)))
+    except KeyboardInterrupt:
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)  # nobody is left to tell; a worker would wait for work for minutes
+        raise
 
 
 def execute(folder: Path) -> Status:
@@ -119,7 +126,8 @@ def _execute_apart(run: Run) -> Status:
     # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
     command = [sys.executable, "-m", "repro.engine.execute", str(run.folder)]
     with _StopRequest() as stop:
-        process = subprocess.Popen(command, start_new_session=True)
+        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
         stop.tell = process.send_signal
         code = process.wait()
     if stop.requested:
@@ -233,10 +241,10 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         _load_for_test(run, module, config)
         trainer.test(module, datamodule=data, verbose=False)
         final = checkpoints.final_metrics(trainer)
-        reason = _not_finite(final)
-        if reason is not None:
-            log.warning("diverged: %s", reason)
-            outcome = {"status": Status.DIVERGED, "reason": reason}
+        lost = _not_finite(final)
+        if lost is not None:
+            log.warning("diverged: %s", lost)
+            outcome = {"status": Status.DIVERGED, "reason": lost}
     if is_main:
         series.write()
         final = {name: value for name, value in final.items() if math.isfinite(value)}
@@ -319,11 +327,21 @@ def _peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
 
+def _worker_of() -> int | None:
+    """The process that started this one for a run, if one did."""
+    parent = os.getppid()
+    return parent if os.environ.get(PARENT_VARIABLE) == str(parent) else None
+
+
 class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final."""
+    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final.
+
+    The death of the command that started this process for a run is such a request, too.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signalled = False
+        self.parent = _worker_of()
         self.tell: Callable[[int], Any] | None = None  # for who else should hear of signals
         self.previous: dict[int, Any] = {}
 
@@ -339,12 +357,17 @@ class _StopRequest:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    @property
+    def requested(self) -> bool:
+        """Whether this process should save and stop."""
+        return self.signalled or (self.parent is not None and os.getppid() != self.parent)
+
     def _handle(self, number: int, frame: Any) -> None:
         if self.tell is not None:
             self.tell(number)
-        elif self.requested:
+        elif self.signalled:
             raise KeyboardInterrupt
-        self.requested = True
+        self.signalled = True
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class ToyTraining(Supervised):
     """What the environment variable ``TOY_EVENT`` asks for happens at a moment of one arm's run.
 
     ``what`` is a signal's name, ``error`` or ``user error``; the moments are ``step N``,
-    ``validation N``, ``test`` and ``fit end``. With ``once``, a file, it happens only the first time.
+    ``validation N`` and ``test``. With ``once``, a file, it happens only the first time.
     """
 
     def __init__(self, *args: Any, arm: str, **kwargs: Any) -> None:
