@@ -64,8 +64,8 @@ class RestartTraining(Supervised):
         if members is None:
             raise UserError(
                 "gradient_noise trains many restarts at once: choose model=stacked_mlp,"
-                " memory_network or neural_gpu. For one network of any kind, take the method"
-                " elsewhere: repro run paper=dgc method=gradient_noise."
+                " memory_network or neural_gpu. For one network of any kind:"
+                " repro run paper=dgc arm=dense method=gradient_noise."
             )
         if self.clip_norm is not None and not isinstance(self.method, GradientNoise):
             raise UserError(
@@ -147,7 +147,7 @@ class RestartTraining(Supervised):
         accuracy_R, loss_R = self.hits_R / self.examples, self.loss_R / self.examples
         if split == "val":
             self.val_accuracy = accuracy_R
-            if self.current_epoch >= 0.9 * (self.trainer.max_epochs or 0):
+            if self.current_epoch + 1 > 0.9 * (self.trainer.max_epochs or 0):
                 self.late_accuracy += torch.stack([accuracy_R, torch.ones_like(accuracy_R)], 1)
         measured = {
             "loss": _finite_mean(loss_R),

@@ -72,7 +72,9 @@ class NeuralGPU(nn.Module):
         require_positive("neural_gpu", classes=classes, maps=maps, width=width, layers=layers)
         require_probability("neural_gpu", dropout=dropout)
         if kernel < 1 or kernel % 2 == 0:
-            raise UserError(f"neural_gpu: kernel must be odd, so that states keep their size; got {kernel}.")
+            raise UserError(
+                f"neural_gpu: kernel must be odd, so that states keep their size; got {kernel}."
+            )
         if len(input_shape) != 1:
             raise UserError(
                 "neural_gpu rewrites sequences, (length,) of integers such as "
