@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from repro.data.files import data_root, sha256_of
 from repro.data.modules import SPLIT_NAMES, Split, Splits, TensorData, check_counts, check_fact
@@ -198,7 +197,8 @@ def read_questions(lines: Sequence[str]) -> list[Question]:
         >>> read_questions(["1 Mary went home.", "2 Where is Mary? \thome\t1"])[0].answer
         'home'
     """
-    found, story = [], []
+    found: list[Question] = []
+    story: list[tuple[str, ...]] = []
     for line in filter(None, (line.strip() for line in lines)):
         number, _, text = line.partition(" ")
         if not number.isdigit() or not text:

@@ -77,7 +77,7 @@ def escape_time(
     """Steps until noise alone has brought a ReLU layer to He's variance, ``2 / fan_in``.
 
     From then on the layer passes signals on at their own size, so gradients take over. The
-    integral of `noise_variance` instead of the sum, for plain SGD (our derivation, not the paper's)::
+    integral of `noise_variance` instead of the sum, for plain SGD (derived here)::
 
         t* = [(1 - gamma) (2 / fan_in - init_std^2) / (lr^2 eta)]^(1 / (1 - gamma))
 

@@ -29,6 +29,7 @@ class GatedConvolution(nn.Module):
         super().__init__()
         self.gates = nn.Conv2d(maps, 2 * maps, kernel, padding=kernel // 2)
         self.candidate = nn.Conv2d(maps, maps, kernel, padding=kernel // 2)
+        assert self.gates.bias is not None
         nn.init.ones_(self.gates.bias)  # open gates: the first state survives many steps
 
     def forward(self, s: Tensor) -> Tensor:
