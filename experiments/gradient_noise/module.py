@@ -100,12 +100,15 @@ class RestartTraining(Supervised):
         total = torch.where(losses_R.isfinite(), losses_R, 0.0).sum()
         return total + (_finite_mean(losses_R) - total).detach()
 
+    def on_train_start(self) -> None:
+        """Tells the epoch once more, because a run resumed within one does not start it."""
+        super().on_train_start()
+        self._tell_epoch()
+
     def on_train_epoch_start(self) -> None:
         """Tells the epoch to models whose training has stages."""
         super().on_train_epoch_start()
-        tell = getattr(self.model, "start_epoch", None)
-        if tell is not None:
-            tell(self.current_epoch)
+        self._tell_epoch()
 
     def on_train_epoch_end(self) -> None:
         """Adds the steps to escape."""
@@ -113,6 +116,11 @@ class RestartTraining(Supervised):
         never = float(self.global_step + 1)
         steps = torch.where(self.escaped_at > 0, self.escaped_at, never)
         self.log("train/steps_to_escape", steps.mean())
+
+    def _tell_epoch(self) -> None:
+        tell = getattr(self.model, "start_epoch", None)
+        if tell is not None:
+            tell(self.current_epoch)
 
     def _watch(self, losses_R: Tensor) -> None:
         """Smooths the training losses and notes who has just left the start."""
@@ -124,6 +132,7 @@ class RestartTraining(Supervised):
 
     def on_validation_start(self) -> None:
         """Starts the counts anew."""
+        self._tell_epoch()
         self.hits_R = torch.zeros(self.members, device=self.device)
         self.loss_R = torch.zeros(self.members, device=self.device)
         self.examples = 0

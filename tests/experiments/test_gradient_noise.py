@@ -117,18 +117,25 @@ class StopAfter:
     @property
     def requested(self) -> bool:
         self.steps += 1
-        return self.steps >= 57  # within the second epoch of 40
+        return self.steps >= 57  # within an epoch of 40, or of 20, steps
 
 
 def results(run: Run) -> dict[str, Any]:
     return {name: value for name, value in run.summary().items() if not name.startswith("time/")}
 
 
-@pytest.mark.parametrize("method", ["method.schedule=poly", "method.schedule=error_scaled"])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["arm=dropout", "optimizer.lr=0.3", "method.schedule=poly", *TINY],
+        ["arm=dropout", "optimizer.lr=0.3", "method.schedule=error_scaled", *TINY],
+        ["arm=memory_two_stage_noise", "model.network.linear_epochs=2", "model.members=2"],
+    ],
+)
 def test_an_interrupted_run_ends_with_the_numbers_of_a_straight_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str]
 ) -> None:
-    typed = ["arm=dropout", "seed=0", "training.epochs=3", "optimizer.lr=0.3", method, *TINY]
+    typed = [*typed, "seed=0", "training.epochs=3"]
     straight, stopped = prepared(tmp_path / "a", *typed), prepared(tmp_path / "b", *typed)
     assert execute_here(straight.runs[0]) == Status.FINISHED
     with monkeypatch.context() as patched:
