@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from repro.data.modules import Split, Splits, TensorData
 from repro.errors import UserError, did_you_mean
 
-# Which examples are held out must never depend on a run.
+# Which examples are held out must never depend on a run, unless its config says so.
 SPLIT_SEED = 0
 TABLES: Mapping[str, Callable[[], Any]] = {
     "wine": bundled.load_wine,
@@ -25,7 +25,11 @@ TABLES: Mapping[str, Callable[[], Any]] = {
 
 
 def split_indices(
-    size: int, test: int | float, val: int | float, labels: np.ndarray | None = None
+    size: int,
+    test: int | float,
+    val: int | float,
+    labels: np.ndarray | None = None,
+    split: int = 0,
 ) -> dict[str, np.ndarray]:
     """Cuts ``range(size)`` into train, val and test, the same way every time.
 
@@ -34,27 +38,25 @@ def split_indices(
         test: number or share of test examples.
         val: number of validation examples, or their share of what is not test.
         labels: (size,) classes to stratify by.
+        split: another number cuts in another way.
 
     Returns:
         ``{"train": …, "val": …, "test": …}``, disjoint and covering.
     """
-    cut = partial(train_test_split, random_state=SPLIT_SEED)
+    cut = partial(train_test_split, random_state=SPLIT_SEED + split)
     rest, test_part = cut(np.arange(size), test_size=test, stratify=labels)
     train, val_part = cut(rest, test_size=val, stratify=None if labels is None else labels[rest])
     return {"train": train, "val": val_part, "test": test_part}
 
 
-def _digits() -> Splits:
-    images, labels = bundled.load_digits(return_X_y=True)
-    parts = split_indices(len(labels), test=360, val=0.1, labels=labels)
-    # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
-    mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
-    x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
-    y = torch.from_numpy(labels).long()
-    return {name: (x[index], y[index]) for name, index in parts.items()}
-
-
-def digits(name: str = "digits", **facts: Any) -> TensorData:
+def digits(
+    name: str = "digits",
+    *,
+    split: int = 0,
+    test_size: float = 0.2,
+    val_size: float = 0.1,
+    **facts: Any,
+) -> TensorData:
     """Handwritten digits, 8 × 8 pixels: 1293 train, 144 validation and 360 test images.
 
     Stratified by class; standardised by the mean and deviation of all training pixels. Source:
@@ -62,9 +64,22 @@ def digits(name: str = "digits", **facts: Any) -> TensorData:
 
     Args:
         name: of the data set.
+        split: another number cuts train, val and test in another way.
+        test_size: share of all images.
+        val_size: share of what is not test.
         facts: see `TensorData`.
     """
-    return TensorData(name, _digits, **facts)
+
+    def load() -> Splits:
+        images, labels = bundled.load_digits(return_X_y=True)
+        parts = split_indices(len(labels), test_size, val_size, labels, split)
+        # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
+        mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
+        x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
+        y = torch.from_numpy(labels).long()
+        return {name: (x[index], y[index]) for name, index in parts.items()}
+
+    return TensorData(name, load, **facts)
 
 
 def standardised(
@@ -99,7 +114,9 @@ def standardised(
     return {name: part(index) for name, index in parts.items()}
 
 
-def table(name: str, **facts: Any) -> TensorData:
+def table(
+    name: str, *, split: int = 0, test_size: float = 0.2, val_size: float = 0.1, **facts: Any
+) -> TensorData:
     """A table from scikit-learn: ``wine``, ``iris``, ``breast_cancer`` or ``diabetes``.
 
     20 % test and 10 % of the rest validation, stratified for classification. Features (and the
@@ -107,6 +124,9 @@ def table(name: str, **facts: Any) -> TensorData:
 
     Args:
         name: which table.
+        split: another number cuts train, val and test in another way.
+        test_size: share of all examples.
+        val_size: share of what is not test.
         facts: see `TensorData`.
 
     Raises:
@@ -121,7 +141,7 @@ def table(name: str, **facts: Any) -> TensorData:
     data = TABLES[name]()
     regression = facts.get("task") == "regression"
     labels = None if regression else data.target
-    parts = split_indices(len(data.target), test=0.2, val=0.1, labels=labels)
+    parts = split_indices(len(data.target), test_size, val_size, labels, split)
     return TensorData(
         name,
         standardised(data.data, data.target, parts, regression),
