@@ -60,9 +60,7 @@ class _Births(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = {
-            _storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
-        }
+        given = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         output = func(*args, **kwargs)
         for tensor in tree_leaves(output):
             # What an operation was given it did not create: views, in-place results.

@@ -56,9 +56,7 @@ class Bottleneck(nn.Module):
         self.conv1 = conv1x1(channels_in, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(
-            width, width, 3, stride=stride, padding=1, groups=groups, bias=False
-        )
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu2 = nn.ReLU()
         self.conv3 = conv1x1(width, self.expansion * channels)
@@ -124,9 +122,7 @@ class ResNetImageNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("resnet_imagenet", input_shape)
-        require_positive(
-            "resnet_imagenet", classes=classes, groups=groups, base_width=base_width
-        )
+        require_positive("resnet_imagenet", classes=classes, groups=groups, base_width=base_width)
         if depth not in DEPTHS:
             known = ", ".join(map(str, DEPTHS))
             raise UserError(f"resnet_imagenet: depth must be one of {known}, got {depth}.")

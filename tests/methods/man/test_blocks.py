@@ -1,5 +1,7 @@
 """Cuts and weights against the official splits and closed forms."""
 
+import itertools
+
 import pytest
 
 from repro.errors import UserError
@@ -65,7 +67,7 @@ def test_a_model_without_units():
 def test_linear_weights_meet_both_ends():
     weights = [loss_weight(block, 1, 16, 5.0, 0.0) for block in range(1, 16)]
     assert (weights[0], weights[-1]) == (5.0, 0.0)
-    steps = [b - a for a, b in zip(weights, weights[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(weights)]
     assert steps == pytest.approx([-5 / 14] * 14)
 
 

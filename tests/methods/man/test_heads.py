@@ -25,9 +25,7 @@ def linears(head):
     return [(m.in_features, m.out_features) for m in head.modules() if isinstance(m, nn.Linear)]
 
 
-@pytest.mark.parametrize(
-    ("channels", "first"), [(16, (32, 2)), (32, (64, 2)), (64, (64, 1))]
-)
+@pytest.mark.parametrize(("channels", "first"), [(16, (32, 2)), (32, (64, 2)), (64, (64, 1))])
 def test_default_head_is_the_official_one(channels, first):
     head = auxiliary_head("2c2f", (channels, 8, 8), 10, widest=64)
     assert convolutions(head) == [first, (first[0], 1)]
@@ -63,7 +61,7 @@ def test_vectors():
 
 @pytest.mark.parametrize("spec", ["", "c1f", "1c0f", "two"])
 def test_unknown_heads(spec):
-    with pytest.raises(UserError, match="method.head is like 1c2f"):
+    with pytest.raises(UserError, match=r"method\.head is like 1c2f"):
         auxiliary_head(spec, (16, 4, 4), 10, widest=64)
 
 
@@ -126,6 +124,7 @@ def test_pixels_come_back_into_the_unit_range():
     pixels[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
     back = unit_range((pixels - mean) / std, mean, std)
     torch.testing.assert_close(back, pixels)
-    assert 0 <= back.min() and back.max() <= 1
+    assert back.min() >= 0
+    assert back.max() <= 1
     own = unit_range(5 * pixels - 2, None, None)
     assert (own.min(), own.max()) == (0, 1)

@@ -11,7 +11,8 @@ Three hidden layers, each a gradient-isolated block with an auxiliary classifier
 >>> model = MLP(input_shape=[8], classes=2, hidden=[32, 32, 32])
 >>> method = LocalLearning(input_shape=[8], classes=2, head="0c1f", momentum=0.99)
 >>> method.attach(model)
->>> optimizer = method.optimizer(model, lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9))
+>>> sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+>>> optimizer = method.optimizer(model, sgd)
 >>> for epoch in range(20):
 ...     for batch in zip(x.split(32), y.split(32)):
 ...         optimizer.zero_grad()

@@ -78,9 +78,7 @@ def loss_weight(
         UserError: there is no such schedule.
     """
     if schedule not in ("linear", "official_quirk"):
-        raise UserError(
-            f"method.weight_schedule is linear or official_quirk, not '{schedule}'."
-        )
+        raise UserError(f"method.weight_schedule is linear or official_quirk, not '{schedule}'.")
     if modules <= 2:
         return first
     ratio = ((block - 1) if schedule == "linear" else stage) / (modules - 2)

@@ -83,6 +83,6 @@ def update_all(averages: Iterable[EmaOf]) -> None:
     averages = list(averages)
     if not averages:
         return
-    own = [p for average in averages for p in average.module.parameters()]
-    sources = [p for average in averages for p in average.source.parameters()]
+    own: list[Tensor] = [p for average in averages for p in average.module.parameters()]
+    sources: list[Tensor] = [p for average in averages for p in average.source.parameters()]
     torch._foreach_lerp_(own, sources, 1 - averages[0].momentum)

@@ -97,10 +97,10 @@ class Decoder(nn.Module):
         else:
             plan = [(1, 12), (1, painted)]
         size = None
-        for divisor, out in plan:
+        for step, (divisor, out) in enumerate(plan, 1):
             if size != (size := (height // divisor, width // divisor)):
                 self.layers.append(nn.Upsample(size, mode="bilinear", align_corners=True))
-            last = out == painted and divisor == 1 and (divisor, out) == plan[-1]
+            last = step == len(plan)  # no batch norm follows, so it has a bias
             self.layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=last))
             if not last:
                 self.layers.extend([nn.BatchNorm2d(out), nn.ReLU()])
@@ -186,7 +186,9 @@ class PredSim(nn.Module):
             raise UserError(f"method.beta lies in [0, 1], not {beta}.")
         channels = shape[0]
         self.head = auxiliary_head("0c1f", shape, classes, widest=channels)
-        self.embed = conv3x3(channels, channels) if len(shape) == 3 else nn.Linear(*2 * [channels])
+        self.embed = (
+            conv3x3(channels, channels) if len(shape) == 3 else nn.Linear(channels, channels)
+        )
         self.classes = classes
         self.beta = beta
 

@@ -1,4 +1,4 @@
-"""Supervised local learning: blocks trained by losses of their own, with or without momentum copies.
+"""Supervised local learning: blocks trained by losses of their own, with momentum copies or not.
 
 Shapes: B examples; N units; K' blocks, numbered from 1 in comments and from 0 in code.
 """
@@ -216,8 +216,8 @@ class LocalLearning(Method):
         # Every unit a block is the paper's K = N + 1, whose first group is the stem alone.
         modules = self.modules or (blocks if self.borders is not None else len(chain.units) + 1)
         weight_x, weight_y = (
-            loss_weight(block, chain.stages[next_unit], modules, *ends, self.weight_schedule)
-            for ends in (self.weight_x, self.weight_y)
+            loss_weight(block, chain.stages[next_unit], modules, first, last, self.weight_schedule)
+            for first, last in (self.weight_x, self.weight_y)
         )
         decoder = Decoder(shape[0], self.input_shape, self.decoder)
         return LocalLoss(bridge, InfoPro(head, decoder, weight_x, weight_y))
@@ -274,8 +274,7 @@ class LocalLearning(Method):
 
     def follow(self) -> None:
         """Moves every momentum copy towards the unit it copies."""
-        bridges = [local_loss.bridge for local_loss in self.auxiliary]
-        update_all([bridge.ema for bridge in bridges if bridge.ema is not None])
+        update_all([part for part in self.auxiliary.modules() if isinstance(part, EmaOf)])
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:
         """Clips the global norm of all gradients, those of auxiliary nets included."""
