@@ -33,7 +33,8 @@ def batch(size=8, seed=0):
 
 
 def attached(model, **knobs):
-    method = LocalLearning(SHAPE, CLASSES, **{"head": "1c1f", **knobs})
+    defaults = {"input_shape": SHAPE, "classes": CLASSES, "head": "1c1f"}
+    method = LocalLearning(**{**defaults, **knobs})
     method.attach(model)
     return method
 
@@ -275,6 +276,7 @@ def test_a_chain_is_the_forward_pass(model):
 @pytest.mark.parametrize(
     ("model", "knobs", "message"),
     [
+        (network(), {"classes": None}, "a data set with classes"),
         (LSTMLanguageModel(10), {}, "cannot cut LSTMLanguageModel"),
         (MLP(SHAPE, CLASSES, hidden=[]), {}, "has none"),
         (MLP(SHAPE, CLASSES), {}, "features are vectors"),

@@ -77,8 +77,8 @@ class LocalLearning(Method):
     evaluation, checkpoints and inference see it without bridges and auxiliary nets.
 
     Args:
-        input_shape: of one example; tells the shapes at the borders.
-        classes: number of classes.
+        input_shape: of one example; tells the shapes at the borders. None if the data have none.
+        classes: number of classes, or None likewise; `attach` then says what is missing.
         modules: the paper's K, see `block_ends`; None makes every unit a block, 1 is end to end.
         borders: the last unit of every block but the last; replaces ``modules``.
         loss: ``dgl`` (cross-entropy of an auxiliary classifier), ``infopro`` (plus painting the
@@ -105,8 +105,8 @@ class LocalLearning(Method):
 
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
+        input_shape: Sequence[int] | None,
+        classes: int | None,
         modules: int | None = None,
         borders: Sequence[int] | None = None,
         loss: Literal["dgl", "infopro", "predsim"] = "dgl",
@@ -131,8 +131,8 @@ class LocalLearning(Method):
         for name, pair in {"weight_x": weight_x, "weight_y": weight_y}.items():
             if len(pair) != 2:
                 raise UserError(f"method.{name} is [first block, last block], not {list(pair)}.")
-        self.input_shape = tuple(input_shape)
-        self.classes = classes
+        self.input_shape = tuple(input_shape or ())
+        self.classes = classes or 0
         self.modules = modules
         self.borders = borders
         self.loss = loss
@@ -162,6 +162,11 @@ class LocalLearning(Method):
         Raises:
             UserError: the model has no ``chain()``, or cannot be cut or headed as asked.
         """
+        if not (self.input_shape and self.classes):
+            raise UserError(
+                "Local learning trains blocks by classifying: it needs a data set with classes and"
+                " inputs of one shape."
+            )
         chain_of: Callable[[], Chain] | None = getattr(model, "chain", None)
         if chain_of is None:
             raise UserError(
