@@ -34,7 +34,7 @@ $(VENV):
 	$(PYTHON) -m venv $(VENV)
 
 $(RUN): pyproject.toml setup.py constraints.txt | $(VENV)
-	$(INSTALL) .
+	$(INSTALL) '.[data]'
 	touch $@
 
 $(DEV): $(RUN)

@@ -314,7 +314,8 @@ def check(name: str, root: Path | None, as_json: bool) -> None:
     if as_json:
         render.emit(rows)
     else:
-        render.console.print(", ".join(f"{split}: {count} rows" for split, count in rows.items()))
+        counts = ", ".join(f"{split}: {count} rows" for split, count in rows.items())
+        render.console.print(counts or f"{name} has no files of its own: nothing to check.")
 
 
 @cli.command()

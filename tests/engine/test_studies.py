@@ -14,6 +14,7 @@ from processes import repro
 from repro.cli.main import cli
 
 from repro.engine import study as study_module
+from repro.engine.launch import launcher_overrides
 from repro.engine.plan import plan_study
 from repro.engine.study import Study, find_studies
 
@@ -66,9 +67,8 @@ def test_children_start_from_their_parents_weights(toy: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["n_jobs=2", "hydra/launcher=joblib"])
-def test_parallel_studies_give_the_same_numbers(toy: Path, serial: Study, how: str) -> None:
-    code, output = repro([*SHORT, how], toy)
+def test_parallel_studies_give_the_same_numbers(toy: Path, serial: Study) -> None:
+    code, output = repro([*SHORT, "n_jobs=2"], toy)
     assert code == 0, output
     study = only_study()
     assert len({run.record()["pid"] for run in study.runs}) == 2
@@ -91,7 +91,7 @@ def test_a_study_can_be_moved_and_resumed_elsewhere(toy: Path, serial: Study) ->
 def test_studies_of_the_same_second_get_folders_of_their_own(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(study_module.datetime):  # type: ignore[misc, name-defined]
+    class Stopped(study_module.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(2026, 1, 2, 3, 4, 5)
@@ -197,14 +197,31 @@ def test_grids_and_single_arms_are_not_judged(toy: Path) -> None:
     assert "optimizer.lr=0.01" in result.output
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_said_in_a_line(toy: Path) -> None:
     event = json.dumps({"what": "SIGKILL", "at": "step 10", "arm": "adam"})
     code, output = repro([*SHORT, "arm=[sgd,adam]", "n_jobs=2", "-q"], toy, {"TOY_EVENT": event})
     assert code == 1
     assert "worker process was killed" in output
     assert "Traceback" not in output
-    code, output = repro(["resume", "-q"], toy)
-    assert code == 0, output
+    assert "interrupted" in {str(each.status()) for each in only_study().runs}
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "typed", "runs", "expected"),
+    [
+        (2, [], 8, ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]),
+        (2, [], 1, ["hydra/launcher=basic"]),
+        ("auto", [], 3, ["hydra/launcher=basic"]),
+        (2, ["hydra/launcher=basic"], 8, ["hydra/launcher=basic"]),
+        (1, ["hydra/launcher=joblib"], 8, ["hydra/launcher=joblib"]),
+    ],
+)
+def test_who_chooses_the_launcher(
+    toy: Path, n_jobs: int | str, typed: list[str], runs: int, expected: list[str]
+) -> None:
+    hardware = plan_study(["paper=toy", "arm=sgd", "hardware=cpu"]).runs[0].config.hardware
+    assert launcher_overrides(hardware, n_jobs, typed, runs) == expected
 
 
 def test_an_unknown_launcher_is_refused(toy: Path) -> None:

@@ -6,6 +6,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -151,7 +152,11 @@ def build_module(config: DictConfig) -> pl.LightningModule:
 def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
     """Builds the Lightning trainer that a composed config describes."""
     import lightning.pytorch as pl
+    from lightning.pytorch.loops import training_epoch_loop
 
+    # Lightning inspects the signature of training_step at every step, which takes as long as a
+    # small network: once per function is enough.
+    training_epoch_loop.is_param_in_hook_signature = _is_parameter_of  # type: ignore[assignment]
     hardware, training = config.hardware, config.training
     return pl.Trainer(
         accelerator=hardware.accelerator,
@@ -168,6 +173,17 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         enable_model_summary=False,
         **extra,
     )
+
+
+def _is_parameter_of(hook: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    return _is_parameter_of_function(getattr(hook, "__func__", hook), *args, **kwargs)
+
+
+@functools.cache
+def _is_parameter_of_function(function: Any, *args: Any, **kwargs: Any) -> bool:
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+    return is_param_in_hook_signature(function, *args, **kwargs)
 
 
 def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, Any]:
@@ -189,7 +205,9 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     module = build_module(config)
     _start_from_parent(run, module)
     series = CsvLogger(run.folder / "metrics.csv")
-    stopwatch = callbacks.Stopwatch()
+    watch = callbacks.Watch(
+        training.log_every, report=lambda done: run.update(progress=round(done, 4))
+    )
     checkpoints = callbacks.Checkpoints(
         folder=run.folder / "checkpoints",
         monitor=training.monitor,
@@ -201,12 +219,7 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         config,
         default_root_dir=run.folder,
         logger=[series, *(instantiate(each) for each in config.logger.loggers.values())],
-        callbacks=[
-            callbacks.StopWhenDiverged(training.log_every),
-            callbacks.Progress(lambda done: run.update(progress=round(done, 4))),
-            stopwatch,
-            checkpoints,
-        ],
+        callbacks=[watch, checkpoints],
     )
     # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -231,7 +244,7 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         log.warning("diverged: %s", reason)
         outcome = {"status": Status.DIVERGED, "reason": str(reason)}
     except (RuntimeError, KeyError, ValueError) as error:
-        if resume_from is not None and not stopwatch.steps:
+        if resume_from is not None and not watch.steps:
             raise _explain_foreign(run.last_checkpoint, error) from error
         raise
     if stop.requested and outcome["status"] == Status.FINISHED:
@@ -248,7 +261,7 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     if is_main:
         series.write()
         final = {name: value for name, value in final.items() if math.isfinite(value)}
-        final |= {"steps": trainer.global_step, **stopwatch.times()}
+        final |= {"steps": trainer.global_step, **watch.times()}
         files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
