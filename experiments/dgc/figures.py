@@ -29,7 +29,11 @@ def figures(study: Study) -> dict[str, Figure]:
             values = _cut(curve[name])
             (line,) = axes.plot(megabytes, np.median(values, axis=0), label=arm, **style)
             axes.fill_between(
-                megabytes, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.12
+                megabytes,
+                values.min(axis=0),
+                values.max(axis=0),
+                color=line.get_color(),
+                alpha=0.12,
             )
     accuracy.set(ylabel="validation accuracy", title="Accuracy against traffic")
     loss.set(ylabel="training loss", yscale="log", title="Loss against traffic")

@@ -18,6 +18,8 @@ LAYERS = {  # weight layers by name of the config
     "resnet50": 50,
     "alexnet": 8,
     "mlp": 3,
+    "mobilenet": 28,
+    "small_cnn": 4,
 }
 NAMES = sorted(
     f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()
