@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -268,35 +268,53 @@ def data() -> None:
     """List, fetch and check data sets."""
 
 
+root_option = click.option(
+    "--root",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder of data sets, laid out as on the hub; $REPRO_DATA_ROOT if absent.",
+)
+
+
 @data.command(name="list")
+@root_option
 @json_option
 @people_readable
-def data_list(as_json: bool) -> None:
+def data_list(root: Path | None, as_json: bool) -> None:
     """List the data sets, and which of them are here."""
+    from repro.data import catalog
+
     from . import render
 
-    render.data_sets(as_json)
+    render.data_sets(catalog.describe(root), as_json)
 
 
 @data.command()
 @click.argument("name", shell_complete=complete.data_sets)
+@root_option
 @people_readable
-def fetch(name: str) -> None:
+def fetch(name: str, root: Path | None) -> None:
     """Download a benchmark data set from the Hugging Face hub."""
     from repro.data import catalog
 
-    click.echo(catalog.fetch(name))
+    click.echo(catalog.fetch(name, root))
 
 
 @data.command()
 @click.argument("name", shell_complete=complete.data_sets)
+@root_option
 @json_option
 @people_readable
-def check(name: str, as_json: bool) -> None:
-    """Load a data set and print its sizes and fingerprint."""
-    from . import workflow
+def check(name: str, root: Path | None, as_json: bool) -> None:
+    """Check a data set's files: every split is there and can be read."""
+    from repro.data import catalog
 
-    click.echo(json.dumps(workflow.check_data(name), indent=None if as_json else 1))
+    from . import render
+
+    rows = catalog.check(name, root)
+    if as_json:
+        render.emit(rows)
+    else:
+        render.console.print(", ".join(f"{split}: {count} rows" for split, count in rows.items()))
 
 
 @cli.command()
@@ -311,7 +329,8 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the `repro` command."""
+    """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="repro")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from repro.claims.verdicts import ClaimVerdict
+    from repro.data.catalog import DatasetInfo
     from repro.engine.plan import Plan
 
 console = Console()
@@ -353,11 +354,8 @@ def comparison(first: Run, second: Run, as_json: bool) -> None:
         console.print(shown if found else f"{title}: none")
 
 
-def data_sets(as_json: bool) -> None:
+def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
     """The data sets and where they are."""
-    from repro.data import catalog
-
-    found = catalog.describe()
     if as_json:
         emit([each.__dict__ for each in found])
         return

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from repro.engine import progress
 from repro.engine.papers import Paper
 from repro.engine.runs import Run, Status
 from repro.engine.study import Study
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError
 
 from . import render
 
@@ -66,26 +65,6 @@ def continue_run(folder: Path, as_json: bool) -> int:
         render.message(error["message"])
         return 2 if error["kind"] == "user" else 1
     return 0 if status.is_final else 130
-
-
-def check_data(name: str) -> dict[str, Any]:
-    """Loads a data set by its config name; returns what `fingerprint` says of it."""
-    from omegaconf import OmegaConf
-
-    from repro.engine import compose
-    from repro.engine.instantiate import instantiate
-
-    with compose.hydra_ready():
-        if name not in compose.choices("dataset"):
-            from repro.errors import did_you_mean
-
-            known = compose.choices("dataset")
-            raise UserError(f"There is no data set '{name}'.{did_you_mean(name, known)}")
-        config = compose.compose_config([f"+dataset={name}"], "data")
-        config.seed = 0
-        resolved = compose.resolve(OmegaConf.create(config))
-    fingerprint: dict[str, Any] = instantiate(resolved.dataset).fingerprint()
-    return fingerprint
 
 
 def _report_failures(study: Study) -> int:

@@ -26,13 +26,13 @@ LATE = 10  # epochs at the end over which the fluctuation is measured
 class AdversariallyTrained(Supervised):
     """Adds to `Supervised` a start, static adversarial examples, attacks, and a clock.
 
-    With `static` the adversarial examples are made once, against the model as it starts, for all
-    splits, and training sees nothing else (the published code). Without it, training sees what
-    `method` makes of clean batches.
+    With ``refresh=static`` the adversarial examples are made once, against the model as it starts,
+    for all splits, and training sees nothing else (the published code). With ``refresh=batch``
+    training sees what `method` makes of clean batches.
 
     ``adversarial_accuracy`` on the control split is what drives a schedule and stops the clock: on
-    the static examples, or, without these, under `probe` against the model as it is. It is no
-    robust accuracy where it is static: robust is what survives `attacks`, made afresh at the end.
+    the static examples, or else under `probe` against the model as it is. It is no robust accuracy
+    where it is static: robust is what survives `attacks`, made afresh at the end.
 
     Logged besides those of `Supervised`, on the control split: ``val/epochs_to_target`` (absent
     while the target is not reached; ``val/reached`` is 0 or 1), ``val/gradients_to_target``
@@ -44,12 +44,13 @@ class AdversariallyTrained(Supervised):
     Args:
         *args: see `Supervised`.
         start: where the weights come from; None keeps the model's own draw.
-        static: makes the static examples; None for none.
+        static: makes the static examples.
+        probe: attacks the control split after every epoch when nothing is static.
+        refresh: ``static`` or ``batch``.
         static_sees: ``logits``, or ``probabilities`` to hand the attack softmax outputs as if they
             were logits, like the published code.
         static_chunk: examples attacked at a time.
         static_cache: keep the static examples on disk, for other arms of the same seed.
-        probe: attacks the control split after every epoch; not used with `static`.
         attacks: what the trained model meets on the test split, by name.
         target: control accuracy at which the clock stops.
         control_split: ``val``; ``test`` only to imitate the published code, whose schedule and
@@ -64,12 +65,13 @@ class AdversariallyTrained(Supervised):
     def __init__(
         self,
         *args: Any,
+        static: Attack,
+        probe: Attack,
+        refresh: str = "static",
         start: Start | None = None,
-        static: Attack | None = None,
         static_sees: str = "logits",
         static_chunk: int = 1280,
         static_cache: bool = False,
-        probe: Attack | None = None,
         attacks: Mapping[str, Attack] | None = None,
         target: float = 0.9,
         control_split: str = "val",
@@ -77,14 +79,13 @@ class AdversariallyTrained(Supervised):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        _check_choice("refresh", refresh, ("static", "batch"))
         _check_choice("static_sees", static_sees, ("logits", "probabilities"))
         _check_choice("control_split", control_split, ("val", "test"))
-        if (static is None) == (probe is None):
-            raise UserError("module takes either static examples or a probe: one of them is null.")
         if self.task != "classification":
             raise UserError(f"Attacks want a class to be wrong; this data set's task: {self.task}.")
         self.start = start
-        self.static = static
+        self.static = static if refresh == "static" else None
         self.static_sees = static_sees
         self.static_chunk = static_chunk
         self.static_cache = static_cache
@@ -185,7 +186,7 @@ class AdversariallyTrained(Supervised):
         inputs: dict[str, Tensor] = {}
         if static:
             inputs["adversarial"] = static[0]
-        elif self.probe is not None and not testing:
+        elif not testing:
             inputs["adversarial"] = self.probe(self.model, x, y)
         if testing:
             inputs |= {name: attack(self.model, x, y) for name, attack in self.attacks.items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from repro.engine.series import read_series
@@ -22,21 +24,18 @@ def figures(study: Study) -> dict[str, Figure]:
         return {}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
-    for arm, curve in curves.items():
+    colours = cycle(map(colormaps["tab20"], range(20)))
+    for colour, (arm, curve) in zip(colours, curves.items(), strict=False):
         megabytes = np.mean(_cut(curve["bytes"]), axis=0) / 1e6
-        style = {"linestyle": "--"} if arm == "dense" else {}
+        line = "--" if arm == "dense" else "-"
         for axes, name in ((accuracy, "accuracy"), (loss, "loss")):
             values = _cut(curve[name])
-            (line,) = axes.plot(megabytes, np.median(values, axis=0), label=arm, **style)
-            axes.fill_between(
-                megabytes,
-                values.min(axis=0),
-                values.max(axis=0),
-                color=line.get_color(),
-                alpha=0.12,
-            )
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.plot(megabytes, np.median(values, axis=0), line, color=colour, label=arm)
+            axes.fill_between(megabytes, low, high, color=colour, alpha=0.12, lw=0)
     accuracy.set(ylabel="validation accuracy", title="Accuracy against traffic")
     loss.set(ylabel="training loss", yscale="log", title="Loss against traffic")
+    loss.set_ylim(top=min(loss.get_ylim()[1], 1e3))  # what lies above has diverged
     for axes in (accuracy, loss):
         axes.set(xlabel="MB sent per worker", xscale="log")
         axes.grid(alpha=0.3)

@@ -121,9 +121,9 @@ class PGD:
             if self.random_start:
                 z = _into(x + norm.random(x) * self.eps, self.bounds)
             for _ in range(self.steps):
-                z.requires_grad_()
-                (gradient,) = torch.autograd.grad(objective(z), z)
-                moved = z.detach() + self.rel_step * self.eps * norm.direction(gradient)
+                point = z.detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(objective(point), point)
+                moved = z + self.rel_step * self.eps * norm.direction(gradient)
                 z = _into(x + norm.project(moved - x, self.eps), self.bounds)
         return z
 

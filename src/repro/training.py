@@ -108,6 +108,11 @@ class Supervised(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Joins the method to data-parallel training, and gives it back its resumed state."""
+        if self.trainer.precision == "16-mixed":
+            raise UserError(
+                "hardware.precision=16-mixed scales the loss, and clipping and methods would see "
+                "the scale: use bf16-mixed."
+            )
         if self.trainer.world_size > 1:
             wrapped = self.trainer.strategy.model
             assert wrapped is not None
@@ -213,7 +218,8 @@ class Supervised(pl.LightningModule):
 
     def _log_now(self, values: dict[str, float]) -> None:
         for logger in self.loggers:
-            logger.log_metrics(values, step=self.global_step)
+            # Lightning numbers an epoch's row by its last step, and steps from zero.
+            logger.log_metrics(values, step=self.global_step - 1)
 
     def _reset_model_state(self) -> None:
         reset = getattr(self.model, "reset_state", None)

@@ -92,17 +92,22 @@ class Checkpoints(Checkpoint):
         self.logged: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Puts the random number generators where the checkpoint had them."""
-        if self.random_state is not None:
-            _set_random_state(self.random_state)
-            self.random_state = None
+        """Puts the data and the random number generators where the checkpoint had them."""
+        # Lightning does so itself unless configure_optimizers asked for the number of steps: then
+        # the loaders were there before the checkpoint was read, and would start the epoch anew.
+        trainer.fit_loop._load_combined_loader_states()
+        self._restore_random_state()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         """Saves within an epoch when asked to, and stops on request."""
-        mid_epoch = getattr(module, "resumes_mid_epoch", False) and not trainer.is_last_batch
+        if self._is_over(trainer):
+            trainer.should_stop = True  # so that max_steps within an epoch ends with a validation
+        if trainer.is_last_batch or trainer.should_stop:
+            return
+        mid_epoch = getattr(module, "resumes_mid_epoch", False)
         if self.every_steps and mid_epoch and trainer.global_step % self.every_steps == 0:
             self._save_last(trainer)
-        if not trainer.is_last_batch and self._agree_to_stop(trainer):
+        if self._agree_to_stop(trainer):
             if mid_epoch:
                 self._save_last(trainer)
             raise Interrupted
@@ -117,18 +122,24 @@ class Checkpoints(Checkpoint):
             self._save(trainer, "best.ckpt", weights_only=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Saves when enough time has passed, and stops on request."""
+        """Saves when enough time has passed, and stops on request; the last epoch ends the fit."""
+        self._note_epoch(trainer)
+        if self._is_over(trainer):
+            return
         stopping = self._agree_to_stop(trainer)
         if stopping or time.monotonic() - self.saved_at >= self.every_seconds:
             self._save_last(trainer)
         if stopping:
             raise Interrupted
 
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Saves the final state."""
-        self._save_last(trainer)
+    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Saves the final state: after `on_train_end`, where modules may still measure."""
+        if self.random_state is None:
+            self._save_last(trainer)
+        else:  # the checkpoint was that of a training already over: nothing was trained
+            self._restore_random_state()
 
-    def logged_so_far(self, trainer: pl.Trainer) -> dict[str, float]:
+    def final_metrics(self, trainer: pl.Trainer) -> dict[str, float]:
         """The latest value of every metric, those logged before a resume included."""
         return {**self.logged, **scalars(trainer.logged_metrics)}
 
@@ -146,6 +157,31 @@ class Checkpoints(Checkpoint):
         self.logged = state["logged"]
         self.random_state = state["random_state"]
 
+    def _restore_random_state(self) -> None:
+        if self.random_state is not None:
+            _set_random_state(self.random_state)
+            self.random_state = None
+
+    def _is_over(self, trainer: pl.Trainer) -> bool:
+        """Whether this is the last step or epoch, which a checkpoint must not cut from its end."""
+        in_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        return (
+            trainer.should_stop
+            or trainer.global_step == trainer.max_steps
+            or (trainer.is_last_batch and in_last_epoch)
+        )
+
+    def _note_epoch(self, trainer: pl.Trainer) -> None:
+        """Notes the epoch's metrics; Lightning logs them after this hook, too late to save."""
+        metrics = scalars(trainer._logger_connector.metrics["log"])
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger) and metrics:
+                logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
+        logged = {**scalars(trainer.logged_metrics), **metrics}
+        # A metric that is no longer finite keeps its last good value.
+        self.logged |= {name: value for name, value in logged.items() if math.isfinite(value)}
+
     def _agree_to_stop(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
             return self.should_stop()
@@ -155,11 +191,10 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.should_stop(), all=False)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        self.logged = self.logged_so_far(trainer)
         self._save(trainer, "last.ckpt", weights_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):
-                logger.save()
+                logger.write()
         self.saved_at = time.monotonic()
 
     def _save(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:

@@ -15,19 +15,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.engine.papers import config_folders
 from repro.errors import UserError, did_you_mean
 
-Point = dict[str, str]  # one point of a grid: override key -> value as typed
+Point = dict[str, Any]  # one point of a grid: override key -> value
 
 
 @contextmanager
@@ -67,9 +62,10 @@ class Layer:
                 ) from None
         seen: set[str] = set()
         for override in parsed:
-            if override.get_key_element() in seen:
+            name = f"{override.key_or_group}@{override.package}"
+            if name in seen:
                 raise UserError(f"{origin}: '{override.key_or_group}' is given twice.")
-            seen.add(override.get_key_element())
+            seen.add(name)
         return cls(tuple(parsed))
 
     def pop(self, *keys: str) -> tuple[Layer, dict[str, Any]]:
@@ -109,7 +105,7 @@ def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
     parser = OverridesParser.create()
     swept = [o for o in layer.overrides if o.is_sweep_override()]
     fixed = tuple(o for o in layer.overrides if not o.is_sweep_override())
-    axes: list[list[tuple[str, str, str]]] = []
+    axes: list[list[str]] = []
     for override in swept:
         if not override.is_discrete_sweep():
             raise UserError(
@@ -117,12 +113,12 @@ def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
                 "(a,b or range(1,9)); `repro sweep` searches intervals."
             )
         element = override.get_key_element()
-        axes.append([(element, override.key_or_group, v) for v in override.sweep_string_iterator()])
+        axes.append([f"{element}={value}" for value in override.sweep_string_iterator()])
     points = []
-    for combination in itertools.product(*axes):
-        texts = [f"{element}={value}" for element, _, value in combination]
-        point = {key: value for _, key, value in combination}
-        points.append((Layer((*fixed, *parser.parse_overrides(texts))), point))
+    for texts in itertools.product(*axes):
+        chosen = parser.parse_overrides(list(texts))
+        point = {override.key_or_group: override.value() for override in chosen}
+        points.append((Layer((*fixed, *chosen)), point))
     return points
 
 
@@ -144,16 +140,14 @@ def compose_config(
     Raises:
         UserError: a key, group choice or value is wrong; the message names the closest good one.
     """
-    search_path = [f"file://{Path(folder).resolve()}" for folder in config_folders()[1:]]
-    texts = list(overrides)
-    if search_path:
-        texts.insert(0, f"hydra.searchpath=[{','.join(search_path)}]")
+    folders = [quoted(f"file://{Path(folder).resolve()}") for folder in config_folders()[1:]]
+    texts = [f"hydra.searchpath=[{','.join(folders)}]", *overrides]
     try:
         config = compose(config_name, texts, return_hydra_config=with_hydra)
     except MissingConfigException as error:
         raise _explain_missing(error) from None
-    except (ConfigCompositionException, HydraException, OmegaConfBaseException) as error:
-        raise _explain_composition(error, overrides) from None
+    except Exception as error:  # Hydra has its own types for only some of what can be wrong
+        raise _explain_composition(error, texts) from None
     OmegaConf.set_struct(config, True)
     return config
 
@@ -195,6 +189,11 @@ def resolve(config: DictConfig) -> DictConfig:
         raise UserError(f"{key} cannot be filled in: {str(error).splitlines()[0]}") from None
 
 
+def quoted(value: str) -> str:
+    """A text as a quoted value in Hydra's override grammar."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def choices(group: str) -> list[str]:
     """The names that a config group offers."""
     return list(GlobalHydra.instance().config_loader().get_group_options(group))
@@ -231,6 +230,9 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> UserErro
     message = str(error)
     for override in Layer.parse(overrides, "override").overrides:
         key = override.key_or_group
+        value = override.value()
+        if not isinstance(value, str | list | None) and (not key or choices(key)):
+            return UserError(f"There is no {key or 'setting'} '{value}'. Write key=value.")
         if f"'{key}'" not in message or override.is_add():
             continue
         without = [o for o in overrides if o != override.input_line]
@@ -244,7 +246,7 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> UserErro
         ]
         hint = f" Did you mean '{close[0]}'?" if close else ""
         return UserError(f"There is no setting '{key}'.{hint} To add a new one write +{key}=…")
-    return UserError(" ".join(message.split("\n")[:2]))
+    return UserError(" ".join(message.split("\n")[:2]) or type(error).__name__)
 
 
 def _same_kind(old: Any, new: Any) -> bool:

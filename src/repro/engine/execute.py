@@ -7,6 +7,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,34 +30,45 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger("repro")
+PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
 
 def job(config: DictConfig) -> str:
     """What a Hydra launcher calls for each run of a study.
 
     Raises:
-        KeyboardInterrupt: the run was interrupted, so that the launcher starts no further one.
+        KeyboardInterrupt: somebody asked to stop, so that the launcher starts no further run.
     """
-    status = execute(Path(config.run))
-    if status == Status.INTERRUPTED:
-        raise KeyboardInterrupt
-    return str(status)
+    parent = _worker_of()
+    try:
+        return str(execute(Path(config.run)))
+    except KeyboardInterrupt:
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)  # nobody is left to tell; a worker would wait for work for minutes
+        raise
 
 
 def execute(folder: Path) -> Status:
-    """Executes or continues the run in ``folder``; several devices get a process of their own."""
+    """Executes or continues the run in ``folder``; several devices get a process of their own.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
+        UserError: another process executes the run.
+    """
     run = Run.open(folder)
-    hardware = run.config().hardware
-    if _is_multi_process(hardware):
-        subprocess.run([sys.executable, "-m", "repro.engine.execute", str(folder)], check=False)
-        return run.status()
+    if _is_multi_process(run.config().hardware):
+        return _execute_apart(run)
     return execute_here(run)
 
 
 def execute_here(run: Run) -> Status:
-    """Executes or continues a run in this process; failures end up in run.json, not in the air."""
-    if run.status().is_final:
-        return run.status()
+    """Executes or continues a run in this process; failures end up in run.json, not in the air.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
+        ReproError: the outcome could not be recorded (the disk is full, say).
+        UserError: another process executes the run.
+    """
     is_main = (
         int(os.environ.get("LOCAL_RANK", "0")) == 0 and os.environ.get("NODE_RANK", "0") == "0"
     )
@@ -69,6 +81,8 @@ def execute_here(run: Run) -> Status:
 
     with run.held(), _logged_to(run.folder / "log.txt"), _StopRequest() as stop:
         record = run.record()
+        if Status(record["status"]).is_final:
+            return Status(record["status"])
         run.update(
             status=Status.RUNNING,
             started=now(),
@@ -82,21 +96,19 @@ def execute_here(run: Run) -> Status:
         except Exception as error:
             outcome = {"status": Status.FAILED, "error": describe_error(error, run)}
             log.error("%s", traceback.format_exc())
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
             outcome = {"status": Status.INTERRUPTED}
         seconds = record.get("seconds", 0.0) + time.monotonic() - started
-        try:
-            if outcome["status"].is_final:
-                outcome["progress"] = 1.0
-            run.update(
-                **outcome,
-                ended=now(),
-                seconds=round(seconds, 3),
-                peak_memory_mb=_peak_memory_mb(),
-            )
-        except ReproError as error:  # a full disk: the run stays resumable
-            print(error, file=sys.stderr)
-            return Status.INTERRUPTED
+        if outcome["status"].is_final:
+            outcome["progress"] = 1.0
+        run.update(
+            **outcome,
+            ended=now(),
+            seconds=round(seconds, 3),
+            peak_memory_mb=_peak_memory_mb(),
+        )
+    if stop.requested:
+        raise KeyboardInterrupt
     return Status(outcome["status"])
 
 
@@ -107,6 +119,25 @@ def describe_error(error: BaseException, run: Run) -> dict[str, str]:
     message = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
     kind = "user" if isinstance(error, UserError) else "run"
     return {"kind": kind, "message": message.strip(), "traceback": traceback.format_exc()}
+
+
+def _execute_apart(run: Run) -> Status:
+    """Executes a run in a process of its own, which hears of every signal that this one gets."""
+    # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
+    command = [sys.executable, "-m", "repro.engine.execute", str(run.folder)]
+    with _StopRequest() as stop:
+        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
+        stop.tell = process.send_signal
+        code = process.wait()
+    if stop.requested:
+        raise KeyboardInterrupt
+    status = run.status()
+    if status is Status.WAITING:  # it did not come far enough to say so itself
+        message = f"Its process ended with exit code {code} before the run began."
+        status = Status.FAILED
+        run.update(status=status, error={"kind": "run", "message": message, "traceback": ""})
+    return status
 
 
 def build_module(config: DictConfig) -> pl.LightningModule:
@@ -130,6 +161,7 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         precision=hardware.precision,
         max_epochs=training.epochs,
         max_steps=-1 if training.max_steps is None else training.max_steps,
+        limit_train_batches=training.steps_per_epoch,
         check_val_every_n_epoch=training.val_every,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -176,6 +208,8 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
             checkpoints,
         ],
     )
+    # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     resume_from = _readable_checkpoint(run.last_checkpoint)
     if resume_from is not None:
         series.continue_from(resume_from["global_step"])
@@ -196,21 +230,37 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     except callbacks.Diverged as reason:
         log.warning("diverged: %s", reason)
         outcome = {"status": Status.DIVERGED, "reason": str(reason)}
-    except (RuntimeError, KeyError) as error:
-        if resume_from is not None:
+    except (RuntimeError, KeyError, ValueError) as error:
+        if resume_from is not None and not stopwatch.steps:
             raise _explain_foreign(run.last_checkpoint, error) from error
         raise
-    final = checkpoints.logged_so_far(trainer)
+    if stop.requested and outcome["status"] == Status.FINISHED:
+        return {"status": Status.INTERRUPTED}
+    final = checkpoints.logged
     if outcome["status"] == Status.FINISHED:
         _load_for_test(run, module, config)
         trainer.test(module, datamodule=data, verbose=False)
-        final |= callbacks.scalars(trainer.logged_metrics)
+        final = checkpoints.final_metrics(trainer)
+        lost = _not_finite(final)
+        if lost is not None:
+            log.warning("diverged: %s", lost)
+            outcome = {"status": Status.DIVERGED, "reason": lost}
     if is_main:
-        series.save()
+        series.write()
+        final = {name: value for name, value in final.items() if math.isfinite(value)}
         final |= {"steps": trainer.global_step, **stopwatch.times()}
         files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
+
+
+def _not_finite(metrics: dict[str, float]) -> str | None:
+    """Says which loss is not finite, if one is; other metrics may be undefined without harm."""
+    lost = [name for name, value in metrics.items() if not math.isfinite(value)]
+    for name in lost:
+        log.warning("%s is %s at the end and is left out of the summary", name, metrics[name])
+    losses = [name for name in lost if name.endswith("/loss")]
+    return f"{', '.join(losses)} not finite at the end" if losses else None
 
 
 def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
@@ -258,9 +308,7 @@ def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _explain_foreign(file: Path, error: Exception) -> ReproError:
-    if "state_dict" not in str(error) and not isinstance(error, KeyError):
-        return ReproError(f"{type(error).__name__}: {error}")
+def _explain_foreign(file: Path, error: Exception) -> UserError:
     return UserError(
         f"{file} does not belong to this run's model: {str(error).splitlines()[0]}\n"
         "Delete it to start this run again."
@@ -279,11 +327,22 @@ def _peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
 
+def _worker_of() -> int | None:
+    """The process that started this one for a run, if one did."""
+    parent = os.getppid()
+    return parent if os.environ.get(PARENT_VARIABLE) == str(parent) else None
+
+
 class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final."""
+    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final.
+
+    The death of the command that started this process for a run is such a request, too.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.signalled = False
+        self.parent = _worker_of()
+        self.tell: Callable[[int], Any] | None = None  # for who else should hear of signals
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
@@ -298,10 +357,17 @@ class _StopRequest:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    @property
+    def requested(self) -> bool:
+        """Whether this process should save and stop."""
+        return self.signalled or (self.parent is not None and os.getppid() != self.parent)
+
     def _handle(self, number: int, frame: Any) -> None:
-        if self.requested:
+        if self.tell is not None:
+            self.tell(number)
+        elif self.signalled:
             raise KeyboardInterrupt
-        self.requested = True
+        self.signalled = True
 
 
 @contextmanager
@@ -335,7 +401,13 @@ def _logged_to(file: Path) -> Iterator[None]:
 
 def main() -> int:
     """Executes the run directory given on the command line."""
-    status = execute_here(Run.open(Path(sys.argv[1])))
+    try:
+        status = execute_here(Run.open(Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        return 130
+    except ReproError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     return 0 if status.is_final else 1
 
 

@@ -7,12 +7,16 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from repro.errors import ReproError, UserError
+
+TEMPORARY = ".tmp"
+LOCK_ATTEMPTS = 20
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -24,7 +28,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent
+        )
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
@@ -39,9 +45,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that a process left in ``folder`` when it was killed."""
+    for file in folder.rglob(f".*{TEMPORARY}"):
+        file.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically."""
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -99,13 +116,24 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """Holds an exclusive lock on ``path``; the system frees it when the process dies.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the file cannot be written.
     """
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{path.parent} is being executed by another process.") from None
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    with file:
+        # `is_locked` holds the lock for an instant, so one refusal does not mean much.
+        for attempt in range(LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if attempt == LOCK_ATTEMPTS - 1:
+                    raise UserError(
+                        f"{path.parent} is being executed by another process."
+                    ) from None
+                time.sleep(0.01)
         yield
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from repro.engine import compose
-from repro.engine.execute import job
-from repro.errors import UserError, did_you_mean
+from repro.engine.execute import PARENT_VARIABLE, job
+from repro.errors import ReproError, UserError, did_you_mean
 
 
 def launcher_overrides(
@@ -30,9 +31,6 @@ def launcher_overrides(
         n_jobs: processes side by side, or ``auto``.
         typed: overrides of Hydra's own settings from the command line.
         runs: how many runs the study has.
-
-    Raises:
-        UserError: n_jobs is neither ``auto`` nor a positive number.
     """
     if any(text.startswith("hydra/launcher=") for text in typed):
         return list(typed)
@@ -50,12 +48,13 @@ def launch(layers: Sequence[Sequence[Path]], study: Path, overrides: Sequence[st
     """Runs every layer of run directories, a layer after the one before it is done.
 
     Raises:
-        UserError: the launcher is not installed.
+        UserError: the launcher is not installed, or another process executes one of the runs.
+        ReproError: a worker died, or the outcome of a run could not be recorded.
         KeyboardInterrupt: the user stopped the study.
     """
     with compose.hydra_ready():
         _check_launcher(overrides)
-        where = f"study={quote(study)}"
+        where = f"study={compose.quoted(str(study))}"
         config = compose.compose_config([*overrides, where, "run=none"], "launch", with_hydra=True)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -64,17 +63,29 @@ def launch(layers: Sequence[Sequence[Path]], study: Path, overrides: Sequence[st
             task_function=job,
             config=config,
         )
+        os.environ[PARENT_VARIABLE] = str(os.getpid())
         done = 0
         for layer in layers:
-            jobs = [[f"run={quote(folder)}", where] for folder in layer]
+            jobs = [[f"run={compose.quoted(str(folder))}", where] for folder in layer]
             if jobs:
-                launcher.launch(jobs, initial_job_idx=done)
+                _launch_layer(launcher, jobs, done)
             done += len(jobs)
 
 
-def quote(path: Path) -> str:
-    """A path as a quoted value in Hydra's override grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _launch_layer(launcher: Launcher, jobs: list[list[str]], first: int) -> None:
+    """Launches jobs and raises what one of them raised: runs record failures of their own."""
+    try:
+        returned = launcher.launch(jobs, initial_job_idx=first)
+    except Exception as error:
+        if type(error).__name__ == "TerminatedWorkerError":
+            raise ReproError(
+                "A worker process was killed, perhaps because memory ran out. What was written "
+                "stays valid: `repro resume` continues."
+            ) from error
+        raise
+    for done in returned:
+        if isinstance(done._return_value, Exception):
+            raise done._return_value
 
 
 def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
@@ -83,9 +94,7 @@ def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
         is_light = hardware.accelerator in ("auto", "cpu") and hardware.strategy == "auto"
         # A worker takes seconds to import torch: worth it for some runs, not for a handful.
         return min(cores, runs // 4) if is_light and not _has_gpu() else 1
-    if not isinstance(n_jobs, int) or isinstance(n_jobs, bool) or n_jobs < 1:
-        raise UserError(f"n_jobs is 'auto' or a number of processes from 1 on, not {n_jobs!r}.")
-    return min(n_jobs, runs)
+    return min(int(n_jobs), runs)
 
 
 def _has_gpu() -> bool:

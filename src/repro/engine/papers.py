@@ -85,8 +85,8 @@ def load_paper(slug: str) -> Paper:
         content: dict[str, Any] = yaml.load(file.read_text(), Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
-    about = content.get("paper") or {}
     try:
+        about = content.get("paper") or {}
         return Paper(
             slug=slug,
             title=about["title"],
@@ -98,7 +98,7 @@ def load_paper(slug: str) -> Paper:
             report=list(content.get("report") or []),
             config_file=file,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: a paper needs paper.title, arms and scales ({error}).") from None
 
 

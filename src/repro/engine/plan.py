@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +16,20 @@ from repro.engine.papers import Paper, load_paper
 from repro.errors import UserError, did_you_mean
 
 STUDY_KEYS = ("scale", "arm", "seed", "seeds")  # settings of a study rather than of a run
+OPTIONAL_COUNTS = (
+    "training.steps_per_epoch",
+    "training.max_steps",
+    "training.checkpoint.every_steps",
+)
+COUNTS = (
+    "training.epochs",
+    "training.val_every",
+    "training.log_every",
+    "hardware.threads",
+    "hardware.num_nodes",
+    *OPTIONAL_COUNTS,
+)
+WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class PlannedRun:
     def folder(self) -> str:
         """The run directory, relative to the study's."""
         point = ",".join(f"{key}={value}" for key, value in self.point.items())
-        parts = [self.arm, point.replace("/", "_"), f"seed={self.seed}"]
+        parts = [self.arm, _file_name(point), f"seed={self.seed}"]
         return "/".join(part for part in parts if part)
 
 
@@ -85,6 +101,9 @@ def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
 def _plan(typed: list[str], grid: bool) -> Plan:
     user = Layer.parse(typed, "command line")
     user, hydra_layer = _split_hydra(user)
+    for override in user.overrides:
+        if override.key_or_group in ("paper", "scale") and override.is_sweep_override():
+            raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
     user, chosen = user.pop("paper")
     if "paper" not in chosen:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
@@ -109,37 +128,31 @@ def _plan(typed: list[str], grid: bool) -> Plan:
 
     runs: list[PlannedRun] = []
     notes: list[str] = []
-    checked = False
+    bases: dict[tuple[str, ...], DictConfig] = {}
     for point_layer, point in points:
         user_layer, settings = point_layer.pop(*STUDY_KEYS)
         own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
         settings = {"seeds": list(declared.seeds), **scale_settings, **settings}
         seeds = _seeds(settings)
-        wanted = _with_parents(_arm_names(settings.get("arm"), arms, slug), arms, notes)
+        parents = _parents(declared["from"], scale_layer, arms, user_layer)
+        wanted = _with_parents(_arm_names(settings.get("arm"), arms, slug), arms, parents, notes)
         for arm in wanted:
-            layers = [scale_layer, arms[arm], user_layer]
-            texts = compose.stack(layers)
+            texts = compose.stack([scale_layer, arms[arm], user_layer])
             config = compose.compose_config([f"paper={slug}", *texts])
-            if not checked:
-                groups = _group_choices(user_layer)
-                base = compose.compose_config(
-                    [f"paper={slug}", *compose.stack([scale_layer, arms[arm], groups])]
-                )
-                compose.check_types(config, base, user_layer)
-                checked = True
-            parent = config["from"]
-            if parent is not None and parent not in arms:
-                raise UserError(
-                    f"Arm '{arm}' starts from '{parent}', which is no arm of '{slug}'."
-                    f"{did_you_mean(str(parent), arms)}"
-                )
+            groups = _group_choices(user_layer)
+            if arm == wanted[0] and groups != user_layer:
+                defaults = tuple(compose.stack([scale_layer, arms[arm], groups]))
+                if defaults not in bases:
+                    bases[defaults] = compose.compose_config([f"paper={slug}", *defaults])
+                compose.check_types(config, bases[defaults], user_layer)
+            config["from"] = parents[arm]
             for seed in seeds:
                 runs.append(
                     PlannedRun(
                         arm=arm,
                         seed=seed,
                         point=own_point,
-                        parent=parent,
+                        parent=parents[arm],
                         overrides=[f"paper={slug}", f"scale={scale}", *texts, f"seed={seed}"],
                         config=_finish(config, scale, arm, seed),
                     )
@@ -150,7 +163,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         typed=typed,
         runs=_without_twins(runs, notes),
         hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
     )
     plan.layers()  # finds circles before anything is written
     return plan
@@ -175,6 +188,9 @@ def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
 def _named_layers(node: DictConfig, kind: str) -> dict[str, Layer]:
     named = OmegaConf.to_container(node, resolve=True)
     assert isinstance(named, dict)
+    for name in map(str, named):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{kind} '{name}': a name takes letters, digits, '_', '-' and '.'.")
     return {
         str(name): Layer.parse([str(text) for text in texts or []], f"{kind} '{name!s}'")
         for name, texts in named.items()
@@ -194,16 +210,39 @@ def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
     return names
 
 
-def _with_parents(names: list[str], arms: dict[str, Layer], notes: list[str]) -> list[str]:
+def _parents(
+    default: str | None, scale: Layer, arms: dict[str, Layer], user: Layer
+) -> dict[str, str | None]:
+    """The arm from whose checkpoint each arm starts, as the strongest layer says."""
+    parents: dict[str, str | None] = {}
+    for arm, layer in arms.items():
+        own = {"from": default}
+        for each in (scale, layer, user):
+            own |= each.pop("from")[1]
+        parent = None if own["from"] is None else str(own["from"])
+        if parent is not None and parent not in arms:
+            raise UserError(
+                f"Arm '{arm}' starts from '{parent}', which is no arm of this paper."
+                f"{did_you_mean(parent, arms)}"
+            )
+        # A wish for all arms, such as `from=sgd` on the command line, spares the arm it names.
+        spared = parent == arm and "from" not in layer.pop("from")[1]
+        parents[arm] = None if spared else parent
+    return parents
+
+
+def _with_parents(
+    names: list[str], arms: dict[str, Layer], parents: dict[str, str | None], notes: list[str]
+) -> list[str]:
     """Adds the arms that the wanted ones start from, in the paper's order."""
     wanted = set(names)
     todo = list(names)
     while todo:
-        origin = arms[todo.pop()].pop("from")[1].get("from")
-        if origin in arms and origin not in wanted:
-            wanted.add(str(origin))
-            todo.append(str(origin))
-            notes.append(f"arm '{origin}' is run too: another arm starts from its checkpoint")
+        parent = parents[todo.pop()]
+        if parent is not None and parent not in wanted:
+            wanted.add(parent)
+            todo.append(parent)
+            notes.append(f"arm '{parent}' is run too: another arm starts from its checkpoint")
     return [arm for arm in arms if arm in wanted]
 
 
@@ -236,15 +275,47 @@ def _finish(config: DictConfig, scale: str, arm: str, seed: int) -> DictConfig:
     )
     with open_dict(finished):
         finished.scale, finished.arm, finished.seed = scale, arm, seed
-    return compose.resolve(finished)
+    resolved = compose.resolve(finished)
+    _check_values(resolved)
+    return resolved
+
+
+def _check_values(config: DictConfig) -> None:
+    """Refuses what would fail, or run for ever, only once training has begun."""
+    for key in COUNTS:
+        value = OmegaConf.select(config, key)
+        if not (value is None and key in OPTIONAL_COUNTS) and not _is_count(value):
+            raise UserError(f"{key} takes a whole number from 1 on, not {value!r}.")
+    for key, allowed in WORDS.items():
+        value = OmegaConf.select(config, key)
+        if value not in allowed:
+            raise UserError(f"{key} is {' or '.join(allowed)}, not {value!r}.")
+    if str(OmegaConf.select(config, "training.monitor")).startswith("test/"):
+        raise UserError("training.monitor chooses best.ckpt: a val/ metric, never a test metric.")
+    if config.n_jobs != "auto" and not _is_count(config.n_jobs):
+        raise UserError(f"n_jobs is auto or a whole number from 1 on, not {config.n_jobs!r}.")
+    if not isinstance(config.outputs, str) or not config.outputs:
+        raise UserError(f"outputs is a folder, not {config.outputs!r}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _file_name(text: str) -> str:
+    """A text as part of a path: without what a file name must not hold, and not too long."""
+    name = re.sub(r"[/%\x00-\x1f]", lambda found: f"%{ord(found[0]):02x}", text)
+    if len(name.encode()) <= 200:
+        return name
+    return f"{name[:40]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _without_twins(runs: list[PlannedRun], notes: list[str]) -> list[PlannedRun]:
-    """Drops arms that an override made identical to an earlier arm, and says so."""
+    """Drops repeated runs, and arms that an override made identical to an earlier one."""
     seen: dict[str, str] = {}
     kept: list[PlannedRun] = []
     twins: dict[str, str] = {}
-    for run in runs:
+    for run in {run.folder: run for run in runs}.values():
         content = OmegaConf.to_container(run.config)
         assert isinstance(content, dict)
         content.pop("arm")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import repro.experiments
 from repro.claims.verdicts import ClaimVerdict
 from repro.engine import files
 from repro.engine.papers import Paper, load_paper, load_papers
@@ -18,6 +19,9 @@ from repro.engine.runs import Status
 from repro.engine.study import Study, find_studies
 from repro.errors import UserError, did_you_mean
 
+# What a user may type without changing what is measured; folders are not recorded.
+HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
+FOLDERS = {"outputs", "data.root"}
 MARKS = {"read": "", "recalled": " (recalled)", "inferred": " (inferred)"}
 
 
@@ -52,15 +56,27 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     target = paper.results_file(scale)
     files.make_folder(target.parent)
     files.write_json(target, _content(study))
-    update_readme(paper)
+    for figure in study.draw():
+        if figure.suffix == ".png":
+            picture = target.parent / f"{scale}_{figure.name}"
+            files.write_bytes(picture, figure.read_bytes())
+    update_readmes(paper)
     return target
 
 
-def update_readme(paper: Paper) -> None:
-    """Rewrites the generated tables of a room's README.md from its recorded results."""
-    readme = paper.room_folder / "README.md"
-    if readme.is_file():
-        files.write_text(readme, with_tables(readme.read_text(), paper))
+def update_readmes(paper: Paper) -> None:
+    """Rewrites the generated tables of the room's README and of the project's, where they are."""
+    room = paper.room_folder / "README.md"
+    if room.is_file():
+        files.write_text(room, with_tables(room.read_text(), paper))
+    project = project_readme()
+    if project.is_file():
+        files.write_text(project, fill(project.read_text(), "overview", overview_markdown()))
+
+
+def project_readme() -> Path:
+    """The project's README.md in a checkout; an installed package has none."""
+    return Path(repro.experiments.__path__[0]).parent / "README.md"
 
 
 def with_tables(text: str, paper: Paper) -> str:
@@ -119,8 +135,7 @@ def _latest(wanted: dict[str, str], outputs: Path) -> Study:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
     slug, scale = load_paper(wanted["paper"]).slug, wanted.get("scale", "mini")
     for study in reversed(find_studies(outputs)):
-        keys = {text.partition("=")[0] for text in study.about["typed"]}
-        is_plain = keys <= {"paper", "scale", "n_jobs", "outputs", "hardware"}
+        is_plain = {_key(text) for text in study.about["typed"]} <= HARMLESS | FOLDERS
         if study.about["paper"] == slug and study.scale == scale and is_plain:
             return study
     raise UserError(
@@ -129,12 +144,16 @@ def _latest(wanted: dict[str, str], outputs: Path) -> Study:
     )
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
 def _content(study: Study) -> dict[str, Any]:
     records = [run.record() for run in study.runs]
     return {
         "paper": study.about["paper"],
         "scale": study.scale,
-        "typed": [text for text in study.about["typed"] if not text.startswith("outputs=")],
+        "typed": [text for text in study.about["typed"] if _key(text) not in FOLDERS],
         "code": {"sha256": study.about["code"]["sha256"]},
         "versions": records[0]["versions"],
         "hardware": records[0]["hardware"],

@@ -28,6 +28,8 @@ from repro.errors import UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+CONFIG_PARTS = ("seed", "training", "hardware", "logger", "dataset", "module")
+
 
 class Status(StrEnum):
     """Where a run stands."""
@@ -118,8 +120,11 @@ class Run:
         try:
             config = OmegaConf.load(file)
             OmegaConf.resolve(config)
+            missing = [key for key in CONFIG_PARTS if key not in config]
         except Exception as error:
             raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        if missing or not OmegaConf.is_dict(config):
+            raise UserError(f"{file} is not the config of a run: it has no {', '.join(missing)}.")
         return config  # type: ignore[return-value]
 
     def summary(self) -> dict[str, float]:
@@ -136,6 +141,7 @@ class Run:
     def held(self) -> Iterator[None]:
         """Marks the run as being executed by this process, for as long as the process lives."""
         with files.exclusive_lock(self.folder / ".lock"):
+            files.remove_leftovers(self.folder)
             yield
 
     def _is_alive(self, record: dict[str, Any]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from repro.engine import files
 
+SECONDS_BETWEEN_WRITES = 1.0
 _KEYS = ("step", "epoch")
 
 
@@ -26,6 +29,7 @@ class CsvLogger(Logger):
         super().__init__()
         self.file = file
         self.rows: list[dict[str, Any]] = []
+        self.written_at = -math.inf
 
     @property
     def name(self) -> str:
@@ -49,7 +53,14 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        """Writes all rows if that has not been done lately: Lightning asks after every row."""
+        if time.monotonic() - self.written_at >= SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
         """Writes all rows."""
+        self.written_at = time.monotonic()
         columns = dict.fromkeys(_KEYS) | dict.fromkeys(key for row in self.rows for key in row)
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
@@ -60,7 +71,7 @@ class CsvLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Writes all rows at the end."""
-        self.save()
+        self.write()
 
     def continue_from(self, step: int) -> None:
         """Takes over the rows of an earlier part of the run, up to ``step``."""

@@ -15,13 +15,16 @@ def mean_and_spread(values: Sequence[float]) -> str:
     Examples:
         >>> mean_and_spread([0.97, 0.98, 0.99])
         '0.98 ± 0.01'
+        >>> mean_and_spread([2604.0, 2604.0])
+        '2604'
         >>> mean_and_spread([])
         '–'
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return "–"
-    spread = f" ± {statistics.stdev(finite):.2g}" if len(finite) > 1 else ""
+    deviation = statistics.stdev(finite) if len(finite) > 1 else 0.0
+    spread = f" ± {deviation:.2g}" if deviation > 0 else ""
     missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
     return f"{statistics.fmean(finite):.4g}{spread}{missing}"
 

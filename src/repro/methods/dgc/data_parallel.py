@@ -54,6 +54,7 @@ class DataParallel(Method):
         self.min_dims = min_dims
         self.seed = seed
         self.step = 0
+        self.epoch = -1
         self.cluster: Cluster = SimulatedCluster(workers)
         self.names: list[str] = []
         self.parameters: list[nn.Parameter] = []
@@ -109,7 +110,13 @@ class DataParallel(Method):
         return self.parameters[tensor].dim() >= self.min_dims
 
     def start_epoch(self, epoch: int) -> None:
-        """Starts the epoch's page of the ledger."""
+        """Starts the epoch's page of the ledger, unless the run was resumed within the epoch."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.forget_epoch()
+
+    def forget_epoch(self) -> None:
+        """Clears what `metrics` reports about the current epoch."""
         self.ledger.start_epoch()
 
     # ---------------------------------------------------------------- one step
@@ -202,9 +209,10 @@ class DataParallel(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the step count and the ledger; randomness needs no more."""
-        return {"step": self.step, "ledger": self.ledger.state_dict()}
+        return {"step": self.step, "epoch": self.epoch, "ledger": self.ledger.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; call it after `attach`."""
         self.step = state["step"]
+        self.epoch = state["epoch"]
         self.ledger.load_state_dict(state["ledger"])

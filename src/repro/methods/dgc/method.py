@@ -120,7 +120,7 @@ class DeepGradientCompression(DataParallel):
 
         self._loaded_memory: dict[str, dict[str, Tensor]] | None = None
         self._loaded_workers = workers
-        self._forget_epoch()
+        self._start_sums()
 
     # ---------------------------------------------------------------- joining model and loop
 
@@ -148,7 +148,6 @@ class DeepGradientCompression(DataParallel):
         """Sets the density of the epoch."""
         super().start_epoch(epoch)
         self.density = self.densities[min(epoch, len(self.densities) - 1)]
-        self._forget_epoch()
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float | None) -> None:
         """Does nothing: workers clip before accumulation, by the knob ``clip_norm``."""
@@ -236,7 +235,12 @@ class DeepGradientCompression(DataParallel):
 
     # ---------------------------------------------------------------- reporting and resuming
 
-    def _forget_epoch(self) -> None:
+    def forget_epoch(self) -> None:
+        """See `DataParallel.forget_epoch`."""
+        super().forget_epoch()
+        self._start_sums()
+
+    def _start_sums(self) -> None:
         device = self.parameters[0].device if self.parameters else None
         self._epoch_steps = 0
         self._gradient_square = torch.zeros((), device=device)

@@ -1,0 +1,24 @@
+"""What tests of several rooms share: the toy paper, kept outside the project's own folders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+SUPPORT = Path(__file__).parent / "support"
+TOY_CONFIG = SUPPORT / "toy_project" / "conf"
+
+# Test modules are loaded by path, so their helpers (and the toy's room) need a place to come from.
+sys.path.insert(0, str(SUPPORT))
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Makes the toy paper known, and an empty folder the current one; returns the folder."""
+    monkeypatch.setenv("REPRO_CONFIG_DIR", str(TOY_CONFIG))
+    monkeypatch.delenv("TOY_EVENT", raising=False)
+    monkeypatch.delenv("REPRO_DATA_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
