@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Iterator
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -19,6 +21,15 @@ from repro.models import SmallCNN
 EPS = 0.1
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks only lose by more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
     """A small convolutional network after a few passes over the digits, and 250 digits."""
@@ -27,14 +38,14 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
     model = SmallCNN((1, 8, 8), 10, (8, 16, 16))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     x, y = splits["train"]
-    for _ in range(8):
+    for _ in range(6):
         for batch, labels in zip(x.split(64), y.split(64), strict=True):
             optimizer.zero_grad()
             F.cross_entropy(model(batch), labels).backward()
             optimizer.step()
     optimizer.zero_grad()
     model.eval()
-    x, y = splits["val"]
+    x, y = (part[:160] for part in splits["val"])
     assert accuracy(model, x, y) > 0.9
     return model, x, y
 
@@ -48,14 +59,16 @@ def fools(foolbox_attack: Any, model: nn.Module, x: Tensor, y: Tensor, eps: floa
     from foolbox import PyTorchModel
 
     wrapped = PyTorchModel(model, bounds=(0, 1), device="cpu")
-    return foolbox_attack(wrapped, x.clone(), y, epsilons=eps)[1]
+    attacked = foolbox_attack(wrapped, x.clone(), y, epsilons=eps)[1]
+    model.zero_grad()  # foolbox leaves gradients in the parameters
+    return attacked
 
 
 def test_the_docstring_holds() -> None:
     assert doctest.testmod(attacks).failed == 0
 
 
-# -- foolbox ----------------------------------------------------------------------------------------
+# -- foolbox --
 
 
 def test_fgsm_is_foolbox(trained: Any) -> None:
@@ -90,9 +103,13 @@ def test_pgd_is_as_strong_as_foolbox(trained: Any, norm: str) -> None:
         "l2": fb.L2ProjectedGradientDescentAttack,
     }
     eps = {"linf": EPS, "l2": 0.5}[norm]
-    theirs = fools(kind[norm](rel_stepsize=0.1, steps=40), model, x, y, eps)
-    ours = PGD(eps, steps=40, rel_step=0.1, norm=norm)(model, x, y)
-    assert accuracy(model, ours, y) == pytest.approx(accuracy(model, theirs, y), abs=0.01)
+    theirs = kind[norm](rel_stepsize=0.2, steps=20)
+    ours = PGD(eps, steps=20, rel_step=0.2, norm=norm)
+    torch.manual_seed(0)
+    # One random start moves a robust accuracy by more than a point: compare the means of ten.
+    left = [accuracy(model, ours(model, x, y), y) for _ in range(10)]
+    right = [accuracy(model, fools(theirs, model, x, y, eps), y) for _ in range(10)]
+    assert mean(left) == pytest.approx(mean(right), abs=0.01)
 
 
 @pytest.mark.parametrize("candidates", [4, 10])
@@ -106,7 +123,7 @@ def test_deepfool_is_foolbox(trained: Any, candidates: int) -> None:
     assert same.float().mean() > 0.95  # a step that ends on the boundary may go either way
 
 
-# -- Closed forms and limits -------------------------------------------------------------------------
+# -- Closed forms and limits --
 
 
 def test_one_step_of_eps_is_fgsm(trained: Any) -> None:

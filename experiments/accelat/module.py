@@ -52,7 +52,7 @@ class AdversariallyTrained(Supervised):
         static_chunk: examples attacked at a time.
         static_cache: keep the static examples on disk, for other arms of the same seed.
         attacks: what the trained model meets on the test split, by name.
-        target: control accuracy at which the clock stops.
+        targets: control accuracy at which the clock stops, for each ``refresh``.
         control_split: ``val``; ``test`` only to imitate the published code, whose schedule and
             reported accuracy see the same examples.
         frozen_norm: keep batch norm in inference mode, on the statistics of the start.
@@ -66,6 +66,7 @@ class AdversariallyTrained(Supervised):
         self,
         *args: Any,
         static: Attack,
+        targets: Mapping[str, float],
         probe: Attack,
         refresh: str = "static",
         start: Start | None = None,
@@ -73,7 +74,6 @@ class AdversariallyTrained(Supervised):
         static_chunk: int = 1280,
         static_cache: bool = False,
         attacks: Mapping[str, Attack] | None = None,
-        target: float = 0.9,
         control_split: str = "val",
         frozen_norm: bool = True,
         **kwargs: Any,
@@ -91,7 +91,7 @@ class AdversariallyTrained(Supervised):
         self.static_cache = static_cache
         self.probe = probe
         self.attacks = dict(attacks or {})
-        self.target = target
+        self.target = targets[refresh]
         self.control_split = control_split
         self.frozen_norm = frozen_norm
         self.history: list[dict[str, float]] = []  # per epoch: accuracy, lr, seconds

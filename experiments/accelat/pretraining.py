@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ class Start(Protocol):
 
     def __call__(self, model: nn.Module, data: TensorData, device: torch.device) -> None:
         """Changes them in place; `model` is on `device`, the inputs of `data` are floats."""
+
+
+def pretrained(weights: str | None = None, **rotation: Any) -> Start:
+    """Weights from a file, or, without one, `RotationPretraining`."""
+    return RotationPretraining(**rotation) if weights is None else PublishedWeights(weights)
 
 
 class RotationPretraining:
@@ -85,23 +90,29 @@ class PublishedWeights:
         try:
             weights = torch.load(self.file, map_location="cpu", weights_only=True)
         except FileNotFoundError as error:
-            raise UserError(f"module.start.file: there is no {self.file}.") from error
+            raise UserError(
+                f"There is no file {self.file} of ImageNet weights: save those of torchvision's"
+                " resnet50 or timm's mobilenetv1_100\nand say module.start.weights=FILE, or"
+                " module.start.weights=null to pretrain on rotations of the training images."
+            ) from error
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"module.start.file: {self.file} is no state dict: {reason}") from error
+            raise UserError(
+                f"module.start.weights: {self.file} is no state dict: {reason}"
+            ) from error
         head = head_name(model)
         weights = {k: v for k, v in weights.items() if not k.startswith(f"{head}.")}
         try:
             missing, unknown = model.load_state_dict(weights, strict=False)
         except RuntimeError as error:
             raise UserError(
-                f"module.start.file: {self.file} is of another model: "
+                f"module.start.weights: {self.file} is of another model: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
         missing = [k for k in missing if not k.startswith(f"{head}.")]
         if missing or unknown:
             raise UserError(
-                f"module.start.file: {self.file} is of another model: it lacks {missing[:2]}"
+                f"module.start.weights: {self.file} is of another model: it lacks {missing[:2]}"
                 f" and brings {unknown[:2]}."
             )
 

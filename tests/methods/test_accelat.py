@@ -161,7 +161,7 @@ def test_bad_knobs(knobs: dict[str, float], message: str) -> None:
         scheduler().step()
 
 
-# -- Shapes at T = 50, in the paper's unit of 1e-4 ---------------------------------------------------
+# -- Shapes at T = 50, in the paper's unit of 1e-4 --
 
 
 def test_piecewise() -> None:
