@@ -90,4 +90,11 @@ def _main(arguments: list[str], folder: str, log: str, environment: dict[str, st
     sys.argv = ["repro", *arguments]
     from repro.cli.main import main
 
-    main()
+    try:
+        main()
+    finally:
+        # A process that was started by hand does so at its exit; a fork has no such exit.
+        if "joblib" in sys.modules:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)

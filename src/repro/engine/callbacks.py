@@ -179,8 +179,9 @@ class Checkpoints(Checkpoint):
             if isinstance(logger, CsvLogger) and metrics:
                 logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
         logged = {**scalars(trainer.logged_metrics), **metrics}
-        # A metric that is no longer finite keeps its last good value.
-        self.logged |= {name: value for name, value in logged.items() if math.isfinite(value)}
+        # An epoch with a lost loss says nothing: what was last good stays.
+        if all(math.isfinite(logged[name]) for name in logged if name.endswith("/loss")):
+            self.logged |= logged
 
     def _agree_to_stop(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:

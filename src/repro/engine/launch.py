@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from repro.engine import compose
 from repro.engine.execute import PARENT_VARIABLE, job
-from repro.errors import ReproError, UserError, did_you_mean
+from repro.errors import ReproError
 
 
 def launcher_overrides(
@@ -48,12 +48,11 @@ def launch(layers: Sequence[Sequence[Path]], study: Path, overrides: Sequence[st
     """Runs every layer of run directories, a layer after the one before it is done.
 
     Raises:
-        UserError: the launcher is not installed, or another process executes one of the runs.
+        UserError: another process executes one of the runs.
         ReproError: a worker died, or the outcome of a run could not be recorded.
         KeyboardInterrupt: the user stopped the study.
     """
     with compose.hydra_ready():
-        _check_launcher(overrides)
         where = f"study={compose.quoted(str(study))}"
         config = compose.compose_config([*overrides, where, "run=none"], "launch", with_hydra=True)
         hydra = GlobalHydra.instance().hydra
@@ -99,14 +98,3 @@ def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
 
 def _has_gpu() -> bool:
     return Path("/proc/driver/nvidia").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-
-
-def _check_launcher(overrides: Sequence[str]) -> None:
-    asked = next((o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")), None)
-    known = compose.launcher_names()
-    if asked is not None and asked not in known:
-        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in asked else ""
-        raise UserError(
-            f"There is no Hydra launcher '{asked}'.{did_you_mean(asked, known)}{extra} "
-            f"Installed: {', '.join(known)}."
-        )

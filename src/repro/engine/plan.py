@@ -101,6 +101,9 @@ def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
 def _plan(typed: list[str], grid: bool) -> Plan:
     user = Layer.parse(typed, "command line")
     user, hydra_layer = _split_hydra(user)
+    for override in hydra_layer.overrides:
+        if override.key_or_group == "hydra/launcher":
+            compose.check_launcher(str(override.value()))
     for override in user.overrides:
         if override.key_or_group in ("paper", "scale") and override.is_sweep_override():
             raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
@@ -277,6 +280,7 @@ def _finish(config: DictConfig, scale: str, arm: str, seed: int) -> DictConfig:
         finished.scale, finished.arm, finished.seed = scale, arm, seed
     resolved = compose.resolve(finished)
     _check_values(resolved)
+    compose.check_launcher(str(resolved.hardware.launcher.name))
     return resolved
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -43,8 +44,8 @@ class NoisyMLP(nn.Module):
 class ToyTraining(Supervised):
     """What the environment variable ``TOY_EVENT`` asks for happens at a moment of one arm's run.
 
-    ``what`` is a signal's name, ``error`` or ``user error``; the moments are ``step N``,
-    ``validation N`` and ``test``. With ``once``, a file, it happens only the first time.
+    ``what`` is a signal's name, ``error``, ``user error`` or ``infinite weights``; the moments
+    are ``step N``, ``validation N`` and ``test``. With ``once``, a file, it happens only once.
     """
 
     def __init__(self, *args: Any, arm: str, **kwargs: Any) -> None:
@@ -101,6 +102,10 @@ class ToyTraining(Supervised):
             once.touch()
         if event["what"] == "error":
             raise ValueError("something broke\nin two lines")
+        if event["what"] == "infinite weights":
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.inf)
+            return
         if event["what"] == "user error":
             raise UserError("The toy was told to fail.")
         os.kill(os.getpid(), signal.Signals[event["what"]])
