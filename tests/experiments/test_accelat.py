@@ -198,7 +198,7 @@ def test_a_killed_run_ends_like_a_straight_one(
         ("schedule.watch=acuracy", "Did you mean 'accuracy'"),
         ("module.start.weights=nowhere.pth", "There is no file nowhere.pth"),
         ("dataset=wine", "images"),
-        ("module.attacks.pgd.norm=l3", "no norm 'l3'"),
+        ("module.attacks.l2.norm=l3", "no norm 'l3'"),
     ],
 )
 def test_bad_configs_are_one_clear_line(typed: str, message: str, tmp_path: Path) -> None:
