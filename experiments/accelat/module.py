@@ -159,8 +159,9 @@ class AdversariallyTrained(Supervised):
             model = self.model if self.static_sees == "logits" else softmax_of(self.model)
             size = self.static_chunk
             return {
-                name: in_chunks(attack, model, *data.splits[name][:2], size, device).numpy()
-                for name in SPLIT_NAMES
+                name: in_chunks(attack, model, x, y, size, device).numpy()
+                for name, (x, y, *_) in data.splits.items()
+                if name in SPLIT_NAMES
             }
 
         made = make() if not self.static_cache else cached_arrays(self._static_key(data), make)

@@ -104,7 +104,7 @@ class AccuracySlopeLR(LRScheduler):
         values = self.metrics[max(0, epoch + 1 - self.window) : epoch + 1]
         return math.fsum(values) / len(values)
 
-    def step(self, metric: float | None = None) -> None:  # type: ignore[override]
+    def step(self, metric: float | None = None) -> None:
         """Takes the metric of the epoch that just ended and sets the rate of the next one."""
         if metric is None:
             raise UserError("AccuracySlopeLR.step takes the epoch's metric, e.g. step(accuracy).")
