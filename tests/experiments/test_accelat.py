@@ -206,6 +206,14 @@ def test_bad_configs_are_one_clear_line(typed: str, message: str, tmp_path: Path
         fitted(tmp_path, "arm=accelat", "training.epochs=1", typed)
 
 
+@pytest.mark.parametrize("typed", ["schedule=accuracy_slope", "method=free_at"])
+def test_schedule_and_methods_work_in_other_rooms(typed: str, tmp_path: Path) -> None:
+    plan = plan_study(["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "n_jobs=1", typed])
+    made = Study.create(plan, tmp_path)
+    made.run()
+    assert made.runs[0].status() == Status.FINISHED
+
+
 # -- The parts --
 
 
