@@ -7,13 +7,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from repro.errors import UserError, did_you_mean
 from repro.methods.base import Batch, Method, OptimizerFactory
+from repro.schedules import watched
 
 Measures = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -152,9 +154,9 @@ class Supervised(pl.LightningModule):
         optimizer._on_before_step()
         optimizer.optimizer.step()
         optimizer._on_after_step()
-        scheduler = self.lr_schedulers()
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()  # type: ignore[union-attr]
+        scheduler: Any = self.lr_schedulers()
+        if watched(scheduler) is None:
+            scheduler.step()
         self.method.after_step(self.model)
 
         self.loss_sum = self.loss_sum + loss
@@ -187,12 +189,20 @@ class Supervised(pl.LightningModule):
         self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the validation measures, and lets a plateau schedule see the loss."""
+        """Logs the validation measures, and lets a schedule that watches one see it."""
         measured = self._log_evaluation("val")
-        if not self.trainer.sanity_checking and self.trainer.training:
-            scheduler = self.lr_schedulers()
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(measured["loss"])
+        # Not `trainer.training`: that is false while a fit validates.
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            scheduler: Any = self.lr_schedulers()
+            name = watched(scheduler)
+            if name is None:
+                return
+            if name not in measured:
+                raise UserError(
+                    f"schedule.watch={name}, but validation measures {', '.join(measured)}."
+                    + did_you_mean(name, measured)
+                )
+            scheduler.step(float(measured[name]))
 
     def on_test_epoch_end(self) -> None:
         """Logs the test measures."""

@@ -18,6 +18,7 @@ LAYERS = {  # weight layers by name of the config
     "resnet50": 50,
     "alexnet": 8,
     "mlp": 3,
+    "mobilenet": 28,
     "small_cnn": 4,
 }
 # Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.

@@ -124,6 +124,39 @@ def digit_sums(
     return TensorData(name, partial(_digit_sums, dict(pairs), modulus), **facts)
 
 
+# Which part of `transfer_digits` is how large; together all 1797 images.
+TRANSFER_SIZES = {"source": 500, "train": 700, "val": 250, "test": 347}
+
+
+def _transfer_digits() -> Splits:
+    images, labels = bundled.load_digits(return_X_y=True)
+    x = torch.from_numpy(images / 16).float().view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels).long()
+    rest = np.arange(len(y))
+    splits = {}
+    for name, size in TRANSFER_SIZES.items():
+        part = rest
+        if size < len(rest):
+            rest, part = train_test_split(
+                rest, test_size=size, random_state=SPLIT_SEED, stratify=labels[rest]
+            )
+        splits[name] = (x[part], y[part])
+    return splits
+
+
+def transfer_digits(name: str = "digits_transfer", **facts: Any) -> TensorData:
+    """Handwritten digits for transfer learning: 500 source, 700 train, 250 val, 347 test images.
+
+    The same pictures as `digits`, in [0, 1] and not standardised, so that a change of a pixel means
+    the same everywhere. A model may be pretrained on the split ``source``. Stratified by class.
+
+    Args:
+        name: of the data set.
+        facts: see `TensorData`.
+    """
+    return TensorData(name, _transfer_digits, **facts)
+
+
 def standardised(
     x: np.ndarray, y: np.ndarray, parts: Mapping[str, np.ndarray], regression: bool
 ) -> Splits:
