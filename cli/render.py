@@ -186,6 +186,22 @@ def study_starts(study: Study) -> None:
         console.print(f"note: {note}", markup=False)
 
 
+def submitted(study: Study, as_json: bool) -> None:
+    """Which Slurm jobs work on a study, and how to watch and stop them."""
+    jobs = study.jobs()
+    if as_json:
+        emit({"folder": str(study.folder), "jobs": jobs})
+        return
+    lines = [
+        f"Submitted to Slurm: {', '.join(jobs) or 'nothing was left to do'}",
+        f"  look: repro status {study.folder}",
+        f"  wait: repro resume {study.folder}",
+        *([f"  stop: scancel {' '.join(jobs)}"] if jobs else []),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) -> None:
     """The summary of a study: metrics by arm, then claims and verdicts."""
     points, metric, mode = study.scores() if study.about["is_grid"] else ([], "", "")
@@ -388,9 +404,12 @@ def study_status(study: Study, as_json: bool) -> None:
             record["status"],
             f"{100 * record.get('progress', 0):.0f} %" if record["status"] == "running" else "",
             duration(record["seconds"]) if "seconds" in record else "",
-            Text(error),
+            Text(error or record.get("queue", "")),
         )
     console.print(shown)
+    verdicts = study.verdicts()
+    if verdicts:
+        console.print(verdict_table(verdicts))
 
 
 def comparison(first: Run, second: Run, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.engine import files, provenance
+from repro.engine import files, provenance, slurm
 from repro.engine.runs import Run, Status, now, process_identity
 from repro.errors import ReproError, UserError
 
@@ -73,10 +73,9 @@ def execute_here(run: Run) -> Status:
         ReproError: the outcome could not be recorded (the disk is full, say).
         UserError: another process executes the run.
     """
-    is_main = (
-        int(os.environ.get("LOCAL_RANK", "0")) == 0 and os.environ.get("NODE_RANK", "0") == "0"
-    )
-    if not is_main:
+    if not is_main_process():
+        if run.has_ended() and run.status().is_final:
+            return run.status()  # as the main process will find, too
         with _StopRequest() as stop, _tracked(run) as trackers:
             _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
@@ -87,6 +86,8 @@ def execute_here(run: Run) -> Status:
         record = run.record()
         if Status(record["status"]).is_final:
             return Status(record["status"])
+        if run.job != slurm.current_job():
+            run.forget_job()
         run.update(
             status=Status.RUNNING,
             started=now(),
@@ -117,6 +118,12 @@ def execute_here(run: Run) -> Status:
     return Status(outcome["status"])
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of a run's processes: the one that writes files."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
 def describe_error(error: BaseException, run: Run) -> dict[str, str]:
     """The record of a failure: whose fault, what happened, where to read more."""
     if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
@@ -131,7 +138,9 @@ def _execute_apart(run: Run) -> Status:
     # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
     command = [sys.executable, "-m", "repro.engine.execute", str(run.folder)]
     with _StopRequest() as stop:
-        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        # Lightning starts the ranks, also within an allocation of Slurm, which has its own way.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+        environment[PARENT_VARIABLE] = str(os.getpid())
         process = subprocess.Popen(command, start_new_session=True, env=environment)
         stop.tell = process.send_signal
         code = process.wait()
@@ -361,7 +370,8 @@ def _explain_foreign(file: Path, error: Exception) -> UserError:
 
 
 def _is_multi_process(hardware: DictConfig) -> bool:
-    return hardware.strategy != "auto" or hardware.num_nodes > 1
+    one_device = hardware.devices in (1, "1") and hardware.num_nodes == 1
+    return hardware.strategy != "auto" or not one_device
 
 
 def _peak_memory_mb() -> float:

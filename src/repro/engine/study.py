@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.engine import files, provenance
+from repro.engine import files, provenance, slurm
 from repro.engine.papers import Paper, load_paper
 from repro.engine.runs import Run, Status, now
 from repro.engine.summary import Scored, best_first, state_counts
@@ -123,23 +125,46 @@ class Study:
         """Where the pictures are kept."""
         return self.folder / "figures"
 
-    def run(self) -> None:
+    def run(self, wait: bool = True) -> None:
         """Executes every run that is not done, through the study's launcher.
+
+        Args:
+            wait: whether to wait for Slurm's jobs; other launchers return when they are done.
 
         Raises:
             KeyboardInterrupt: the user stopped it; what was done stays.
         """
         from repro.engine.launch import launch, launcher_overrides
 
-        todo = [[run.folder for run in layer if not run.status().is_final] for layer in self.layers]
-        first = next((folder for layer in todo for folder in layer), None)
+        todo = [[run for run in layer if not run.status().is_final] for layer in self.layers]
+        first = next((run for layer in todo for run in layer), None)
         if first is None:
             return
-        config = Run(first).config()
+        config = first.config()
         overrides = launcher_overrides(
             config.hardware, config.n_jobs, self.about["hydra"], sum(map(len, todo))
         )
         launch(todo, self.folder, overrides)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until no Slurm job is left to work on this study."""
+        while any(run.is_submitted() for run in self.runs):
+            time.sleep(slurm.FRESH_SECONDS)
+
+    def jobs(self) -> list[str]:
+        """The Slurm jobs and job arrays that still work on this study."""
+        return slurm.arrays([run.job for run in self.runs if run.is_submitted()])
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are claims to judge: a single arm or a grid has nothing to compare."""
+        return not self.about["is_grid"] and len({run.folder.parent for run in self.runs}) > 1
+
+    def discard(self) -> None:
+        """Deletes the study: for one of which nothing could be started."""
+        shutil.rmtree(self.folder)
 
     def results(self) -> list[RunResult]:
         """What claims read of each run."""

@@ -163,15 +163,16 @@ def _execute(
 def _launch(study: Study, hardware: DictConfig, n_jobs: int, trials: list[Layers]) -> None:
     """Launches what is not done of several trials, layer by layer, side by side."""
     depth = max(map(len, trials), default=0)
-    todo: list[list[Path]] = []
+    todo: list[list[Run]] = []
     for level in range(depth):
         runs = [run for layers in trials if level < len(layers) for run in layers[level]]
-        waiting = [run.folder for run in runs if not run.status().is_final]
+        waiting = [run for run in runs if not run.status().is_final]
         todo.append(list(dict.fromkeys(waiting)))  # two trials may have drawn the same point
     count = sum(map(len, todo))
     if count:
         jobs = launcher_overrides(hardware, n_jobs, study.about["hydra"], count)
         launch(todo, study.folder, jobs)
+        study.wait()
 
 
 def _of_arm(layers: Layers, arm: str) -> list[Run]:
