@@ -77,8 +77,10 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
     """Starts a search, or continues the one that the same command began; see `search`."""
+    from repro.engine import launch
     from repro.engine.search import loop
 
+    launch.check(plan, detach=False)
     return search(loop.start(request, plan, outputs), quiet, as_json)
 
 
@@ -102,7 +104,7 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
         is_done = loop.run(study, announce)
     except KeyboardInterrupt:
         render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
-        return 130
+        return INTERRUPTED
     if not is_done:
         render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
         return 1
