@@ -82,6 +82,7 @@ def fit(
         warnings.simplefilter("error", pl.utilities.warnings.PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         try:
             trainer.fit(model, datamodule=data(), ckpt_path=resume, weights_only=True)
         except KilledError:

@@ -179,7 +179,7 @@ def test_a_grid_spans_values_groups_arms_and_seeds(toy: Path) -> None:
     planned = plan("arm=sgd,adam", "seed=0,3", "model=mlp,noisy", "training.epochs=1,2", grid=True)
     assert planned.is_grid
     assert len({run.folder for run in planned.runs}) == len(planned.runs) == 16
-    assert planned.runs[-1].point == {"model": "noisy", "training.epochs": "2"}
+    assert planned.runs[-1].point == {"model": "noisy", "training.epochs": 2}
 
 
 def test_a_grid_of_arms_and_seeds_is_an_ordinary_study(toy: Path) -> None:

@@ -7,12 +7,13 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-TIMEOUT = 60
+TIMEOUT = 180  # of a machine that does other things too
 
 
 @functools.cache
@@ -48,6 +49,14 @@ class Command:
         return self.log.read_text()
 
 
+def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
+    """Waits until something becomes true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
 def start(
     arguments: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
 ) -> Command:
@@ -81,4 +90,11 @@ def _main(arguments: list[str], folder: str, log: str, environment: dict[str, st
     sys.argv = ["repro", *arguments]
     from repro.cli.main import main
 
-    main()
+    try:
+        main()
+    finally:
+        # A process that was started by hand does so at its exit; a fork has no such exit.
+        if "joblib" in sys.modules:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)

@@ -11,7 +11,8 @@ import torch
 from sklearn import datasets as bundled
 from sklearn.model_selection import train_test_split
 
-from repro.data.modules import Split, Splits, TensorData
+from repro.data.iterators import generator_for
+from repro.data.modules import Split, Splits, TensorData, check_counts
 from repro.errors import UserError, did_you_mean
 
 # Which examples are held out must never depend on a run, unless its config says so.
@@ -80,6 +81,80 @@ def digits(
         return {name: (x[index], y[index]) for name, index in parts.items()}
 
     return TensorData(name, load, **facts)
+
+
+def _digit_sums(pairs: Mapping[str, int], modulus: int) -> Splits:
+    images, labels = bundled.load_digits(return_X_y=True)
+    parts = split_indices(len(labels), test=360, val=0.1, labels=labels)
+    pixels = torch.from_numpy(images * (255 / 16)).round().to(torch.uint8).view(-1, 8, 8)
+    digit = torch.from_numpy(labels)
+    splits = {}
+    for number, (name, index) in enumerate(parts.items()):
+        chosen = torch.randint(
+            len(index), (2, pairs[name]), generator=generator_for(SPLIT_SEED, number)
+        )
+        left, right = torch.from_numpy(index)[chosen]
+        x = torch.cat([pixels[left], pixels[right]], dim=2)[:, None]
+        splits[name] = (x, (digit[left] + digit[right]) % modulus)
+    return splits
+
+
+def digit_sums(
+    name: str, *, pairs: Mapping[str, int], modulus: int = 5, **facts: Any
+) -> TensorData:
+    """Two digits side by side, 8 × 16 pixels; the label is their sum modulo ``modulus``.
+
+    A stress test for layer-wise training: no single place of the image says anything about the
+    label, so that a layer trained for what it can classify by itself throws away what later layers
+    would need. The digits of the splits are those of `digits`, so no digit of a test pair occurs in
+    a training pair. Pixels are uint8; normalise them.
+
+    Args:
+        name: of the data set.
+        pairs: how many pairs to draw for ``train``, ``val`` and ``test``; always the same ones.
+        modulus: number of classes.
+        facts: see `TensorData`.
+
+    Raises:
+        UserError: fewer than one pair, or fewer than two classes.
+    """
+    check_counts(name, **{f"pairs.{split}": count for split, count in pairs.items()})
+    if modulus < 2:
+        raise UserError(f"Data set '{name}': modulus={modulus}. Choose at least 2.")
+    return TensorData(name, partial(_digit_sums, dict(pairs), modulus), **facts)
+
+
+# Which part of `transfer_digits` is how large; together all 1797 images.
+TRANSFER_SIZES = {"source": 500, "train": 700, "val": 250, "test": 347}
+
+
+def _transfer_digits() -> Splits:
+    images, labels = bundled.load_digits(return_X_y=True)
+    x = torch.from_numpy(images / 16).float().view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels).long()
+    rest = np.arange(len(y))
+    splits = {}
+    for name, size in TRANSFER_SIZES.items():
+        part = rest
+        if size < len(rest):
+            rest, part = train_test_split(
+                rest, test_size=size, random_state=SPLIT_SEED, stratify=labels[rest]
+            )
+        splits[name] = (x[part], y[part])
+    return splits
+
+
+def transfer_digits(name: str = "digits_transfer", **facts: Any) -> TensorData:
+    """Handwritten digits for transfer learning: 500 source, 700 train, 250 val, 347 test images.
+
+    The same pictures as `digits`, in [0, 1] and not standardised, so that a change of a pixel means
+    the same everywhere. A model may be pretrained on the split ``source``. Stratified by class.
+
+    Args:
+        name: of the data set.
+        facts: see `TensorData`.
+    """
+    return TensorData(name, _transfer_digits, **facts)
 
 
 def standardised(

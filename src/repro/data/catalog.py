@@ -72,10 +72,13 @@ def _look_up(file: Any, name: str, root: str | Path | None) -> DatasetInfo:
             problem = str(error)
     elif not info["bundled"]:
         folder = data_root(root).parent / info.get("folder", name)
-        if any(folder.glob("*.npz")):
+        pattern = info.get("files", "*.npz")
+        if any(folder.glob(pattern)):
             place = folder
         else:
-            problem = f"Data set '{name}' is missing: no {folder}/*.npz. Source: {info['source']}."
+            problem = (
+                f"Data set '{name}' is missing: no {folder}/{pattern}. Source: {info['source']}."
+            )
     return DatasetInfo(
         name=name,
         description=re.sub(r"^#\s*", "", text.splitlines()[0]),

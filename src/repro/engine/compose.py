@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repro.engine.papers import config_folders
 from repro.errors import UserError, did_you_mean
 
-Point = dict[str, str]  # one point of a grid: override key -> value as typed
+Point = dict[str, Any]  # one point of a grid: override key -> value
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
     parser = OverridesParser.create()
     swept = [o for o in layer.overrides if o.is_sweep_override()]
     fixed = tuple(o for o in layer.overrides if not o.is_sweep_override())
-    axes: list[list[tuple[str, str, str]]] = []
+    axes: list[list[str]] = []
     for override in swept:
         if not override.is_discrete_sweep():
             raise UserError(
@@ -113,12 +113,12 @@ def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
                 "(a,b or range(1,9)); `repro sweep` searches intervals."
             )
         element = override.get_key_element()
-        axes.append([(element, override.key_or_group, v) for v in override.sweep_string_iterator()])
+        axes.append([f"{element}={value}" for value in override.sweep_string_iterator()])
     points = []
-    for combination in itertools.product(*axes):
-        texts = [f"{element}={value}" for element, _, value in combination]
-        point = {key: value for _, key, value in combination}
-        points.append((Layer((*fixed, *parser.parse_overrides(texts))), point))
+    for texts in itertools.product(*axes):
+        chosen = parser.parse_overrides(list(texts))
+        point = {override.key_or_group: override.value() for override in chosen}
+        points.append((Layer((*fixed, *chosen)), point))
     return points
 
 
@@ -213,6 +213,21 @@ def launcher_names() -> list[str]:
     """The Hydra launchers that are installed."""
     Plugins.instance()
     return choices("hydra/launcher")
+
+
+def check_launcher(name: str) -> None:
+    """Refuses a launcher that is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    known = launcher_names()
+    if name not in known:
+        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in name else ""
+        raise UserError(
+            f"There is no Hydra launcher '{name}'.{did_you_mean(name, known)}{extra} "
+            f"Installed: {', '.join(known)}."
+        )
 
 
 def _explain_missing(error: MissingConfigException) -> UserError:

@@ -21,6 +21,8 @@ TRUSTED = (
     "torchmetrics",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
+    "optuna.pruners",
+    "optuna.samplers",
 )
 
 
@@ -76,7 +78,7 @@ def _check_target(target: str, trusted: tuple[str, ...]) -> None:
     module_name, _, attribute = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
         # A class method such as Class.build: look one level up.
         owner, _, name = module_name.rpartition(".")
         try:
@@ -93,7 +95,7 @@ def _suggest(target: str) -> str:
     module_name, _, attribute = target.rpartition(".")
     try:
         return did_you_mean(attribute, dir(importlib.import_module(module_name)))
-    except ImportError:
+    except (ImportError, ValueError):
         return ""
 
 

@@ -1,0 +1,1 @@
+"""Adding Gradient Noise Improves Learning for Very Deep Networks (arXiv 1511.06807)."""
