@@ -19,6 +19,10 @@ from . import render
 
 EXTRAS = {
     "datasets": "benchmark data sets: pip install 'repro[data]'",
+    "optuna": "repro sweep: pip install 'repro[sweep]'",
+    "tensorboard": "logger=tensorboard: pip install 'repro[tensorboard]'",
+    "mlflow-skinny": "logger=mlflow: pip install 'repro[mlflow]'",
+    "wandb": "logger=wandb: pip install 'repro[wandb]'",
     "hydra-submitit-launcher": "Slurm: pip install 'repro[slurm]'",
 }
 

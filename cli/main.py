@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from repro.errors import ReproError, UserError, did_you_mean
 
 from . import complete
 
+SHOWN_STUDIES = 30  # by `status`, if not told otherwise
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -75,6 +78,11 @@ def _use_config_dir(
     if folder is not None:
         # An environment variable, because workers and cluster jobs must see it too.
         os.environ[CONFIG_DIR_VARIABLE] = str(folder.absolute())
+        # The rooms of one's own papers may lie beside that folder; last, so as to hide no module.
+        beside = str(folder.absolute().parent)
+        sys.path.append(beside)
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{before}{os.pathsep}{beside}" if before else beside
 
 
 config_dir_option = click.option(
@@ -114,6 +122,7 @@ def cli(debug: bool) -> None:
 @click.option("--cfg", is_flag=True, help="Print the composed config of the first run, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and their expected cost, and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@click.option("--detach", is_flag=True, help="Leave the study to the cluster's jobs, and return.")
 @json_option
 @config_dir_option
 @people_readable
@@ -123,6 +132,7 @@ def run(
     cfg: bool,
     dry_run: bool,
     quiet: bool,
+    detach: bool,
     as_json: bool,
 ) -> None:
     r"""Run a study: every arm and seed of a paper, then the verdicts.
@@ -130,6 +140,7 @@ def run(
     \b
     repro run paper=dgc                                   at scale=mini
     repro run paper=dgc scale=full hardware=gpu           at the paper's size
+    repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
     """
@@ -146,9 +157,41 @@ def run(
     if dry_run:
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
+    from repro.engine import launch, slurm
+
     workflow.check_claims(plan.paper)
+    launch.check(plan, detach)
     study = Study.create(plan, outputs)
-    sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+    try:
+        if detach:
+            sys.exit(workflow.submit(study, as_json))
+        sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+    except slurm.Refused:
+        study.discard()
+        raise
+
+
+@cli.command()
+@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@json_option
+@config_dir_option
+@people_readable
+def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
+    r"""Search hyper-parameters on validation data; the same command goes on after a kill.
+
+    \b
+    repro sweep paper=dgc 'method.ratio=interval(1e-4,1e-1)' trials=20
+    repro sweep paper=dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))' metric=val/loss
+    repro sweep paper=dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
+    """
+    from repro.engine.search import request as search_request
+
+    from . import workflow
+
+    request, plan = search_request.read_request(overrides)
+    outputs = Path(plan.runs[0].config.outputs)
+    sys.exit(workflow.start_search(request, plan, outputs, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command(name="list")
@@ -181,10 +224,13 @@ def show(slug: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
+@click.option(
+    "--all", "show_all", is_flag=True, help=f"All studies, not only the newest {SHOWN_STUDIES}."
+)
 @json_option
 @config_dir_option
 @people_readable
-def status(folder: Path | None, outputs: Path, as_json: bool) -> None:
+def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) -> None:
     """Show where studies stand, or the runs of one."""
     from repro.engine.study import Study, find_studies
 
@@ -193,7 +239,11 @@ def status(folder: Path | None, outputs: Path, as_json: bool) -> None:
     if folder is not None:
         render.study_status(Study.open(folder), as_json)
     else:
-        render.studies(find_studies(outputs), as_json)
+        found = find_studies(outputs)
+        shown = found if show_all or as_json else found[-SHOWN_STUDIES:]
+        render.studies(shown, as_json)
+        if len(shown) < len(found):
+            click.echo(f"… and {len(found) - len(shown)} older studies: repro status --all")
 
 
 @cli.command()
@@ -217,7 +267,8 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
     if (folder / "run.json").is_file():
         sys.exit(workflow.continue_run(folder, as_json))
     study = Study.open(folder.absolute())
-    sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+    proceed = workflow.search if "search" in study.about else workflow.run_and_judge
+    sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command()
@@ -232,6 +283,57 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     from . import render
 
     render.comparison(Run.open(first), Run.open(second), as_json)
+
+
+@cli.command()
+@outputs_option
+@click.option(
+    "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write one self-contained page."
+)
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option("--paper", "papers", multiple=True, help="Only this paper; may be repeated.")
+@click.option("--scale", "scales", multiple=True, help="Only this scale; may be repeated.")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
+    help="Only studies from then on.",
+)
+@json_option
+@config_dir_option
+@people_readable
+def report(
+    outputs: Path,
+    html: Path | None,
+    markdown: Path | None,
+    papers: tuple[str, ...],
+    scales: tuple[str, ...],
+    since: datetime | None,
+    as_json: bool,
+) -> None:
+    """Report on all studies: papers and verdicts, here, in Markdown or as a web page."""
+    from repro.report.collect import Filters
+
+    from . import report as reports
+
+    filters = Filters(papers, scales, since)
+    command = shlex.join(["repro", *sys.argv[1:]])
+    reports.report(outputs, filters, html, markdown, as_json, command)
+
+
+@cli.command()
+@click.argument("slug")
+@click.option("--title", help="The paper's title.")
+@click.option("--link", help="Where the paper is, e.g. 'arXiv 1712.01887'.")
+@people_readable
+def new(slug: str, title: str | None, link: str | None) -> None:
+    r"""Start a paper: its config, its room and a test, which run at once.
+
+    In a checkout they go where the other papers are; anywhere else into the current folder, to be
+    used with --config-dir.
+    """
+    from . import scaffold
+
+    scaffold.create(slug, title or f"The paper {slug}", link or "", Path.cwd())
 
 
 @cli.command()
@@ -314,7 +416,8 @@ def check(name: str, root: Path | None, as_json: bool) -> None:
     if as_json:
         render.emit(rows)
     else:
-        render.console.print(", ".join(f"{split}: {count} rows" for split, count in rows.items()))
+        counts = ", ".join(f"{split}: {count} rows" for split, count in rows.items())
+        render.console.print(counts or f"{name} has no files of its own: nothing to check.")
 
 
 @cli.command()

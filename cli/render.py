@@ -15,14 +15,16 @@ from rich.text import Text
 from repro.engine.papers import Paper, config_folders
 from repro.engine.runs import Run, Status
 from repro.engine.study import Study, count_statuses
-from repro.engine.summary import mean_and_spread, state_counts
+from repro.engine.summary import Scored, best_first, mean_and_spread, state_counts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from optuna.trial import FrozenTrial
 
     from repro.claims.verdicts import ClaimVerdict
     from repro.data.catalog import DatasetInfo
     from repro.engine.plan import Plan
+    from repro.engine.search.request import Request
 
 console = Console()
 NARROW = 120  # tables are laid out for this width where the output is not a terminal
@@ -184,8 +186,25 @@ def study_starts(study: Study) -> None:
         console.print(f"note: {note}", markup=False)
 
 
+def submitted(study: Study, as_json: bool) -> None:
+    """Which Slurm jobs work on a study, and how to watch and stop them."""
+    jobs = study.jobs()
+    if as_json:
+        emit({"folder": str(study.folder), "jobs": jobs})
+        return
+    lines = [
+        f"Submitted to Slurm: {', '.join(jobs) or 'nothing was left to do'}",
+        f"  look: repro status {study.folder}",
+        f"  wait: repro resume {study.folder}",
+        *([f"  stop: scancel {' '.join(jobs)}"] if jobs else []),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) -> None:
     """The summary of a study: metrics by arm, then claims and verdicts."""
+    points, metric, mode = study.scores() if study.about["is_grid"] else ([], "", "")
     if as_json:
         emit(
             {
@@ -193,11 +212,15 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
                 "runs": [
                     {**result.__dict__, "point": dict(result.point)} for result in study.results()
                 ],
+                "points": [{"metric": metric, **point.__dict__} for point in points],
                 "claims": [verdict.to_dict() for verdict in verdicts],
             }
         )
         return
     console.print(summary_table(study))
+    if points:
+        console.print(f"\n[bold]Best first, by {metric}[/bold]", highlight=False)
+        console.print(scores_table(("arm",), points, metric, mode))
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:
@@ -209,6 +232,68 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
     figures = sorted(study.figures_folder.glob("*.png"))
     if figures:
         console.print("Figures: " + ", ".join(map(str, figures)), soft_wrap=True, highlight=False)
+
+
+def search_starts(study: Study, request: Request) -> None:
+    """What is about to be searched."""
+    console.print(
+        f"{study.about['paper']} at scale={study.scale}: {request.trials} trials of arm "
+        f"{request.arm} for the {request.mode}imum of {request.metric} in {study.folder}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def trial(done: FrozenTrial, request: Request) -> None:
+    """One line about a trial that came to its end."""
+    from repro.engine.search.space import write
+
+    point = ", ".join(f"{k}={_short_number(write(v))}" for k, v in done.params.items())
+    outcome = done.user_attrs["reason"] or f"{request.metric} {number(done.value)}"
+    line = f"[{done.number + 1}/{request.trials}] {point}: {outcome}"
+    console.print(line, markup=False, highlight=False)
+
+
+def search_result(study: Study, result: dict[str, Any], as_json: bool) -> None:
+    """The trials of a search, best first, what mattered, and how to run the best point."""
+    if as_json:
+        emit({"folder": str(study.folder), **result})
+        return
+    rows = [
+        Scored((f"trial {row['trial']}",), row["point"], row["values"], row["state"])
+        for row in result["trials"]
+    ]
+    limit = study.about["search"]["settings"]["table_rows"]
+    console.print(scores_table(("trial",), rows, result["metric"], result["mode"], limit))
+    if len(rows) > limit:
+        left = f"… and {len(rows) - limit} more in {study.folder / 'search.json'}"
+        console.print(left, soft_wrap=True, highlight=False)
+    if result["importance"]:
+        importance = table("parameter", "importance", title="\nWhat mattered")
+        for key, share in result["importance"].items():
+            importance.add_row(key, f"{100 * share:.0f} %")
+        console.print(importance)
+    figures = sorted(study.figures_folder.glob("*.png"))
+    if figures:
+        console.print("Figures: " + ", ".join(map(str, figures)), soft_wrap=True, highlight=False)
+    if result["command"] is None:
+        console.print("No trial came to its end, so there is no best point.")
+    else:
+        console.print("The best point, with the paper's seeds and tested:")
+        console.print(result["command"], soft_wrap=True, highlight=False, markup=False)
+
+
+def scores_table(
+    names: Sequence[str], rows: Sequence[Scored], metric: str, mode: str, limit: int | None = None
+) -> Table:
+    """Points of a grid or a search and their validation metric, best first."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.point))
+    shown = table(*names, *keys, metric, "runs")
+    for row in best_first(rows, mode)[:limit]:
+        point = [Text(_short_number(row.point.get(key, ""))) for key in keys]
+        shown.add_row(*row.names, *point, mean_and_spread(row.values), Text(row.state))
+    return shown
 
 
 def summary_table(study: Study) -> Table:
@@ -319,9 +404,12 @@ def study_status(study: Study, as_json: bool) -> None:
             record["status"],
             f"{100 * record.get('progress', 0):.0f} %" if record["status"] == "running" else "",
             duration(record["seconds"]) if "seconds" in record else "",
-            Text(error),
+            Text(error or record.get("queue", "")),
         )
     console.print(shown)
+    verdicts = study.verdicts()
+    if verdicts:
+        console.print(verdict_table(verdicts))
 
 
 def comparison(first: Run, second: Run, as_json: bool) -> None:
@@ -365,6 +453,15 @@ def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
         size = "–" if each.bundled else f"{each.megabytes:g}"
         shown.add_row(each.name, each.description, each.licence, size, here)
     console.print(shown)
+
+
+def _short_number(typed: Any) -> str:
+    """A number as typed, to four digits; what is not a number stays as it is."""
+    text = str(typed)
+    try:
+        return text if text.lstrip("+-").isdigit() else f"{float(text):.4g}"
+    except ValueError:
+        return text
 
 
 def number(value: Any) -> str:

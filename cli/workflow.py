@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repro.engine import progress
 from repro.engine.papers import Paper
@@ -12,6 +14,24 @@ from repro.engine.study import Study
 from repro.errors import ReproError
 
 from . import render
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from repro.claims.verdicts import ClaimVerdict
+    from repro.engine.plan import Plan
+    from repro.engine.search.request import Request
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+SHOWN = 3  # logs of failed or lost jobs
+LAST_LINES = 5
+
+
+def submit(study: Study, as_json: bool) -> int:
+    """Leaves what is left of a study to Slurm's jobs, and says how to come back to it."""
+    study.run(wait=False)
+    render.submitted(study, as_json)
+    return 0
 
 
 def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
@@ -26,15 +46,23 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     interrupted = False
     try:
         with progress.shown(study, render.console, quiet):
-            study.run()
+            study.run(wait=False)
+            if not quiet and study.jobs():
+                render.submitted(study, as_json=False)
+            study.wait()
     except KeyboardInterrupt:
+        if study.jobs():
+            render.message(f"The jobs go on. Come back: repro resume {_short(study.folder)}")
+            return INTERRUPTED
         interrupted = True
     statuses = [run.status() for run in study.runs]
     if interrupted or any(s in (Status.INTERRUPTED, Status.WAITING) for s in statuses):
+        _report_failures(study)
+        _report_lost_jobs(study)
         render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
-        return 130 if interrupted else 1
+        return INTERRUPTED if interrupted else 1
 
-    verdicts = [] if study.about["is_grid"] or _is_single(study) else study.judge()
+    verdicts = study.judge() if study.is_judged else []
     if any(status.is_final for status in statuses):
         try:
             study.draw()
@@ -42,8 +70,48 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
             raise
         except Exception as error:  # a picture is not worth losing the verdicts
             render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
+    _publish(study, verdicts)
     render.study_result(study, verdicts, as_json)
     return _report_failures(study)
+
+
+def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
+    """Starts a search, or continues the one that the same command began; see `search`."""
+    from repro.engine import launch
+    from repro.engine.search import loop
+
+    launch.check(plan, detach=False)
+    return search(loop.start(request, plan, outputs), quiet, as_json)
+
+
+def search(study: Study, quiet: bool, as_json: bool) -> int:
+    """Runs what is left of a search and reports it.
+
+    Returns:
+        0 if all its trials are done, 1 if some are left, 130 if the user stopped it.
+    """
+    from repro.engine.search import loop, results
+
+    request = loop.request_of(study)
+
+    def announce(trial: FrozenTrial) -> None:
+        if not quiet:
+            render.trial(trial, request)
+
+    if not quiet:
+        render.search_starts(study, request)
+    try:
+        is_done = loop.run(study, announce)
+    except KeyboardInterrupt:
+        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        return INTERRUPTED
+    if not is_done:
+        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        return 1
+    result = results.conclude(study)
+    _publish(study, [])
+    render.search_result(study, result, as_json)
+    return 0
 
 
 def check_claims(paper: Paper) -> None:
@@ -64,7 +132,19 @@ def continue_run(folder: Path, as_json: bool) -> int:
         error = run.record()["error"]
         render.message(error["message"])
         return 2 if error["kind"] == "user" else 1
-    return 0 if status.is_final else 130
+    return 0 if status.is_final else INTERRUPTED
+
+
+def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
+    """Sends verdicts and figures to the study's trackers, if it has any."""
+    if not study.runs[0].config().logger.loggers:
+        return
+    from repro.engine import tracking
+
+    try:
+        tracking.publish(study, verdicts)
+    except Exception as error:  # a tracker is not worth losing the verdicts
+        render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 
 
 def _report_failures(study: Study) -> int:
@@ -79,12 +159,31 @@ def _report_failures(study: Study) -> int:
         render.message(f"{first['arm']} seed {first['seed']} failed{times}: {message}")
     if all(record["error"]["kind"] == "user" for record in failed):
         return 2
+    for run in [run for run in study.runs if run.job and run.status() is Status.FAILED][:SHOWN]:
+        _show_end(run.folder / "log.txt")
     render.message(f"Details: log.txt in each run directory under {_short(study.folder)}")
     return 1
 
 
-def _is_single(study: Study) -> bool:
-    return len({run.folder.parent for run in study.runs}) == 1
+def _report_lost_jobs(study: Study) -> None:
+    """Says which Slurm jobs were killed or cancelled, and what they last printed."""
+    lost = [run for run in study.runs if run.job and run.status() is Status.INTERRUPTED]
+    for run in lost[:SHOWN]:
+        record = run.record()
+        render.message(f"job {run.job} ({record['arm']} seed {record['seed']}) is gone.")
+        if run.job_log is not None:
+            _show_end(run.job_log)
+    if len(lost) > SHOWN:
+        render.message(f"So are {len(lost) - SHOWN} more jobs.")
+
+
+def _show_end(log: Path) -> None:
+    """Prints where a log is and its last lines."""
+    if not log.is_file():
+        render.message(f"It never started: there is no {_short(log)}.")
+        return
+    lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    render.message("\n    ".join([f"The end of {_short(log)}:", *lines]))
 
 
 def _short(folder: Path) -> Path:

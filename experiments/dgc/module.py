@@ -71,6 +71,16 @@ class CompressedTraining(Supervised):
             speed_up = network.speed_up(self.nodes, seconds, sparse, dense)
             self.costs[f"time/modelled_speedup_{gigabits}gbit"] = speed_up
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the costs, for a run that is killed before its test."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["costs"] = self.costs
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores them."""
+        super().on_load_checkpoint(checkpoint)
+        self.costs = checkpoint["costs"]
+
     def on_test_epoch_end(self) -> None:
         """Logs the costs with the test measures."""
         super().on_test_epoch_end()

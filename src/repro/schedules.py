@@ -1,13 +1,14 @@
 """Learning-rate schedules as functions of the fraction of training that is done.
 
 Each takes an optimizer and the number of its steps, and returns a PyTorch scheduler that is
-stepped after every update (`plateau`: after every validation).
+stepped after every update (those that are `watched`: after every validation).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -56,10 +57,34 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
 
 
 def plateau(
-    optimizer: Optimizer, steps: int, gamma: float = 0.25, patience: int = 0
+    optimizer: Optimizer,
+    steps: int,
+    gamma: float = 0.25,
+    patience: int = 0,
+    watch: str = "loss",
+    **knobs: Any,
 ) -> ReduceLROnPlateau:
-    """Multiplies the rate by ``gamma`` after ``patience`` validations without a lower loss."""
-    return ReduceLROnPlateau(optimizer, factor=gamma, patience=patience)
+    """Multiplies the rate by ``gamma`` after ``patience`` validations without a better measure.
+
+    Args:
+        optimizer: whose rate is set.
+        steps: not used.
+        gamma: factor of a cut.
+        patience: validations that are forgiven.
+        watch: the validation measure that drives it (see `watched`).
+        knobs: of `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+    """
+    scheduler = ReduceLROnPlateau(optimizer, factor=gamma, patience=patience, **knobs)
+    scheduler.watch = watch  # type: ignore[attr-defined]
+    return scheduler
+
+
+def watched(scheduler: Any) -> str | None:
+    """The validation measure that drives a scheduler, or None if it counts updates.
+
+    Schedulers with an attribute ``watch`` are stepped after each validation, with that measure.
+    """
+    return getattr(scheduler, "watch", None)
 
 
 def _by_progress(

@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from repro.cli.main import cli
 
 KEYS = ["paper", "scale", "arm", "seed", "seeds", "from", "model", "optimizer", "optimizer.lr"]

@@ -39,3 +39,14 @@ def test_normalise():
     out = Normalise(mean, std)(x)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, expected)
+
+
+def test_reflected_borders_are_the_images_own_pixels():
+    x = torch.randint(1, 256, (64, 3, 8, 8), dtype=torch.uint8)  # nothing is black
+    out = CropFlip(pad=3, flip=False, reflect=True)(x, torch.Generator().manual_seed(0))
+    assert (out.dtype, out.shape) == (torch.uint8, x.shape)
+    assert out.min() > 0
+    padded = torch.nn.functional.pad(x.double(), (3, 3, 3, 3), mode="reflect")
+    for image, source in zip(out, padded, strict=True):
+        crops = source.unfold(1, 8, 1).unfold(2, 8, 1).permute(1, 2, 0, 3, 4).flatten(0, 1)
+        assert (crops == image).flatten(1).all(dim=1).any()

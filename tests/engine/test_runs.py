@@ -38,7 +38,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run that has ended; to be looked at only."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REPRO_CONFIG_DIR", str(Path(__file__).parents[1] / "support/toy_project/conf"))
+        patch.setenv(
+            "REPRO_CONFIG_DIR", str(Path(__file__).parents[1] / "support/toy_project/conf")
+        )
         run = prepare(folder)
         assert execute_here(run) == Status.FINISHED
         yield run
@@ -81,7 +83,8 @@ def test_the_manifest_says_what_the_result_rests_on(finished: Run) -> None:
 
 def test_the_summary_holds_finite_numbers_only(finished: Run) -> None:
     summary = json.loads(
-        (finished.folder / "summary.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+        (finished.folder / "summary.json").read_text(),
+        parse_constant=lambda name: pytest.fail(name),
     )
     assert {"steps", "test/accuracy", "val/accuracy", "train/loss"} <= summary.keys()
     assert all(math.isfinite(value) for value in summary.values())
@@ -251,7 +254,6 @@ class Fatal:
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("it-was-executed",)
-
 
 
 def cut(run: Run) -> None:

@@ -18,6 +18,8 @@ LAYERS = {  # weight layers by name of the config
     "resnet50": 50,
     "alexnet": 8,
     "mlp": 3,
+    "mobilenet": 28,
+    "small_cnn": 4,
 }
 # Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.
 ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu"}
@@ -32,13 +34,15 @@ def compose(name: str, *overrides: str) -> DictConfig:
 
 
 def test_there_is_a_file_for_every_choice() -> None:
-    assert set(NAMES) == set(LAYERS) | {"lstm", "lstm_ptb"}
+    assert set(NAMES) == set(LAYERS) | {"lstm", "lstm_ptb", "mlp_per_set"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_builds(name: str) -> None:
     with torch.device("meta"):
         model = hydra.utils.instantiate(compose(name).model)
+        if name == "mlp_per_set":
+            model = model(input_shape=DATASET["input_shape"], classes=DATASET["classes"])
         if name.startswith("lstm"):
             tokens = torch.zeros(2, 5, dtype=torch.int64)
             assert model(tokens).shape == (2, 5, DATASET["vocab_size"])

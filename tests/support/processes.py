@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-TIMEOUT = 60
+TIMEOUT = 180  # of a machine that does other things too
 
 
 @functools.cache
@@ -49,9 +49,9 @@ class Command:
         return self.log.read_text()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
     """Waits until something becomes true."""
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
@@ -90,4 +90,11 @@ def _main(arguments: list[str], folder: str, log: str, environment: dict[str, st
     sys.argv = ["repro", *arguments]
     from repro.cli.main import main
 
-    main()
+    try:
+        main()
+    finally:
+        # A process that was started by hand does so at its exit; a fork has no such exit.
+        if "joblib" in sys.modules:
+            from joblib.externals.loky import get_reusable_executor
+
+            get_reusable_executor().shutdown(wait=True, kill_workers=True)

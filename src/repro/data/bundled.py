@@ -11,10 +11,11 @@ import torch
 from sklearn import datasets as bundled
 from sklearn.model_selection import train_test_split
 
-from repro.data.modules import Split, Splits, TensorData
+from repro.data.iterators import generator_for
+from repro.data.modules import Split, Splits, TensorData, check_counts
 from repro.errors import UserError, did_you_mean
 
-# Which examples are held out must never depend on a run.
+# Which examples are held out must never depend on a run, unless its config says so.
 SPLIT_SEED = 0
 TABLES: Mapping[str, Callable[[], Any]] = {
     "wine": bundled.load_wine,
@@ -25,7 +26,11 @@ TABLES: Mapping[str, Callable[[], Any]] = {
 
 
 def split_indices(
-    size: int, test: int | float, val: int | float, labels: np.ndarray | None = None
+    size: int,
+    test: int | float,
+    val: int | float,
+    labels: np.ndarray | None = None,
+    split: int = 0,
 ) -> dict[str, np.ndarray]:
     """Cuts ``range(size)`` into train, val and test, the same way every time.
 
@@ -34,27 +39,25 @@ def split_indices(
         test: number or share of test examples.
         val: number of validation examples, or their share of what is not test.
         labels: (size,) classes to stratify by.
+        split: another number cuts in another way.
 
     Returns:
         ``{"train": …, "val": …, "test": …}``, disjoint and covering.
     """
-    cut = partial(train_test_split, random_state=SPLIT_SEED)
+    cut = partial(train_test_split, random_state=SPLIT_SEED + split)
     rest, test_part = cut(np.arange(size), test_size=test, stratify=labels)
     train, val_part = cut(rest, test_size=val, stratify=None if labels is None else labels[rest])
     return {"train": train, "val": val_part, "test": test_part}
 
 
-def _digits() -> Splits:
-    images, labels = bundled.load_digits(return_X_y=True)
-    parts = split_indices(len(labels), test=360, val=0.1, labels=labels)
-    # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
-    mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
-    x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
-    y = torch.from_numpy(labels).long()
-    return {name: (x[index], y[index]) for name, index in parts.items()}
-
-
-def digits(name: str = "digits", **facts: Any) -> TensorData:
+def digits(
+    name: str = "digits",
+    *,
+    split: int = 0,
+    test_size: float = 0.2,
+    val_size: float = 0.1,
+    **facts: Any,
+) -> TensorData:
     """Handwritten digits, 8 × 8 pixels: 1293 train, 144 validation and 360 test images.
 
     Stratified by class; standardised by the mean and deviation of all training pixels. Source:
@@ -62,9 +65,96 @@ def digits(name: str = "digits", **facts: Any) -> TensorData:
 
     Args:
         name: of the data set.
+        split: another number cuts train, val and test in another way.
+        test_size: share of all images.
+        val_size: share of what is not test.
         facts: see `TensorData`.
     """
-    return TensorData(name, _digits, **facts)
+
+    def load() -> Splits:
+        images, labels = bundled.load_digits(return_X_y=True)
+        parts = split_indices(len(labels), test_size, val_size, labels, split)
+        # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
+        mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
+        x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
+        y = torch.from_numpy(labels).long()
+        return {name: (x[index], y[index]) for name, index in parts.items()}
+
+    return TensorData(name, load, **facts)
+
+
+def _digit_sums(pairs: Mapping[str, int], modulus: int) -> Splits:
+    images, labels = bundled.load_digits(return_X_y=True)
+    parts = split_indices(len(labels), test=360, val=0.1, labels=labels)
+    pixels = torch.from_numpy(images * (255 / 16)).round().to(torch.uint8).view(-1, 8, 8)
+    digit = torch.from_numpy(labels)
+    splits = {}
+    for number, (name, index) in enumerate(parts.items()):
+        chosen = torch.randint(
+            len(index), (2, pairs[name]), generator=generator_for(SPLIT_SEED, number)
+        )
+        left, right = torch.from_numpy(index)[chosen]
+        x = torch.cat([pixels[left], pixels[right]], dim=2)[:, None]
+        splits[name] = (x, (digit[left] + digit[right]) % modulus)
+    return splits
+
+
+def digit_sums(
+    name: str, *, pairs: Mapping[str, int], modulus: int = 5, **facts: Any
+) -> TensorData:
+    """Two digits side by side, 8 × 16 pixels; the label is their sum modulo ``modulus``.
+
+    A stress test for layer-wise training: no single place of the image says anything about the
+    label, so that a layer trained for what it can classify by itself throws away what later layers
+    would need. The digits of the splits are those of `digits`, so no digit of a test pair occurs in
+    a training pair. Pixels are uint8; normalise them.
+
+    Args:
+        name: of the data set.
+        pairs: how many pairs to draw for ``train``, ``val`` and ``test``; always the same ones.
+        modulus: number of classes.
+        facts: see `TensorData`.
+
+    Raises:
+        UserError: fewer than one pair, or fewer than two classes.
+    """
+    check_counts(name, **{f"pairs.{split}": count for split, count in pairs.items()})
+    if modulus < 2:
+        raise UserError(f"Data set '{name}': modulus={modulus}. Choose at least 2.")
+    return TensorData(name, partial(_digit_sums, dict(pairs), modulus), **facts)
+
+
+# Which part of `transfer_digits` is how large; together all 1797 images.
+TRANSFER_SIZES = {"source": 500, "train": 700, "val": 250, "test": 347}
+
+
+def _transfer_digits() -> Splits:
+    images, labels = bundled.load_digits(return_X_y=True)
+    x = torch.from_numpy(images / 16).float().view(-1, 1, 8, 8)
+    y = torch.from_numpy(labels).long()
+    rest = np.arange(len(y))
+    splits = {}
+    for name, size in TRANSFER_SIZES.items():
+        part = rest
+        if size < len(rest):
+            rest, part = train_test_split(
+                rest, test_size=size, random_state=SPLIT_SEED, stratify=labels[rest]
+            )
+        splits[name] = (x[part], y[part])
+    return splits
+
+
+def transfer_digits(name: str = "digits_transfer", **facts: Any) -> TensorData:
+    """Handwritten digits for transfer learning: 500 source, 700 train, 250 val, 347 test images.
+
+    The same pictures as `digits`, in [0, 1] and not standardised, so that a change of a pixel means
+    the same everywhere. A model may be pretrained on the split ``source``. Stratified by class.
+
+    Args:
+        name: of the data set.
+        facts: see `TensorData`.
+    """
+    return TensorData(name, _transfer_digits, **facts)
 
 
 def standardised(
@@ -99,7 +189,9 @@ def standardised(
     return {name: part(index) for name, index in parts.items()}
 
 
-def table(name: str, **facts: Any) -> TensorData:
+def table(
+    name: str, *, split: int = 0, test_size: float = 0.2, val_size: float = 0.1, **facts: Any
+) -> TensorData:
     """A table from scikit-learn: ``wine``, ``iris``, ``breast_cancer`` or ``diabetes``.
 
     20 % test and 10 % of the rest validation, stratified for classification. Features (and the
@@ -107,6 +199,9 @@ def table(name: str, **facts: Any) -> TensorData:
 
     Args:
         name: which table.
+        split: another number cuts train, val and test in another way.
+        test_size: share of all examples.
+        val_size: share of what is not test.
         facts: see `TensorData`.
 
     Raises:
@@ -121,7 +216,7 @@ def table(name: str, **facts: Any) -> TensorData:
     data = TABLES[name]()
     regression = facts.get("task") == "regression"
     labels = None if regression else data.target
-    parts = split_indices(len(data.target), test=0.2, val=0.1, labels=labels)
+    parts = split_indices(len(data.target), test_size, val_size, labels, split)
     return TensorData(
         name,
         standardised(data.data, data.target, parts, regression),

@@ -71,7 +71,7 @@ def _look_up(file: Any, name: str, root: str | Path | None) -> DatasetInfo:
         except UserError as error:
             problem = str(error)
     elif not info["bundled"]:
-        folder = data_root(root).parent / name
+        folder = data_root(root).parent / info.get("folder", name)
         pattern = info.get("files", "*.npz")
         if any(folder.glob(pattern)):
             place = folder

@@ -21,10 +21,12 @@ class CropFlip:
     Args:
         pad: pixels of padding on each side; 0 for no crop.
         flip: flip half of the images.
+        reflect: pad with the image's mirror image instead of with black.
     """
 
     pad: int = 4
     flip: bool = True
+    reflect: bool = False
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Returns a tensor like `x`, (B, C, H, W) of any dtype; draws from the CPU `generator`."""
@@ -37,7 +39,10 @@ class CropFlip:
         if self.flip:
             columns_BW = torch.where(flip_B[:, None], columns_W.flip(0), columns_W)
         columns_BW = column_B[:, None] + columns_BW
-        padded = F.pad(x, (self.pad,) * 4)
+        if self.reflect:  # which PyTorch offers for floats alone; bytes survive the way there
+            padded = F.pad(x.float(), (self.pad,) * 4, mode="reflect").to(x.dtype)
+        else:
+            padded = F.pad(x, (self.pad,) * 4)
         # One flat gather moves all channels of all images at once.
         pixels_BHW = rows_BH[:, :, None] * padded.shape[3] + columns_BW[:, None, :]
         indices = pixels_BHW.view(B, 1, H * W).expand(B, C, H * W)

@@ -27,30 +27,69 @@ class Diverged(Exception):  # noqa: N818 - a result, not an error
     """A training loss became infinite or not a number."""
 
 
-class StopWhenDiverged(Callback):
-    """Stops a run whose training loss is no longer finite.
+class Watch(Callback):
+    """Watches the steps: times them, tells how far training is, and stops it when it diverged.
 
-    The losses are checked in one go every ``every`` steps and at the end of an epoch, before the
-    epoch is validated, so that the device is not made to wait at each step.
+    One callback for three small duties, because Lightning spends more on calling a callback than
+    each of them takes. Losses are checked in one go every ``check_every`` steps and at the end of
+    an epoch, before the epoch is validated, so that the device is not made to wait at each step.
+
+    Args:
+        check_every: steps between two looks at whether the losses are finite.
+        report: told the fraction of steps that are done.
+        report_every: least seconds between two reports.
     """
 
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
-        self.finite: Tensor | None = None
+    def __init__(
+        self, check_every: int, report: Callable[[float], None], report_every: float = 1.0
+    ) -> None:
+        self.check_every = check_every
+        self.report = report
+        self.report_every = report_every
+        self.losses: Tensor | None = None  # summed: what is not finite stays so
+        self.seconds = 0.0
+        self.steps = 0
+        self.started = 0.0
+        self.reported_at = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Starts timing a step."""
+        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Notes whether this step's loss is finite."""
+        """Ends a step."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if not isinstance(loss, Tensor):
-            return
-        finite = torch.isfinite(loss.detach()).all()
-        self.finite = finite if self.finite is None else self.finite & finite
-        if trainer.global_step % self.every == 0 or trainer.is_last_batch:
-            if not bool(self.finite):
-                raise Diverged(f"the training loss is not finite at step {trainer.global_step}")
-            self.finite = None
+        if isinstance(loss, Tensor):
+            loss = loss.detach().sum()
+            self.losses = loss if self.losses is None else self.losses + loss
+            if trainer.global_step % self.check_every == 0 or trainer.is_last_batch:
+                if not math.isfinite(self.losses):
+                    step = trainer.global_step
+                    raise Diverged(f"the training loss is not finite at step {step}")
+                self.losses = None
+        now = time.perf_counter()
+        self.seconds += now - self.started
+        self.steps += 1
+        if now - self.reported_at >= self.report_every and trainer.is_global_zero:
+            self.reported_at = now
+            self.report(trainer.global_step / max(1, trainer.estimated_stepping_batches))
+
+    def times(self) -> dict[str, float]:
+        """Seconds of training steps alone, and milliseconds a step; of this attempt only."""
+        return {
+            "time/train_seconds": self.seconds,
+            "time/step_ms": 1e3 * self.seconds / max(1, self.steps),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses that were not checked yet."""
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.losses = state["losses"]
 
 
 class Checkpoints(Checkpoint):
@@ -179,8 +218,9 @@ class Checkpoints(Checkpoint):
             if isinstance(logger, CsvLogger) and metrics:
                 logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
         logged = {**scalars(trainer.logged_metrics), **metrics}
-        # A metric that is no longer finite keeps its last good value.
-        self.logged |= {name: value for name, value in logged.items() if math.isfinite(value)}
+        # An epoch with a lost loss says nothing: what was last good stays.
+        if all(math.isfinite(logged[name]) for name in logged if name.endswith("/loss")):
+            self.logged |= logged
 
     def _agree_to_stop(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
@@ -203,47 +243,6 @@ class Checkpoints(Checkpoint):
             files.make_folder(self.folder)
             files.write_atomically(self.folder / name, lambda file: torch.save(checkpoint, file))
         trainer.strategy.barrier(name)
-
-
-class Progress(Callback):
-    """Tells whoever watches how far training is, at most once in ``every_seconds``."""
-
-    def __init__(self, report: Callable[[float], None], every_seconds: float = 1.0) -> None:
-        self.report = report
-        self.every_seconds = every_seconds
-        self.reported_at = 0.0
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        """Reports the fraction of steps that are done."""
-        now = time.monotonic()
-        if now - self.reported_at >= self.every_seconds and trainer.is_global_zero:
-            self.reported_at = now
-            self.report(trainer.global_step / max(1, trainer.estimated_stepping_batches))
-
-
-class Stopwatch(Callback):
-    """Times the training steps alone, without validation, checkpoints or start-up."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.steps = 0
-        self.started = 0.0
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Starts a step."""
-        self.started = time.perf_counter()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Ends a step."""
-        self.seconds += time.perf_counter() - self.started
-        self.steps += 1
-
-    def times(self) -> dict[str, float]:
-        """Seconds of training and milliseconds a step; for this attempt, if a run was resumed."""
-        return {
-            "time/train_seconds": self.seconds,
-            "time/step_ms": 1e3 * self.seconds / max(1, self.steps),
-        }
 
 
 def scalars(metrics: Any) -> dict[str, float]:

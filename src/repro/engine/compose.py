@@ -215,6 +215,21 @@ def launcher_names() -> list[str]:
     return choices("hydra/launcher")
 
 
+def check_launcher(name: str) -> None:
+    """Refuses a launcher that is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    known = launcher_names()
+    if name not in known:
+        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in name else ""
+        raise UserError(
+            f"There is no Hydra launcher '{name}'.{did_you_mean(name, known)}{extra} "
+            f"Installed: {', '.join(known)}."
+        )
+
+
 def _explain_missing(error: MissingConfigException) -> UserError:
     missing = error.missing_cfg_file or ""
     group, _, name = missing.rpartition("/")

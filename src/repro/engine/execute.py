@@ -6,6 +6,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -21,13 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.engine import files, provenance
+from repro.engine import files, provenance, slurm
 from repro.engine.runs import Run, Status, now, process_identity
 from repro.errors import ReproError, UserError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
+
+    from repro.engine.search.pruning import PruneHopeless
 
 log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
@@ -69,12 +73,11 @@ def execute_here(run: Run) -> Status:
         ReproError: the outcome could not be recorded (the disk is full, say).
         UserError: another process executes the run.
     """
-    is_main = (
-        int(os.environ.get("LOCAL_RANK", "0")) == 0 and os.environ.get("NODE_RANK", "0") == "0"
-    )
-    if not is_main:
-        with _StopRequest() as stop:
-            _train_and_test(run, stop, is_main=False)
+    if not is_main_process():
+        if run.has_ended() and run.status().is_final:
+            return run.status()  # as the main process will find, too
+        with _StopRequest() as stop, _tracked(run) as trackers:
+            _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
     started = time.monotonic()
     import lightning.pytorch  # noqa: F401 - now, because it sets up loggers that are redirected next
@@ -83,6 +86,8 @@ def execute_here(run: Run) -> Status:
         record = run.record()
         if Status(record["status"]).is_final:
             return Status(record["status"])
+        if run.job != slurm.current_job():
+            run.forget_job()
         run.update(
             status=Status.RUNNING,
             started=now(),
@@ -92,7 +97,8 @@ def execute_here(run: Run) -> Status:
         )
         outcome: dict[str, Any]
         try:
-            outcome = _train_and_test(run, stop, is_main=True)
+            with _tracked(run) as trackers:
+                outcome = _train_and_test(run, stop, trackers, is_main=True)
         except Exception as error:
             outcome = {"status": Status.FAILED, "error": describe_error(error, run)}
             log.error("%s", traceback.format_exc())
@@ -112,6 +118,12 @@ def execute_here(run: Run) -> Status:
     return Status(outcome["status"])
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of a run's processes: the one that writes files."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
 def describe_error(error: BaseException, run: Run) -> dict[str, str]:
     """The record of a failure: whose fault, what happened, where to read more."""
     if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
@@ -126,7 +138,9 @@ def _execute_apart(run: Run) -> Status:
     # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
     command = [sys.executable, "-m", "repro.engine.execute", str(run.folder)]
     with _StopRequest() as stop:
-        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+        # Lightning starts the ranks, also within an allocation of Slurm, which has its own way.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+        environment[PARENT_VARIABLE] = str(os.getpid())
         process = subprocess.Popen(command, start_new_session=True, env=environment)
         stop.tell = process.send_signal
         code = process.wait()
@@ -151,7 +165,11 @@ def build_module(config: DictConfig) -> pl.LightningModule:
 def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
     """Builds the Lightning trainer that a composed config describes."""
     import lightning.pytorch as pl
+    from lightning.pytorch.loops import training_epoch_loop
 
+    # Lightning inspects the signature of training_step at every step, which takes as long as a
+    # small network: once per function is enough.
+    training_epoch_loop.is_param_in_hook_signature = _is_parameter_of  # type: ignore[assignment]
     hardware, training = config.hardware, config.training
     return pl.Trainer(
         accelerator=hardware.accelerator,
@@ -170,7 +188,20 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
     )
 
 
-def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, Any]:
+def _is_parameter_of(hook: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    return _is_parameter_of_function(getattr(hook, "__func__", hook), *args, **kwargs)
+
+
+@functools.cache
+def _is_parameter_of_function(function: Any, *args: Any, **kwargs: Any) -> bool:
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+    return is_param_in_hook_signature(function, *args, **kwargs)
+
+
+def _train_and_test(
+    run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
+) -> dict[str, Any]:
     import lightning.pytorch as pl
     import torch
 
@@ -189,7 +220,9 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     module = build_module(config)
     _start_from_parent(run, module)
     series = CsvLogger(run.folder / "metrics.csv")
-    stopwatch = callbacks.Stopwatch()
+    watch = callbacks.Watch(
+        training.log_every, report=lambda done: run.update(progress=round(done, 4))
+    )
     checkpoints = callbacks.Checkpoints(
         folder=run.folder / "checkpoints",
         monitor=training.monitor,
@@ -197,16 +230,12 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
+    pruning = _pruning(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
-        logger=[series, *(instantiate(each) for each in config.logger.loggers.values())],
-        callbacks=[
-            callbacks.StopWhenDiverged(training.log_every),
-            callbacks.Progress(lambda done: run.update(progress=round(done, 4))),
-            stopwatch,
-            checkpoints,
-        ],
+        logger=[series, *trackers],
+        callbacks=[watch, *pruning, checkpoints],
     )
     # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -231,15 +260,18 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
         log.warning("diverged: %s", reason)
         outcome = {"status": Status.DIVERGED, "reason": str(reason)}
     except (RuntimeError, KeyError, ValueError) as error:
-        if resume_from is not None and not stopwatch.steps:
+        if resume_from is not None and not watch.steps:
             raise _explain_foreign(run.last_checkpoint, error) from error
         raise
     if stop.requested and outcome["status"] == Status.FINISHED:
         return {"status": Status.INTERRUPTED}
     final = checkpoints.logged
-    if outcome["status"] == Status.FINISHED:
-        _load_for_test(run, module, config)
-        trainer.test(module, datamodule=data, verbose=False)
+    if any(each.pruned for each in pruning):
+        outcome = {"status": Status.PRUNED}
+    elif outcome["status"] == Status.FINISHED:
+        if training.test_with != "none":
+            _load_for_test(run, module, config)
+            trainer.test(module, datamodule=data, verbose=False)
         final = checkpoints.final_metrics(trainer)
         lost = _not_finite(final)
         if lost is not None:
@@ -248,10 +280,32 @@ def _train_and_test(run: Run, stop: _StopRequest, is_main: bool) -> dict[str, An
     if is_main:
         series.write()
         final = {name: value for name, value in final.items() if math.isfinite(value)}
-        final |= {"steps": trainer.global_step, **stopwatch.times()}
+        final |= {"steps": trainer.global_step, **watch.times()}
         files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[list[Logger]]:
+    """The trackers of a run beside metrics.csv; importing them takes long, so only if asked for."""
+    config = run.config()
+    if not config.logger.loggers:
+        yield []
+        return
+    from repro.engine import tracking
+
+    with tracking.tracked(run, config) as trackers:
+        yield trackers
+
+
+def _pruning(run: Run) -> list[PruneHopeless]:
+    """The callback of a run that is a search's trial; none otherwise."""
+    if run.record().get("trial") is None:
+        return []
+    from repro.engine.search.pruning import PruneHopeless
+
+    return [PruneHopeless(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
@@ -316,7 +370,8 @@ def _explain_foreign(file: Path, error: Exception) -> UserError:
 
 
 def _is_multi_process(hardware: DictConfig) -> bool:
-    return hardware.strategy != "auto" or hardware.num_nodes > 1
+    one_device = hardware.devices in (1, "1") and hardware.num_nodes == 1
+    return hardware.strategy != "auto" or not one_device
 
 
 def _peak_memory_mb() -> float:

@@ -21,6 +21,8 @@ TRUSTED = (
     "torchmetrics",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
+    "optuna.pruners",
+    "optuna.samplers",
 )
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from repro.engine import compose
+from repro.engine import compose, slurm
 from repro.engine.execute import PARENT_VARIABLE, job
-from repro.errors import ReproError, UserError, did_you_mean
+from repro.engine.runs import Run
+from repro.errors import ReproError, UserError
+
+if TYPE_CHECKING:
+    from repro.engine.plan import Plan
 
 
 def launcher_overrides(
@@ -37,25 +43,56 @@ def launcher_overrides(
     launcher = dict(hardware.launcher)
     name = launcher.pop("name")
     if name == "basic":
-        jobs = _local_jobs(hardware, n_jobs, runs)
+        jobs = local_jobs(hardware, n_jobs, runs)
         if jobs > 1:
             name, launcher = "joblib", {"n_jobs": jobs}
-    options = [f"hydra.launcher.{key}={value}" for key, value in launcher.items()]
+    options = [_launcher_option(key, value) for key, value in launcher.items()]
     return [f"hydra/launcher={name}", *options, *typed]
 
 
-def launch(layers: Sequence[Sequence[Path]], study: Path, overrides: Sequence[str]) -> None:
-    """Runs every layer of run directories, a layer after the one before it is done.
+def check(plan: Plan, detach: bool) -> None:
+    """Finds out whether a study could be launched, before anything of it is written.
+
+    Args:
+        plan: the study.
+        detach: whether it is to go on without this process.
 
     Raises:
-        UserError: the launcher is not installed, or another process executes one of the runs.
+        UserError: the launcher's settings are wrong, or there is no cluster here.
+    """
+    config = plan.runs[0].config
+    overrides = launcher_overrides(
+        config.hardware, config.n_jobs, plan.hydra_overrides, len(plan.runs)
+    )
+    with compose.hydra_ready():
+        _launcher_config(overrides, Path("none"))
+    if uses_slurm(overrides):
+        slurm.check_available()
+    elif detach:
+        raise UserError(
+            "--detach leaves a study to a cluster. Choose one: hardware=slurm_cpu, slurm_gpu, …"
+        )
+
+
+def uses_slurm(overrides: Sequence[str]) -> bool:
+    """Whether these overrides choose Slurm."""
+    return f"hydra/launcher={slurm.LAUNCHER}" in overrides
+
+
+def launch(layers: Sequence[Sequence[Run]], study: Path, overrides: Sequence[str]) -> None:
+    """Runs every layer, each after the one before it is done; Slurm's jobs are only submitted.
+
+    Raises:
+        UserError: another process executes one of the runs, or Slurm refuses them.
         ReproError: a worker died, or the outcome of a run could not be recorded.
         KeyboardInterrupt: the user stopped the study.
     """
     with compose.hydra_ready():
-        _check_launcher(overrides)
+        config = _launcher_config(overrides, study)
+        if uses_slurm(overrides):
+            slurm.submit(layers, study, config.hydra.launcher)
+            return
         where = f"study={compose.quoted(str(study))}"
-        config = compose.compose_config([*overrides, where, "run=none"], "launch", with_hydra=True)
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         launcher = Plugins.instance().instantiate_launcher(
@@ -66,10 +103,29 @@ def launch(layers: Sequence[Sequence[Path]], study: Path, overrides: Sequence[st
         os.environ[PARENT_VARIABLE] = str(os.getpid())
         done = 0
         for layer in layers:
-            jobs = [[f"run={compose.quoted(str(folder))}", where] for folder in layer]
+            jobs = [[f"run={compose.quoted(str(run.folder))}", where] for run in layer]
             if jobs:
                 _launch_layer(launcher, jobs, done)
             done += len(jobs)
+
+
+def _launcher_config(overrides: Sequence[str], study: Path) -> DictConfig:
+    where = f"study={compose.quoted(str(study))}"
+    return compose.compose_config([*overrides, where, "run=none"], "launch", with_hydra=True)
+
+
+def _launcher_option(key: str, value: Any) -> str:
+    add = "++" if OmegaConf.is_dict(value) else ""  # else a mapping may only lose keys
+    return f"{add}hydra.launcher.{key}={_typed(value)}"
+
+
+def _typed(value: Any) -> str:
+    """A value in Hydra's override grammar."""
+    if OmegaConf.is_dict(value):
+        return "{" + ",".join(f"{key}:{_typed(each)}" for key, each in value.items()) + "}"
+    if OmegaConf.is_list(value):
+        return "[" + ",".join(_typed(each) for each in value) + "]"
+    return compose.quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _launch_layer(launcher: Launcher, jobs: list[list[str]], first: int) -> None:
@@ -88,7 +144,8 @@ def _launch_layer(launcher: Launcher, jobs: list[list[str]], first: int) -> None
             raise done._return_value
 
 
-def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
+def local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
+    """How many of a study's runs go side by side on this machine."""
     cores = len(os.sched_getaffinity(0))
     if n_jobs == "auto":
         is_light = hardware.accelerator in ("auto", "cpu") and hardware.strategy == "auto"
@@ -99,14 +156,3 @@ def _local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
 
 def _has_gpu() -> bool:
     return Path("/proc/driver/nvidia").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-
-
-def _check_launcher(overrides: Sequence[str]) -> None:
-    asked = next((o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher=")), None)
-    known = compose.launcher_names()
-    if asked is not None and asked not in known:
-        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in asked else ""
-        raise UserError(
-            f"There is no Hydra launcher '{asked}'.{did_you_mean(asked, known)}{extra} "
-            f"Installed: {', '.join(known)}."
-        )

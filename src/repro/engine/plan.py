@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from repro.engine import compose
+from repro.engine import compose, extras
 from repro.engine.compose import Layer, Point
 from repro.engine.papers import Paper, load_paper
 from repro.errors import UserError, did_you_mean
@@ -29,7 +29,7 @@ COUNTS = (
     "hardware.num_nodes",
     *OPTIONAL_COUNTS,
 )
-WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best")}
+WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best", "none")}
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
 def _plan(typed: list[str], grid: bool) -> Plan:
     user = Layer.parse(typed, "command line")
     user, hydra_layer = _split_hydra(user)
+    for override in hydra_layer.overrides:
+        if override.key_or_group == "hydra/launcher":
+            compose.check_launcher(str(override.value()))
     for override in user.overrides:
         if override.key_or_group in ("paper", "scale") and override.is_sweep_override():
             raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
@@ -277,6 +280,7 @@ def _finish(config: DictConfig, scale: str, arm: str, seed: int) -> DictConfig:
         finished.scale, finished.arm, finished.seed = scale, arm, seed
     resolved = compose.resolve(finished)
     _check_values(resolved)
+    compose.check_launcher(str(resolved.hardware.launcher.name))
     return resolved
 
 
@@ -292,6 +296,7 @@ def _check_values(config: DictConfig) -> None:
             raise UserError(f"{key} is {' or '.join(allowed)}, not {value!r}.")
     if str(OmegaConf.select(config, "training.monitor")).startswith("test/"):
         raise UserError("training.monitor chooses best.ckpt: a val/ metric, never a test metric.")
+    extras.require(config.logger.loggers)
     if config.n_jobs != "auto" and not _is_count(config.n_jobs):
         raise UserError(f"n_jobs is auto or a whole number from 1 on, not {config.n_jobs!r}.")
     if not isinstance(config.outputs, str) or not config.outputs:

@@ -72,6 +72,7 @@ class _Watcher:
         done = 0.0
         finished = 0
         running = []
+        queue = ""
         for run in self.runs:
             if run in self.announced:
                 done += 1
@@ -88,10 +89,12 @@ class _Watcher:
                 elif status is Status.RUNNING:
                     done += record.get("progress", 0.0)
                     running.append(f"{record['arm']} seed {record['seed']}")
+                else:
+                    queue = queue or record.get("queue", "")
         self.bar.update(
             self.task,
             completed=finished,
-            description=", ".join(running) or "starting",
+            description=", ".join(running) or queue or "starting",
             left=self._time_left(done),
         )
 

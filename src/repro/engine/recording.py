@@ -19,6 +19,9 @@ from repro.engine.runs import Status
 from repro.engine.study import Study, find_studies
 from repro.errors import UserError, did_you_mean
 
+# What a user may type without changing what is measured; folders are not recorded.
+HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
+FOLDERS = {"outputs", "data.root"}
 MARKS = {"read": "", "recalled": " (recalled)", "inferred": " (inferred)"}
 
 
@@ -53,6 +56,10 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     target = paper.results_file(scale)
     files.make_folder(target.parent)
     files.write_json(target, _content(study))
+    for figure in study.draw():
+        if figure.suffix == ".png":
+            picture = target.parent / f"{scale}_{figure.name}"
+            files.write_bytes(picture, figure.read_bytes())
     update_readmes(paper)
     return target
 
@@ -128,8 +135,7 @@ def _latest(wanted: dict[str, str], outputs: Path) -> Study:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
     slug, scale = load_paper(wanted["paper"]).slug, wanted.get("scale", "mini")
     for study in reversed(find_studies(outputs)):
-        keys = {text.partition("=")[0] for text in study.about["typed"]}
-        is_plain = keys <= {"paper", "scale", "n_jobs", "outputs", "hardware"}
+        is_plain = {_key(text) for text in study.about["typed"]} <= HARMLESS | FOLDERS
         if study.about["paper"] == slug and study.scale == scale and is_plain:
             return study
     raise UserError(
@@ -138,12 +144,16 @@ def _latest(wanted: dict[str, str], outputs: Path) -> Study:
     )
 
 
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
 def _content(study: Study) -> dict[str, Any]:
     records = [run.record() for run in study.runs]
     return {
         "paper": study.about["paper"],
         "scale": study.scale,
-        "typed": [text for text in study.about["typed"] if not text.startswith("outputs=")],
+        "typed": [text for text in study.about["typed"] if _key(text) not in FOLDERS],
         "code": {"sha256": study.about["code"]["sha256"]},
         "versions": records[0]["versions"],
         "hardware": records[0]["hardware"],

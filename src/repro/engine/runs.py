@@ -3,6 +3,7 @@
 config.yaml     the composed config (interpolations resolved, but for those of ``module``)
 overrides.yaml  the overrides that led to it
 run.json        status, progress, timings, versions, fingerprints, hardware, errors
+job.json        the Slurm job that executes it, where there is one
 metrics.csv     series
 summary.json    final scalars: all that claims read
 checkpoints/    last.ckpt, best.ckpt
@@ -22,7 +23,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.engine import files
+from repro.engine import files, slurm
+from repro.engine.slurm import JobState
 from repro.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,13 +40,19 @@ class Status(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"
     DIVERGED = "diverged"  # a loss became infinite or not a number: a result, not a failure
+    PRUNED = "pruned"  # a search stopped it, because others are better
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
     @property
     def is_final(self) -> bool:
         """Whether resuming the study leaves this run alone."""
-        return self in (Status.FINISHED, Status.DIVERGED)
+        return self in (Status.FINISHED, Status.DIVERGED, Status.PRUNED)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of the run unless somebody resumes it on purpose."""
+        return self.is_final or self is Status.FAILED
 
 
 @dataclass(frozen=True)
@@ -96,13 +104,75 @@ class Run:
     def record(self) -> dict[str, Any]:
         """The content of run.json, with a status that is true now."""
         record: dict[str, Any] = files.read_json(self.record_file)
-        if record.get("status") == Status.RUNNING and not self._is_alive(record):
+        running = record["status"] == Status.RUNNING
+        if Status(record["status"]).has_ended or (running and self._is_executed_here(record)):
+            return record
+        # The lock of another machine may not be visible here: then its word must do.
+        runs_elsewhere = running and record.get("host") != socket.gethostname()
+        job, word = self.job_state()
+        if job is JobState.GONE:
+            record = files.read_json(self.record_file)  # once more: it may just have ended
+            if not Status(record["status"]).has_ended:
+                record["status"] = Status.INTERRUPTED
+        elif job is not JobState.UNKNOWN:
+            record["queue"] = f"job {self.job}: {word}"
+            if not (runs_elsewhere and job is JobState.RUNNING):
+                record["status"] = Status.WAITING
+        elif running and not runs_elsewhere:
             record["status"] = Status.INTERRUPTED
         return record
 
     def status(self) -> Status:
         """Where the run stands now."""
         return Status(self.record()["status"])
+
+    def has_ended(self) -> bool:
+        """Whether the run came to an end; costs less than `status`, which asks Slurm."""
+        return Status(files.read_json(self.record_file)["status"]).has_ended
+
+    # -- The Slurm job that executes the run, where there is one. It has a file of its own, because
+    # -- run.json belongs to whoever executes the run.
+
+    @property
+    def job_file(self) -> Path:
+        """Names the run's Slurm job and its log."""
+        return self.folder / "job.json"
+
+    @property
+    def job(self) -> str | None:
+        """The number of the run's Slurm job."""
+        return files.read_json(self.job_file)["job"] if self.job_file.is_file() else None
+
+    @property
+    def job_log(self) -> Path | None:
+        """What the run's Slurm job printed."""
+        return Path(files.read_json(self.job_file)["log"]) if self.job_file.is_file() else None
+
+    def job_state(self) -> tuple[JobState, str]:
+        """Where the run's Slurm job stands, and Slurm's word for it."""
+        job = self.job
+        if job is None:
+            return JobState.UNKNOWN, ""
+        return slurm.job_state(job, self.job_file.stat().st_mtime)
+
+    def is_submitted(self) -> bool:
+        """Whether a Slurm job is still going to work on this run, as far as is known."""
+        return self.job is not None and not (
+            self.has_ended() or self.job_state()[0] is JobState.GONE
+        )
+
+    def await_job(self) -> None:
+        """Makes the run ready to be submitted."""
+        self.forget_job()
+        self.update(status=Status.WAITING, error=None)
+
+    def note_job(self, job: str, log: Path) -> None:
+        """Notes the Slurm job that will execute the run."""
+        files.write_json(self.job_file, {"job": job, "log": str(log)})
+
+    def forget_job(self) -> None:
+        """Notes that no Slurm job is going to execute the run."""
+        self.job_file.unlink(missing_ok=True)
 
     def update(self, **changes: Any) -> None:
         """Merges changes into run.json."""
@@ -144,10 +214,9 @@ class Run:
             files.remove_leftovers(self.folder)
             yield
 
-    def _is_alive(self, record: dict[str, Any]) -> bool:
-        if record.get("host") != socket.gethostname():
-            return True  # another machine of the cluster: its lock may not be visible here
-        return files.is_locked(self.folder / ".lock")
+    def _is_executed_here(self, record: dict[str, Any]) -> bool:
+        is_here = record.get("host") == socket.gethostname()
+        return is_here and files.is_locked(self.folder / ".lock")
 
 
 def now() -> str:

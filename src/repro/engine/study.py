@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.engine import files, provenance
+from repro.engine import files, provenance, slurm
 from repro.engine.papers import Paper, load_paper
 from repro.engine.runs import Run, Status, now
+from repro.engine.summary import Scored, best_first, state_counts
 from repro.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from repro.claims.judge import RunResult
     from repro.claims.verdicts import ClaimVerdict
     from repro.engine.plan import Plan
@@ -28,30 +34,16 @@ class Study:
     folder: Path
 
     @classmethod
-    def create(cls, plan: Plan, outputs: Path) -> Study:
-        """Prepares the study's folder and every run directory in it."""
+    def create(cls, plan: Plan, outputs: Path, **about: Any) -> Study:
+        """Prepares the study's folder and every run directory in it.
+
+        Args:
+            plan: the runs.
+            outputs: where studies are.
+            **about: what study.json says beyond the plan.
+        """
         folder = _new_folder(outputs / plan.paper.slug / plan.scale)
-        layers = plan.layers()
-        for run in (run for layer in layers for run in layer):
-            parent = next(
-                (
-                    other.folder
-                    for other in plan.runs
-                    if (other.arm, other.seed, other.point) == (run.parent, run.seed, run.point)
-                ),
-                None,
-            )
-            depth = run.folder.count("/") + 1
-            record = {
-                "paper": plan.paper.slug,
-                "scale": plan.scale,
-                "arm": run.arm,
-                "seed": run.seed,
-                "point": run.point,
-                "parent": None if parent is None else "../" * depth + parent,
-                "code": provenance.code_fingerprint(),
-            }
-            Run.create(folder / run.folder, run.config, run.overrides, record)
+        _prepare_runs(plan, folder)
         # Written last: a folder without study.json was never completely prepared.
         study = {
             "paper": plan.paper.slug,
@@ -62,7 +54,8 @@ class Study:
             "created": now(),
             "code": provenance.code_fingerprint(),
             "hydra": plan.hydra_overrides,
-            "layers": [[run.folder for run in layer] for layer in layers],
+            "layers": [[run.folder for run in layer] for layer in plan.layers()],
+            **about,
         }
         files.write_json(folder / "study.json", study)
         return cls(folder)
@@ -83,6 +76,24 @@ class Study:
         """The content of study.json."""
         about: dict[str, Any] = files.read_json(self.folder / "study.json")
         return about
+
+    def update(self, **changes: Any) -> None:
+        """Merges changes into study.json."""
+        files.write_json(self.folder / "study.json", {**self.about, **changes})
+        self.__dict__.pop("about", None)
+
+    def add(self, plan: Plan) -> list[list[Run]]:
+        """Adds runs to the study; those that it has already stay as they are.
+
+        Returns:
+            The runs of ``plan``, parents before children.
+        """
+        _prepare_runs(plan, self.folder)
+        added = [[run.folder for run in layer] for layer in plan.layers()]
+        none: list[str] = []
+        both = zip_longest(self.about["layers"], added, fillvalue=none)
+        self.update(layers=[list(dict.fromkeys([*old, *new])) for old, new in both])
+        return [[Run(self.folder / path) for path in layer] for layer in added]
 
     @property
     def paper(self) -> Paper:
@@ -114,23 +125,46 @@ class Study:
         """Where the pictures are kept."""
         return self.folder / "figures"
 
-    def run(self) -> None:
+    def run(self, wait: bool = True) -> None:
         """Executes every run that is not done, through the study's launcher.
+
+        Args:
+            wait: whether to wait for Slurm's jobs; other launchers return when they are done.
 
         Raises:
             KeyboardInterrupt: the user stopped it; what was done stays.
         """
         from repro.engine.launch import launch, launcher_overrides
 
-        todo = [[run.folder for run in layer if not run.status().is_final] for layer in self.layers]
-        first = next((folder for layer in todo for folder in layer), None)
+        todo = [[run for run in layer if not run.status().is_final] for layer in self.layers]
+        first = next((run for layer in todo for run in layer), None)
         if first is None:
             return
-        config = Run(first).config()
+        config = first.config()
         overrides = launcher_overrides(
             config.hardware, config.n_jobs, self.about["hydra"], sum(map(len, todo))
         )
         launch(todo, self.folder, overrides)
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until no Slurm job is left to work on this study."""
+        while any(run.is_submitted() for run in self.runs):
+            time.sleep(slurm.FRESH_SECONDS)
+
+    def jobs(self) -> list[str]:
+        """The Slurm jobs and job arrays that still work on this study."""
+        return slurm.arrays([run.job for run in self.runs if run.is_submitted()])
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are claims to judge: a single arm or a grid has nothing to compare."""
+        return not self.about["is_grid"] and len({run.folder.parent for run in self.runs}) > 1
+
+    def discard(self) -> None:
+        """Deletes the study: for one of which nothing could be started."""
+        shutil.rmtree(self.folder)
 
     def results(self) -> list[RunResult]:
         """What claims read of each run."""
@@ -149,6 +183,27 @@ class Study:
                 )
             )
         return results
+
+    def scores(self) -> tuple[list[Scored], str, str]:
+        """The points of a grid with the validation metric that the paper selects by.
+
+        Returns:
+            The points, best first; the metric; and whether ``min`` or ``max`` is best.
+        """
+        training = self.runs[0].config().training
+        groups: dict[tuple[str, str], list[RunResult]] = {}
+        for result in self.results():
+            groups.setdefault((result.arm, str(result.point)), []).append(result)
+        scored = [
+            Scored(
+                names=(arm,),
+                point=runs[0].point,
+                values=[r.metrics[training.monitor] for r in runs if training.monitor in r.metrics],
+                state=state_counts([Status(run.status) for run in runs]),
+            )
+            for (arm, _), runs in groups.items()
+        ]
+        return best_first(scored, training.mode), training.monitor, training.mode
 
     def judge(self) -> list[ClaimVerdict]:
         """Judges the paper's claims on this study's runs and writes verdicts.json."""
@@ -177,9 +232,13 @@ class Study:
             if error.name != f"{self.paper.room}.figures":
                 raise
             return []
+        return self.save_figures(room.figures(self))
+
+    def save_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
+        """Writes figures by name, each as PNG and SVG."""
         files.make_folder(self.figures_folder)
         written = []
-        for name, figure in room.figures(self).items():
+        for name, figure in figures.items():
             for suffix in ("png", "svg"):
                 path = self.figures_folder / f"{name}.{suffix}"
                 save = functools.partial(figure.savefig, format=suffix, dpi=150)
@@ -216,6 +275,32 @@ def count_statuses(runs: Sequence[Run]) -> dict[str, int]:
     """How many runs stand where, in the order of `Status`."""
     seen = [run.status() for run in runs]
     return {str(status): seen.count(status) for status in Status if status in seen}
+
+
+def _prepare_runs(plan: Plan, folder: Path) -> None:
+    """Prepares the run directories of a plan that are not there yet."""
+    for run in (run for layer in plan.layers() for run in layer):
+        if (folder / run.folder / "run.json").is_file():
+            continue
+        parent = next(
+            (
+                other.folder
+                for other in plan.runs
+                if (other.arm, other.seed, other.point) == (run.parent, run.seed, run.point)
+            ),
+            None,
+        )
+        depth = run.folder.count("/") + 1
+        record = {
+            "paper": plan.paper.slug,
+            "scale": plan.scale,
+            "arm": run.arm,
+            "seed": run.seed,
+            "point": run.point,
+            "parent": None if parent is None else "../" * depth + parent,
+            "code": provenance.code_fingerprint(),
+        }
+        Run.create(folder / run.folder, run.config, run.overrides, record)
 
 
 def _new_folder(parent: Path) -> Path:

@@ -4,9 +4,45 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from repro.engine.runs import Status
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A point of a grid or a search, and how good it is.
+
+    Attributes:
+        names: what it is called: its arm, say, or its trial.
+        point: the values that it stands for, by key.
+        values: the validation metric of each seed.
+        state: how its runs ended.
+    """
+
+    names: tuple[str, ...]
+    point: Mapping[str, Any]
+    values: Sequence[float]
+    state: str
+
+
+def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:
+    """Sorts by the mean; rows that have no value, or ended before their time, come last.
+
+    Args:
+        rows: in an order that ties keep.
+        mode: ``min`` or ``max``.
+    """
+    sign = 1.0 if mode == "min" else -1.0
+
+    def rank(row: Scored) -> tuple[bool, bool, float]:
+        whole = bool(row.values) and "finished" in row.state
+        value = sign * statistics.fmean(row.values) if row.values else 0.0
+        return not whole, not row.values, value
+
+    return sorted(rows, key=rank)
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -15,13 +51,16 @@ def mean_and_spread(values: Sequence[float]) -> str:
     Examples:
         >>> mean_and_spread([0.97, 0.98, 0.99])
         '0.98 ± 0.01'
+        >>> mean_and_spread([2604.0, 2604.0])
+        '2604'
         >>> mean_and_spread([])
         '–'
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return "–"
-    spread = f" ± {statistics.stdev(finite):.2g}" if len(finite) > 1 else ""
+    deviation = statistics.stdev(finite) if len(finite) > 1 else 0.0
+    spread = f" ± {deviation:.2g}" if deviation > 0 else ""
     missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
     return f"{statistics.fmean(finite):.4g}{spread}{missing}"
 

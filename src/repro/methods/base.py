@@ -49,9 +49,7 @@ class Method:
     def start_epoch(self, epoch: int) -> None:
         """Told the zero-based epoch before its first batch (warm-ups, annealing)."""
 
-    def backward(
-        self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor], Any]
-    ) -> Tensor:
+    def backward(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor], Any]) -> Tensor:
         """Fills ``.grad`` of the parameters and returns the detached mean loss of the batch.
 
         Args:

@@ -5,9 +5,21 @@ one example without the batch dimension, so that any data set's sizes fit any mo
 """
 
 from repro.models.alexnet import AlexNet
+from repro.models.chain import Chain
 from repro.models.lstm_lm import LSTMLanguageModel
 from repro.models.mlp import MLP
+from repro.models.mobilenet import MobileNet
 from repro.models.resnet_cifar import ResNetCIFAR
 from repro.models.resnet_imagenet import ResNetImageNet
+from repro.models.small_cnn import SmallCNN
 
-__all__ = ["MLP", "AlexNet", "LSTMLanguageModel", "ResNetCIFAR", "ResNetImageNet"]
+__all__ = [
+    "MLP",
+    "AlexNet",
+    "Chain",
+    "LSTMLanguageModel",
+    "MobileNet",
+    "ResNetCIFAR",
+    "ResNetImageNet",
+    "SmallCNN",
+]

@@ -9,6 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from repro.errors import UserError, did_you_mean
+from repro.models.chain import Chain
 from repro.models.checks import require_positive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -59,3 +60,12 @@ class MLP(nn.Sequential):
         for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
         super().__init__(*layers[:-1])  # logits: no activation after the last layer
+
+    def chain(self) -> Chain:
+        """Flattening, the hidden layers with their activations, and the last layer."""
+        flatten, *hidden, last = self
+        units: list[nn.Module] = [
+            nn.Sequential(linear, activation)
+            for linear, activation in zip(hidden[::2], hidden[1::2], strict=True)
+        ]
+        return Chain(flatten, units, [1] * len(units), last)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
+from repro.models.chain import Chain, staged
 from repro.models.checks import image_shape, require_positive
 from repro.models.residual import BasicBlock, conv3x3, he_init
 
@@ -76,6 +77,14 @@ class ResNetCIFAR(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.pool(x).flatten(1))
+
+    def chain(self) -> Chain:
+        """The first convolution, the residual blocks, and pooling with the linear layer."""
+        return Chain(
+            nn.Sequential(self.conv1, self.bn1, self.relu),
+            *staged(self.layer1, self.layer2, self.layer3),
+            nn.Sequential(self.pool, nn.Flatten(), self.fc),
+        )
 
 
 def _stage(blocks: int, channels_in: int, channels_out: int, stride: int) -> nn.Sequential:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from repro.errors import UserError
 from repro.methods.base import Batch
 from repro.training import Supervised
 
-EVENT = "TOY_EVENT"  # {"what": …, "at": "step 30", "arm": …, "once": file}; see `ToyTraining`
+EVENT = "TOY_EVENT"  # one or a list of {"what", "at": "step 30", "arm", "once": file}; see below
 
 
 class NoisyMLP(nn.Module):
@@ -43,14 +46,15 @@ class NoisyMLP(nn.Module):
 class ToyTraining(Supervised):
     """What the environment variable ``TOY_EVENT`` asks for happens at a moment of one arm's run.
 
-    ``what`` is a signal's name, ``error`` or ``user error``; the moments are ``step N``,
-    ``validation N`` and ``test``. With ``once``, a file, it happens only the first time.
+    ``what`` is a signal's name, ``error``, ``user error``, ``infinite weights`` or ``requeue``; the
+    moments are ``step N``, ``validation N`` and ``test``. With ``once``, a file, it happens once.
     """
 
     def __init__(self, *args: Any, arm: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.arm = arm
-        self.event: dict[str, str] = json.loads(os.environ.get(EVENT, "{}"))
+        asked = json.loads(os.environ.get(EVENT, "[]"))
+        self.events: list[dict[str, str]] = asked if isinstance(asked, list) else [asked]
         self.test_noise = torch.zeros(())
         self.ended_at = -1
 
@@ -91,7 +95,10 @@ class ToyTraining(Supervised):
         self.ended_at = checkpoint["ended_at"]
 
     def _moment(self, name: str) -> None:
-        event = self.event
+        for event in self.events:
+            self._maybe(event, name)
+
+    def _maybe(self, event: dict[str, str], name: str) -> None:
         if event.get("at") != name or event.get("arm", self.arm) != self.arm:
             return
         once = Path(event["once"]) if "once" in event else None
@@ -101,6 +108,14 @@ class ToyTraining(Supervised):
             once.touch()
         if event["what"] == "error":
             raise ValueError("something broke\nin two lines")
+        if event["what"] == "infinite weights":
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.inf)
+            return
+        if event["what"] == "requeue":
+            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            time.sleep(3)  # Slurm's signal must not find the run already finished
+            return
         if event["what"] == "user error":
             raise UserError("The toy was told to fail.")
         os.kill(os.getpid(), signal.Signals[event["what"]])

@@ -1,0 +1,273 @@
+"""Adversarial training from a pretrained start, watched on held-out adversarial examples."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from repro.experiments.accelat.pretraining import Start
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from repro.attacks import Attack, in_chunks
+from repro.data.files import cached_arrays
+from repro.data.modules import SPLIT_NAMES, TensorData, digest
+from repro.errors import UserError
+from repro.methods.base import Batch
+from repro.training import Supervised
+
+LATE = 10  # epochs at the end over which the fluctuation is measured
+
+
+class AdversariallyTrained(Supervised):
+    """Adds to `Supervised` a start, static adversarial examples, attacks, and a clock.
+
+    With ``refresh=static`` the adversarial examples are made once, against the model as it starts,
+    for all splits, and training sees nothing else (the published code). With ``refresh=batch``
+    training sees what `method` makes of clean batches.
+
+    ``adversarial_accuracy`` on the control split is what drives a schedule and stops the clock: on
+    the static examples, or else under `probe` against the model as it is. It is no robust accuracy
+    where it is static: robust is what survives `attacks`, made afresh at the end.
+
+    Logged besides those of `Supervised`, on the control split: ``val/epochs_to_target`` (absent
+    while the target is not reached; ``val/reached`` is 0 or 1), ``val/gradients_to_target``
+    (forward and backward passes per training example until then, making the examples included),
+    ``time/seconds_to_target``, ``val/peak`` and ``val/lr_at_peak``, ``val/late_std`` over the last
+    ten epochs, ``lr``. On the test split: ``test/<attack>_accuracy``, and ``test/worst_accuracy``
+    of examples that are right under all of them.
+
+    Args:
+        *args: see `Supervised`.
+        start: where the weights come from; None keeps the model's own draw.
+        static: makes the static examples.
+        probe: attacks the control split after every epoch when nothing is static.
+        refresh: ``static`` or ``batch``.
+        static_sees: ``logits``, or ``probabilities`` to hand the attack softmax outputs as if they
+            were logits, like the published code.
+        static_chunk: examples attacked at a time.
+        static_cache: keep the static examples on disk, for other arms of the same seed.
+        attacks: what the trained model meets on the test split, by name.
+        targets: control accuracy at which the clock stops, for each ``refresh``.
+        control_split: ``val``; ``test`` only to imitate the published code, whose schedule and
+            reported accuracy see the same examples.
+        frozen_norm: keep batch norm in inference mode, on the statistics of the start.
+        **kwargs: see `Supervised`.
+
+    Raises:
+        UserError: a knob is unknown.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        static: Attack,
+        targets: Mapping[str, float],
+        probe: Attack,
+        refresh: str = "static",
+        start: Start | None = None,
+        static_sees: str = "logits",
+        static_chunk: int = 1280,
+        static_cache: bool = False,
+        attacks: Mapping[str, Attack] | None = None,
+        control_split: str = "val",
+        frozen_norm: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _check_choice("refresh", refresh, ("static", "batch"))
+        _check_choice("static_sees", static_sees, ("logits", "probabilities"))
+        _check_choice("control_split", control_split, ("val", "test"))
+        if self.task != "classification":
+            raise UserError(f"Attacks want a class to be wrong; this data set's task: {self.task}.")
+        self.start = start
+        self.static = static if refresh == "static" else None
+        self.static_sees = static_sees
+        self.static_chunk = static_chunk
+        self.static_cache = static_cache
+        self.probe = probe
+        self.attacks = dict(attacks or {})
+        self.target = targets[refresh]
+        self.control_split = control_split
+        self.frozen_norm = frozen_norm
+        self.history: list[dict[str, float]] = []  # per epoch: accuracy, lr, seconds
+        self.seconds = 0.0
+
+    def setup(self, stage: str) -> None:
+        """Before a fit: loads or pretrains the weights, and makes the static examples.
+
+        All of it is a function of the seed and the data alone. So every schedule of a seed meets
+        the same examples, and a resumed run finds those that the killed one had.
+        """
+        if stage != "fit":
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, TensorData):
+            raise UserError(
+                f"Data set '{data.name}' does not fit into memory, as static sets must."
+            )
+        device = self.trainer.strategy.root_device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(data.seed)
+            as_floats(data)
+            if self.start is not None:
+                self.start(self.model, data, device)
+            self.model.to(device).eval()
+            if self.static is not None:
+                begun = time.perf_counter()
+                self._make_static(data, device)
+                self.seconds = time.perf_counter() - begun
+        if self.control_split == "test":
+            data.splits["val"] = data.splits["test"]
+
+    def on_train_epoch_start(self) -> None:
+        """Tells the method the epoch; keeps batch norm out of it where it is frozen."""
+        super().on_train_epoch_start()
+        if self.frozen_norm:
+            self.model.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One timed update."""
+        begun = time.perf_counter()
+        result = super().training_step(batch, batch_idx)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - begun
+        return result
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the clock."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["clock"] = {"history": self.history, "seconds": self.seconds}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the clock."""
+        super().on_load_checkpoint(checkpoint)
+        self.history = list(checkpoint["clock"]["history"])
+        self.seconds = checkpoint["clock"]["seconds"]
+
+    def _make_static(self, data: TensorData, device: torch.device) -> None:
+        """Puts adversarial inputs in the place of the training ones, and beside the others."""
+        attack = self.static
+        assert attack is not None
+
+        def make() -> dict[str, Any]:
+            model = self.model if self.static_sees == "logits" else softmax_of(self.model)
+            size = self.static_chunk
+            return {
+                name: in_chunks(attack, model, x, y, size, device).numpy()
+                for name, (x, y, *_) in data.splits.items()
+                if name in SPLIT_NAMES
+            }
+
+        made = make() if not self.static_cache else cached_arrays(self._static_key(data), make)
+        for name in SPLIT_NAMES:
+            x, y = data.splits[name][:2]
+            adversarial = torch.from_numpy(made[name])
+            data.splits[name] = (adversarial, y) if name == "train" else (x, y, adversarial)
+
+    def _static_key(self, data: TensorData) -> str:
+        """Names the static examples by all that they depend on."""
+        tensors = [*self.model.state_dict().values()]
+        tensors += [tensor for name in SPLIT_NAMES for tensor in data.splits[name]]
+        words = (
+            f"{digest(tensors)} {self.static} {self.static_sees} {self.static_chunk} {data.seed}"
+        )
+        return f"static-{data.name}-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
+
+    def _evaluate(self, batch: Batch) -> None:
+        """Measures clean and adversarial examples (control), or everything (test)."""
+        x, y, *static = batch
+        super()._evaluate((x, y))
+        testing = bool(self.trainer.testing)
+        inputs: dict[str, Tensor] = {}
+        if static:
+            inputs["adversarial"] = static[0]
+        elif not testing:
+            inputs["adversarial"] = self.probe(self.model, x, y)
+        if testing:
+            inputs |= {name: attack(self.model, x, y) for name, attack in self.attacks.items()}
+        worst = self.model(x).argmax(1) == y
+        for name, attacked in inputs.items():
+            right = self.model(attacked).argmax(1) == y
+            if name != "adversarial":
+                worst &= right
+            self._add(f"{name}_accuracy", right)
+        if testing and self.attacks:
+            self._add("worst_accuracy", worst)
+
+    def _add(self, name: str, right_B: Tensor) -> None:
+        if name not in self.evaluation:
+            self.evaluation[name] = MeanMetric().to(self.device)
+        self.evaluation[name].update(right_B.float())
+
+    def _log_evaluation(self, split: str) -> dict[str, Tensor]:
+        measured = super()._log_evaluation(split)
+        if split == "val" and not self.trainer.sanity_checking:
+            optimizer: Any = self.optimizers()
+            self.history.append(
+                {
+                    "accuracy": float(measured["adversarial_accuracy"]),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "seconds": self.seconds,
+                }
+            )
+            self.log_dict(self._read_clock())
+        return measured
+
+    def _read_clock(self) -> dict[str, float]:
+        accuracies = [row["accuracy"] for row in self.history]
+        peak = max(range(len(accuracies)), key=accuracies.__getitem__)
+        epochs = epochs_to(accuracies, self.target)
+        read = {
+            "lr": self.history[-1]["lr"],
+            "val/peak": accuracies[peak],
+            "val/lr_at_peak": self.history[peak]["lr"],
+            "val/late_std": statistics.pstdev(accuracies[-LATE:]),
+            "val/reached": float(epochs is not None),
+        }
+        if epochs is not None:
+            each = self.method.metrics().get("cost/gradients_per_epoch", 1.0)
+            read["val/epochs_to_target"] = float(epochs)
+            read["val/gradients_to_target"] = epochs * each + getattr(self.static, "steps", 0)
+            read["time/seconds_to_target"] = self.history[epochs - 1]["seconds"]
+        return read
+
+
+def epochs_to(values: Sequence[float], target: float) -> int | None:
+    """How many epochs it takes until a value is at least the target; None if none is.
+
+    Examples:
+        >>> epochs_to([0.2, 0.5, 0.4, 0.6], 0.5)
+        2
+        >>> epochs_to([0.2, 0.3], 0.5) is None
+        True
+    """
+    return next((e for e, value in enumerate(values, start=1) if value >= target), None)
+
+
+def as_floats(data: TensorData) -> None:
+    """Turns stored images into what the model takes, so that static examples stand among them."""
+    if data.normalise is None:
+        return
+    if data.augment is not None:
+        raise UserError(
+            f"Data set '{data.name}': static examples belong to whole images; dataset.augment=null."
+        )
+    for name, (x, *rest) in data.splits.items():
+        data.splits[name] = (data.normalise(x), *rest)
+    data.normalise = None
+
+
+def softmax_of(model: nn.Module) -> Any:
+    """The model's probabilities instead of its logits."""
+    return lambda x: model(x).softmax(1)
+
+
+def _check_choice(knob: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"module.{knob} is {' or '.join(known)}, not '{value}'.")

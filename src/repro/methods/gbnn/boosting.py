@@ -1,0 +1,194 @@
+"""Training a network in stages: every stage fits a few units to what the others left over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from repro.data.iterators import generator_for
+from repro.errors import UserError
+from repro.methods.base import Method
+from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
+from repro.methods.gbnn.losses import Loss
+from repro.methods.gbnn.network import BoostedNetwork
+
+# A Newton step divides by a curvature: on separated data it vanishes, and the block is skipped.
+SMALLEST_CURVATURE = 1e-12
+
+
+class GradientBoosting(Method):
+    """The settings of a boosted network (Emami & Martínez-Muñoz, arXiv 1909.12098).
+
+    Args:
+        units: hidden units in all; rounded down to whole blocks.
+        per_step: J, hidden units of one block.
+        shrinkage: η in (0, 1].
+        subsample: s in (0, 1], the part of the points that a block is fitted to, drawn without
+            replacement; residuals, line search and scores use all points.
+        iterations: most L-BFGS steps of a block.
+        alpha: weight decay of a block, as in scikit-learn.
+        restarts: starting points of a block, fitted in one batch; the best fit is kept. The
+            published algorithm has one.
+        prior: F_0 with three or more classes, see `repro.methods.gbnn.losses.Multinomial`.
+        seed: decides starting points and subsamples: stage t draws from (seed, t) alone, so a
+            continued training needs no state of a generator.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        units: int = 200,
+        per_step: int = 1,
+        shrinkage: float = 1.0,
+        subsample: float = 0.5,
+        iterations: int = 200,
+        alpha: float = 1e-4,
+        restarts: int = 1,
+        prior: str = "zeros",
+        seed: int = 0,
+    ) -> None:
+        whole = {"units": units, "per_step": per_step, "iterations": iterations}
+        for name, value in (whole | {"restarts": restarts}).items():
+            if value < 1:
+                raise UserError(f"gbnn: {name} is a whole number of at least 1, not {value}.")
+        for name, share in {"shrinkage": shrinkage, "subsample": subsample}.items():
+            if not 0 < share <= 1:
+                raise UserError(f"gbnn: {name} lies in (0, 1], not {share}.")
+        if per_step > units:
+            raise UserError(f"gbnn: per_step={per_step} is more than units={units}.")
+        if alpha < 0:
+            raise UserError(f"gbnn: alpha is at least 0, not {alpha}.")
+        self.units, self.per_step, self.shrinkage = units, per_step, shrinkage
+        self.subsample, self.iterations, self.alpha = subsample, iterations, alpha
+        self.restarts, self.prior, self.seed = restarts, prior, seed
+
+    @property
+    def blocks(self) -> int:
+        """T, the number of stages."""
+        return self.units // self.per_step
+
+    def attach(self, model: nn.Module) -> None:
+        """Refuses: boosting builds its own network.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "gbnn trains no given model: it builds a network of its own, unit by unit. "
+            "Use it with paper=gbnn and any dataset of classification or regression."
+        )
+
+    def fit(self, x: Tensor, target: Tensor, loss: Loss) -> BoostedNetwork:
+        """Trains a network from nothing.
+
+        Args:
+            x: inputs (N, …), standardised.
+            target: what ``loss.encode`` takes.
+            loss: see `repro.methods.gbnn.losses.loss_for`.
+        """
+        booster = Booster(self, loss, x[0].numel(), loss.encode(target).shape[1])
+        for _ in range(self.blocks):
+            stage([booster], x, target)
+        return booster.network
+
+
+class Booster(nn.Module):
+    """A network in training, and the scores of its training points.
+
+    Args:
+        settings: how it is trained.
+        loss: what it minimises.
+        inputs: D.
+        outputs: K.
+    """
+
+    def __init__(self, settings: GradientBoosting, loss: Loss, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.loss = loss
+        self.network = BoostedNetwork(
+            inputs, outputs, settings.blocks, settings.per_step, loss.output_scale
+        )
+        self.seen: Tensor | None = None  # the points that `scores_NK` belongs to
+        self.scores_NK: Tensor | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether all its blocks are trained."""
+        return int(self.network.trained) == self.network.blocks
+
+    def scores(self, x_ND: Tensor, y_NK: Tensor) -> Tensor:
+        """F of the training points: kept from stage to stage while they come in the same order."""
+        if int(self.network.trained) == 0:
+            self.network.constant.copy_(self.loss.constant(y_NK))
+        if self.scores_NK is None or self.seen is None or not torch.equal(self.seen, x_ND):
+            self.seen, self.scores_NK = x_ND, self.network(x_ND)
+        return self.scores_NK
+
+
+@torch.no_grad()
+def stage(boosters: Sequence[Booster], x: Tensor, target: Tensor) -> None:
+    """One boosting stage of several networks on the same points, in one batch.
+
+    For each: pseudo-residuals of all points; a block fitted to those of a random subset; the
+    Newton line search ρ = Σ f r / Σ f² h over all points and outputs; F ← F + η ρ f.
+
+    Args:
+        boosters: networks that share per_step, subsample, iterations, alpha and restarts; they
+            may differ in shrinkage and seed.
+        x: inputs (N, …) of all training points.
+        target: their targets, as ``loss.encode`` takes them.
+    """
+    how, loss = boosters[0].settings, boosters[0].loss
+    x_ND, y_NK = x.double().flatten(1), loss.encode(target)
+    N, D, K = *x_ND.shape, y_NK.shape[1]
+    size = max(1, int(how.subsample * N))
+    scores_MNK = torch.stack([booster.scores(x_ND, y_NK) for booster in boosters])
+    residual_MNK = torch.stack([loss.residual(y_NK, scores_NK) for scores_NK in scores_MNK])
+
+    starts, picks = [], []
+    for booster in boosters:
+        generator = generator_for(booster.settings.seed, int(booster.network.trained))
+        starts.append(random_starts(how.restarts, D, how.per_step, K, generator))
+        picks.append(torch.randperm(N, generator=generator)[:size])
+    start_BP = torch.cat(starts).to(x_ND)  # B = M × restarts
+    if size < N:
+        picks_MS = torch.stack(picks).to(x_ND.device)
+        shared = bool((picks_MS == picks_MS[0]).all())  # those of one seed
+        x_MSD = x_ND[picks_MS[:1] if shared else picks_MS]
+        fitted_MSK = residual_MNK.gather(1, picks_MS[:, :, None].expand(-1, -1, K))
+    else:
+        x_MSD, fitted_MSK = x_ND[None], residual_MNK
+    if how.restarts > 1:
+        fitted_MSK = fitted_MSK.repeat_interleave(how.restarts, 0)
+        x_MSD = x_MSD if len(x_MSD) == 1 else x_MSD.repeat_interleave(how.restarts, 0)
+    blocks, value_B = fit_blocks(
+        x_MSD, fitted_MSK, start_BP, how.per_step, how.alpha, how.iterations
+    )
+    if how.restarts > 1:
+        best_M = value_B.view(len(boosters), how.restarts).argmin(1)
+        rows_M = best_M + how.restarts * torch.arange(len(boosters), device=best_M.device)
+        blocks = Blocks(*(part[rows_M] for part in blocks))
+
+    for row, booster in enumerate(boosters):
+        network, factor = booster.network, x_ND.new_tensor(booster.settings.shrinkage)
+        network.add(blocks, row)
+        # By the network itself and not in the batch, which may differ in the last bit: a training
+        # that is continued computes its scores anew, in this way.
+        step_NK = network.contribution(int(network.trained) - 1, x_ND)
+        if loss.newton:
+            h_NK = loss.hessian(y_NK, scores_MNK[row])
+            factor = factor * newton_step(step_NK, residual_MNK[row], h_NK)
+        network.factor[int(network.trained) - 1] = factor
+        booster.scores_NK = scores_MNK[row] + factor * step_NK
+
+
+def newton_step(f_NK: Tensor, r_NK: Tensor, h_NK: Tensor) -> Tensor:
+    """ρ = Σ f r / Σ f² h: one number for all points and outputs; 0 where no curvature is left."""
+    curvature = (f_NK.square() * h_NK).sum()
+    usable = curvature > SMALLEST_CURVATURE * f_NK.square().sum()
+    return torch.where(usable, (f_NK * r_NK).sum() / curvature, 0.0)

@@ -1,0 +1,115 @@
+"""Switching off hidden units of any network with one hidden layer, in several orders."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from repro.errors import UserError, did_you_mean
+from repro.methods.gbnn.lbfgs import minimise
+
+ORDERS = ("first", "random", "norm")
+
+
+def layers(model: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
+    """Hidden and output layer of a network with one hidden layer; None for any other model."""
+    linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    others = [p for p in model.modules() if not isinstance(p, nn.Linear) and _weights(p)]
+    if len(linear) != 2 or others or linear[0].out_features != linear[1].in_features:
+        return None
+    return linear[0], linear[1]
+
+
+def order_units(model: nn.Module, order: str, generator: torch.Generator) -> Tensor:
+    """All hidden units, those to keep longest first.
+
+    Args:
+        model: a network with one hidden layer.
+        order: ``first`` (as they stand), ``random``, or ``norm``: the largest ‖v_j‖ · ‖w_j‖
+            first, the strong way to order units that were trained together.
+        generator: of the random order.
+
+    Raises:
+        UserError: no such order, or not such a network.
+    """
+    hidden, output = _layers(model)
+    if order == "first":
+        return torch.arange(hidden.out_features)
+    if order == "random":
+        return torch.randperm(hidden.out_features, generator=generator)
+    if order == "norm":
+        importance = hidden.weight.norm(dim=1) * output.weight.norm(dim=0)
+        return importance.argsort(descending=True, stable=True)
+    raise UserError(
+        f"There is no order '{order}' of units; known: {', '.join(ORDERS)}."
+        f"{did_you_mean(order, ORDERS)}"
+    )
+
+
+@torch.no_grad()
+def keep_units(model: nn.Module, units: Tensor) -> nn.Module:
+    """A smaller copy of a network that has only the hidden units with these indices."""
+    hidden, output = _layers(model)
+    smaller = copy.deepcopy(model)
+    new_hidden, new_output = _layers(smaller)
+    new_hidden.weight = nn.Parameter(hidden.weight[units].clone())
+    new_hidden.bias = nn.Parameter(hidden.bias[units].clone())
+    new_output.weight = nn.Parameter(output.weight[:, units].clone())
+    new_hidden.out_features = new_output.in_features = len(units)
+    return smaller
+
+
+def refit_output(
+    model: nn.Module,
+    x: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    alpha: float = 1e-2,
+    iterations: int = 100,
+) -> nn.Module:
+    """A copy whose output layer is trained anew on its hidden units, which stay as they are.
+
+    Args:
+        model: a network with one hidden layer.
+        x: training inputs (N, …).
+        loss_of: maps outputs (N, K) to the mean training loss.
+        alpha: weight decay, α ‖w‖² / 2N.
+        iterations: most L-BFGS steps.
+    """
+    refitted = copy.deepcopy(model)
+    _, output = _layers(refitted)
+    with torch.no_grad():
+        features: list[Tensor] = []
+        hook = output.register_forward_hook(lambda module, inputs, _: features.append(inputs[0]))
+        model_out = refitted(x)
+        hook.remove()
+    h_NJ, (K, J) = features[0], output.weight.shape
+
+    def objective(p_1P: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            p_P = p_1P[0].requires_grad_()
+            weight_KJ = p_P[: K * J].view(K, J)
+            outputs = (h_NJ @ weight_KJ.T + p_P[K * J :]).view_as(model_out)
+            value = loss_of(outputs) + alpha / (2 * len(x)) * weight_KJ.square().sum()
+            (gradient_P,) = torch.autograd.grad(value, p_P)
+        return value.detach()[None], gradient_P[None]
+
+    start_P = torch.cat([output.weight.detach().flatten(), output.bias.detach()])
+    p_P = minimise(objective, start_P[None], iterations)[0][0]
+    with torch.no_grad():
+        output.weight.copy_(p_P[: K * J].view(K, J))
+        output.bias.copy_(p_P[K * J :])
+    return refitted
+
+
+def _layers(model: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    found = layers(model)
+    if found is None:
+        raise UserError("Only networks with exactly one hidden layer can be cut unit by unit.")
+    return found
+
+
+def _weights(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))

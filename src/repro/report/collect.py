@@ -1,0 +1,225 @@
+"""Reads the studies of an output folder. What cannot be read becomes a note, not a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.engine.papers import load_paper
+from repro.engine.runs import Run, Status
+from repro.engine.study import Study, find_studies
+from repro.errors import ReproError, UserError, did_you_mean
+
+
+class _FromFile(BaseModel):
+    """Content of a JSON file: checked when it is read, so that nothing fails while it is shown."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Code(_FromFile):
+    """Which sources ran."""
+
+    sha256: str = ""
+    commit: str | None = None
+
+
+class Failure(_FromFile):
+    """Why a run failed."""
+
+    message: str = ""
+
+
+class RunEntry(_FromFile):
+    """What a report says about one run: run.json and summary.json."""
+
+    folder: Path
+    arm: str
+    seed: int
+    point: dict[str, Any]
+    status: Status
+    seconds: float | None = None
+    error: Failure | None = None
+    reason: str = ""  # of a divergence
+    code: Code = Code()
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    data: dict[str, Any] | None = None
+    metrics: dict[str, float] = {}
+
+    @property
+    def group(self) -> str:
+        """Arm and grid point: what runs that differ only in their seed have in common."""
+        return " ".join([self.arm, *(f"{key}={value}" for key, value in self.point.items())])
+
+    @property
+    def trouble(self) -> str:
+        """Why the run failed or diverged, or an empty string."""
+        return self.error.message if self.error else self.reason
+
+
+class About(_FromFile):
+    """What a report says about a study: study.json."""
+
+    paper: str
+    scale: str
+    created: datetime
+    typed: list[str] = []
+    notes: list[str] = []
+
+
+@dataclass(frozen=True)
+class StudyEntry:
+    """A study with its runs and verdicts; single runs and grids have no verdicts."""
+
+    folder: Path
+    about: About
+    runs: list[RunEntry]
+    verdicts: list[ClaimVerdict]
+
+    @property
+    def created(self) -> datetime:
+        """When it was started, in local time."""
+        return self.about.created.astimezone()
+
+    @property
+    def groups(self) -> dict[str, list[RunEntry]]:
+        """The runs by what they have in common but the seed."""
+        groups: dict[str, list[RunEntry]] = {}
+        for run in self.runs:
+            groups.setdefault(run.group, []).append(run)
+        return groups
+
+    @property
+    def statuses(self) -> dict[Status, int]:
+        """How many runs stand where, in the order of `Status`."""
+        seen = [run.status for run in self.runs]
+        return {status: seen.count(status) for status in Status if status in seen}
+
+    def count(self, *verdicts: Verdict) -> int:
+        """How many claims got one of these verdicts."""
+        return sum(claim.verdict in verdicts for claim in self.verdicts)
+
+
+@dataclass(frozen=True)
+class PaperEntry:
+    """A paper and its studies, newest first."""
+
+    slug: str
+    studies: list[StudyEntry]
+    title: str = ""
+    link: str = ""
+    question: str = ""
+    metrics: Sequence[str] = ()  # worth a column
+
+    @property
+    def latest(self) -> list[StudyEntry]:
+        """For each scale the newest study with verdicts, or else the newest."""
+        best: dict[str, StudyEntry] = {}
+        for study in self.studies:
+            chosen = best.setdefault(study.about.scale, study)
+            if study.verdicts and not chosen.verdicts:
+                best[study.about.scale] = study
+        return list(best.values())
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which studies to report; what is empty lets everything pass."""
+
+    papers: Collection[str] = ()
+    scales: Collection[str] = ()
+    since: datetime | None = None  # local time, if it names no zone
+
+    def accept(self, study: About) -> bool:
+        """Whether a study is wanted."""
+        return (
+            (not self.papers or study.paper in self.papers)
+            and (not self.scales or study.scale in self.scales)
+            and (self.since is None or study.created.astimezone() >= self.since.astimezone())
+        )
+
+
+@dataclass
+class Collected:
+    """Everything a report is made of."""
+
+    found: int  # studies before filtering
+    papers: list[PaperEntry] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what could not be read
+
+    @property
+    def studies(self) -> list[StudyEntry]:
+        """All studies."""
+        return [study for paper in self.papers for study in paper.studies]
+
+
+def collect(outputs: Path, filters: Filters) -> Collected:
+    """Reads every wanted study under ``outputs``.
+
+    Raises:
+        UserError: a filter names a paper or a scale that no study there has.
+    """
+    found = find_studies(outputs)
+    _check_known("paper", filters.papers, {study.folder.parts[-3] for study in found})
+    _check_known("scale", filters.scales, {study.folder.parts[-2] for study in found})
+    collected = Collected(len(found))
+    by_paper: dict[str, list[StudyEntry]] = {}
+    for study in found:
+        with _noted(study.folder, collected.problems):
+            about = About.model_validate(study.about)
+            if filters.accept(about):
+                runs = _read_runs(study.runs, collected.problems)
+                entry = StudyEntry(study.folder, about, runs, _read_verdicts(study, collected))
+                by_paper.setdefault(about.paper, []).append(entry)
+    for slug in sorted(by_paper):
+        newest_first = sorted(by_paper[slug], key=lambda entry: entry.created, reverse=True)
+        collected.papers.append(_describe(slug, newest_first))
+    return collected
+
+
+@contextmanager
+def _noted(path: Path, problems: list[str]) -> Iterator[None]:
+    """Turns what makes a file unreadable into a note."""
+    try:
+        yield
+    except (ReproError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())  # pydantic's take several lines
+        problems.append(reason if str(path) in reason else f"{path}: {reason}")
+
+
+def _check_known(kind: str, asked: Iterable[str], known: Collection[str]) -> None:
+    for name in asked:
+        if name not in known:
+            there = f"There are: {', '.join(sorted(known))}." if known else "There are no studies."
+            raise UserError(f"No study has the {kind} '{name}'.{did_you_mean(name, known)} {there}")
+
+
+def _read_runs(runs: Sequence[Run], problems: list[str]) -> list[RunEntry]:
+    entries = []
+    for run in runs:
+        with _noted(run.folder, problems):
+            record = {**run.record(), "folder": run.folder, "metrics": run.summary()}
+            entries.append(RunEntry.model_validate(record))
+    return entries
+
+
+def _read_verdicts(study: Study, collected: Collected) -> list[ClaimVerdict]:
+    with _noted(study.verdicts_file, collected.problems):
+        return study.verdicts()
+    return []
+
+
+def _describe(slug: str, studies: list[StudyEntry]) -> PaperEntry:
+    try:
+        paper = load_paper(slug)
+    except UserError:  # somebody else's paper: its studies can be read all the same
+        return PaperEntry(slug, studies)
+    return PaperEntry(slug, studies, paper.title, paper.link, paper.question, paper.report)

@@ -1,0 +1,267 @@
+"""One HTML file that needs nothing else: style, script and pictures are inside.
+
+Everything that comes from run directories passes through Jinja's autoescaping, and the page's
+security policy names the hashes of its own style and script, so that a browser runs no other.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from repro.claims.verdicts import Verdict
+from repro.report import pictures
+from repro.report.arms import Arm, measured, table
+from repro.report.collect import Collected, PaperEntry, RunEntry, StudyEntry
+from repro.report.curves import curves_of
+from repro.report.differences import Differences, differences, monitored
+from repro.report.settings import Settings
+
+KINDS = {
+    Verdict.SUPPORTED: "good",
+    Verdict.NOT_SUPPORTED: "bad",
+    Verdict.INCONCLUSIVE: "open",
+    Verdict.NOT_TESTED: "none",
+    Verdict.NOT_AT_SCALE: "none",
+}
+COLOURS = 8  # of the style sheet; further lines use them again, dashed
+SCALES = ("smoke", "mini", "full")
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How the lines of an arm look, and the class by which the script finds them."""
+
+    name: str
+    key: str
+    style: str
+
+
+@dataclass(frozen=True)
+class StudyLine:
+    """A study and the name of its place on the page."""
+
+    entry: StudyEntry
+    id: str
+
+
+@dataclass(frozen=True)
+class ShownStudy(StudyLine):
+    """A study with all that its section holds."""
+
+    is_open: bool
+    metrics: list[str]
+    arms: list[Arm]
+    environment: list[tuple[str, str]]
+    figures: list[Path]
+    legend: dict[str, LineStyle]
+    left_out: int  # arms without a line
+    pictures: list[pictures.Picture]
+    differences: Differences
+
+
+@dataclass(frozen=True)
+class ShownPaper:
+    """A paper's section."""
+
+    entry: PaperEntry
+    address: str
+    studies: list[ShownStudy]
+    older: list[StudyLine]
+
+
+@dataclass(frozen=True)
+class OverviewRow:
+    """A study's row in the overview; the first of its paper and scale is the one to see."""
+
+    line: StudyLine
+    is_first: bool
+
+
+def render(collected: Collected, target: Path, settings: Settings, command: str = "") -> str:
+    """The page's text.
+
+    Args:
+        collected: what to show.
+        target: where the page will lie; links to run directories are relative to it.
+        settings: how much is drawn.
+        command: the command that made it.
+    """
+    environment = Environment(
+        loader=PackageLoader("repro.report"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {
+        "hash_source": _hash_source,
+        "kind": KINDS.__getitem__,
+        "tally": _tally,
+        "breakable": _breakable,
+        "link": functools.partial(_link, start=target.absolute().parent),
+        "number": _number,
+        "seconds": _seconds,
+    }
+    is_open = len(collected.papers) == 1  # a page about many is easier to oversee closed
+    papers = [_show_paper(paper, settings, is_open) for paper in collected.papers]
+    return environment.get_template("report.html.j2").render(
+        style=_asset("report.css"),
+        script=_asset("report.js"),
+        frame=pictures,
+        papers=papers,
+        studies=collected.studies,
+        overview=[row for paper in papers for row in _overview(paper)],
+        scales=_scales(collected.studies),
+        run_count=sum(len(study.runs) for study in collected.studies),
+        problems=collected.problems,
+        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        command=command,
+    )
+
+
+def web_address(link: str) -> str:
+    """The address that a paper's ``link`` means, or an empty string.
+
+    Examples:
+        >>> web_address("arXiv 1712.01887")
+        'https://arxiv.org/abs/1712.01887'
+        >>> web_address("javascript:alert(1)")
+        ''
+    """
+    found = re.fullmatch(r"arXiv[ :](\d{4}\.\d{4,5}|[a-z-]+/\d{7})", link, re.IGNORECASE)
+    if found:
+        return f"https://arxiv.org/abs/{found[1]}"
+    return link if link.startswith(("https://", "http://")) else ""
+
+
+def _show_paper(paper: PaperEntry, settings: Settings, is_open: bool) -> ShownPaper:
+    in_force = {study.folder for study in paper.latest}
+    lines = [StudyLine(study, f"{paper.slug}-{n}") for n, study in enumerate(paper.studies)]
+    whole: list[ShownStudy] = []
+    older: list[StudyLine] = []
+    for scale in _scales(paper.studies):
+        same = [line for line in lines if line.entry.about.scale == scale]
+        for rank, line in enumerate(same):
+            speaks = line.entry.folder in in_force
+            if speaks or rank < settings.studies:
+                whole.append(_show_study(paper, line, settings, is_open and speaks))
+            else:
+                older.append(line)
+    return ShownPaper(paper, web_address(paper.link), whole, older)
+
+
+def _show_study(
+    paper: PaperEntry, line: StudyLine, settings: Settings, is_open: bool
+) -> ShownStudy:
+    study = line.entry
+    metrics = measured(paper, study)
+    drawn = [*filter(None, [monitored(study)]), "train/loss", *paper.metrics, "val/loss"]
+    groups = list(study.groups)
+    return ShownStudy(
+        entry=study,
+        id=line.id,
+        is_open=is_open,
+        metrics=metrics,
+        arms=table(study, metrics),
+        environment=_environment(study.runs),
+        figures=sorted((study.folder / "figures").glob("*.png")),
+        legend={
+            name: LineStyle(name, f"l{number}", _style(number))
+            for number, name in enumerate(groups[: settings.lines])
+        },
+        left_out=max(0, len(groups) - settings.lines),
+        pictures=[
+            pictures.draw(metric, curves, settings.log_above)
+            for metric, curves in curves_of(study, drawn, settings).items()
+        ],
+        differences=differences(study, settings.lines),
+    )
+
+
+def _style(number: int) -> str:
+    return f"c{number % COLOURS}" + (" dashed" if number // COLOURS % 2 else "")
+
+
+def _overview(paper: ShownPaper) -> list[OverviewRow]:
+    """A row for every study: of each scale first those that were judged, newest first."""
+    lines = [*paper.studies, *paper.older]
+    rows: list[OverviewRow] = []
+    for scale in _scales(paper.entry.studies):
+        same = [line for line in lines if line.entry.about.scale == scale]
+        same.sort(key=lambda line: (not line.entry.verdicts, -line.entry.created.timestamp()))
+        rows += [OverviewRow(line, line is same[0]) for line in same]
+    return rows
+
+
+def _scales(studies: Sequence[StudyEntry]) -> list[str]:
+    """The scales that there are: smoke, mini, full, each followed by its variants."""
+
+    def size(scale: str) -> tuple[int, str]:
+        first = scale.partition("_")[0]
+        return (SCALES.index(first) if first in SCALES else len(SCALES), scale)
+
+    return sorted({study.about.scale for study in studies}, key=size)
+
+
+def _environment(runs: Sequence[RunEntry]) -> list[tuple[str, str]]:
+    """What the runs rest on; where they differ, every value that occurs."""
+    found: dict[str, dict[str, None]] = {}
+
+    def note(name: str, value: Any) -> None:
+        if value:
+            found.setdefault(name, {})[str(value)] = None
+
+    for run in runs:
+        note("code", " · ".join(filter(None, [run.code.sha256, run.code.commit])))
+        for package, version in run.versions.items():
+            note(package, version)
+        for name, value in run.hardware.items():
+            note(name, ", ".join(map(str, value)) if isinstance(value, list) else value)
+        if run.data:
+            note("data", f"{run.data.get('name', '')} {str(run.data.get('sha256', ''))[:16]}")
+    return [(name, "; ".join(values)) for name, values in found.items()]
+
+
+def _tally(study: StudyEntry) -> list[tuple[str, int]]:
+    return [
+        ("good", study.count(Verdict.SUPPORTED)),
+        ("bad", study.count(Verdict.NOT_SUPPORTED)),
+        ("open", study.count(Verdict.INCONCLUSIVE)),
+        ("none", study.count(Verdict.NOT_TESTED, Verdict.NOT_AT_SCALE)),
+    ]
+
+
+def _asset(name: str) -> Markup:
+    return Markup((package_files("repro.report") / "templates" / name).read_text())
+
+
+def _hash_source(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _link(path: Path, start: Path) -> str:
+    # "./", because a first folder named like "javascript:" must not become a scheme.
+    return quote("./" + os.path.relpath(path, start))
+
+
+def _breakable(name: str) -> Markup:
+    """A metric's name that may be broken where people would break it."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f} s"

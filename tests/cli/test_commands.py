@@ -1,0 +1,273 @@
+"""The verbs: what they print, for people and for scripts, how fast, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from repro.cli.main import cli
+
+from repro.engine.study import Study, find_studies
+
+CONFIG = Path(__file__).parents[1] / "support" / "toy_project" / "conf"
+SUPPORT = Path(__file__).parents[1] / "support"
+REPRO = [sys.executable, "-c", "from repro.cli.main import main; main()"]
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, list(arguments))
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "REPRO_CONFIG_DIR": str(CONFIG)}
+    return subprocess.run(
+        [*REPRO, *arguments], env=environment, text=True, capture_output=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
+    """A finished study of one arm; to be looked at only. Its folder is the current one."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_CONFIG_DIR", str(CONFIG))
+        patch.chdir(folder)
+        result = call(
+            *("run", "paper=toy", "scale=smoke", "arm=[sgd,adam]", "seeds=[0,1]", "n_jobs=1"),
+            *("training.epochs=1", "--json"),
+        )
+        assert result.exit_code == 0, result.output
+        assert [claim["id"] for claim in json.loads(result.stdout)["claims"]] == ["T1"]
+        (found,) = find_studies(Path("outputs"))
+        yield found
+
+
+def test_list_names_every_paper(toy: Path) -> None:
+    listed = json.loads(call("list", "--json").stdout)
+    assert {"slug": "toy", "title": "A toy among papers"}.items() <= next(
+        paper for paper in listed if paper["slug"] == "toy"
+    ).items()
+    assert "A toy among papers" in call("list").stdout
+
+
+def test_config_dir_brings_a_papers_room_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REPRO_CONFIG_DIR", raising=False)
+    assert "toy" not in call("list").stdout
+    assert "toy" in call("list", "--config-dir", str(CONFIG)).stdout
+    monkeypatch.delenv("REPRO_CONFIG_DIR", raising=False)
+
+
+def test_show_tells_claims_arms_scales_and_knobs(toy: Path) -> None:
+    shown = call("show", "toy").stdout
+    for words in ("Does the engine keep its promises?", "T1", "tuned_twice", "smoke", "lr"):
+        assert words in shown
+    described = json.loads(call("show", "toy", "--json").stdout)
+    assert described["arms"]["adam"] == ["optimizer=adam", "optimizer.lr=0.003"]
+    result = call("show", "tyo")
+    assert result.exit_code == 2
+    assert "Did you mean 'toy'" in result.stderr
+
+
+def test_status_shows_studies_and_runs(study: Study) -> None:
+    (row,) = json.loads(call("status", "--json").stdout)
+    assert (row["paper"], row["scale"], row["runs"]) == ("toy", "smoke", {"finished": 4})
+    runs = json.loads(call("status", str(study.folder), "--json").stdout)
+    assert [run["status"] for run in runs] == ["finished"] * 4
+    assert "4 finished" in call("status").stdout
+    assert "sgd/seed=0" in call("status", str(study.folder)).stdout
+
+
+def test_status_without_studies_says_how_to_start(toy: Path) -> None:
+    assert "repro run paper=" in call("status").stdout
+    assert json.loads(call("status", "--json").stdout) == []
+    result = call("resume")
+    assert result.exit_code == 2
+    assert "repro run paper=" in result.stderr
+    result = call("status", "nowhere")
+    assert result.exit_code == 2
+    assert "not a study" in result.stderr
+
+
+def test_compare_names_settings_and_results_that_differ(study: Study) -> None:
+    first, other_seed, other_arm = (study.runs[n].folder for n in (0, 1, 2))
+    compared = json.loads(call("compare", str(first), str(other_arm), "--json").stdout)
+    assert compared["config"]["optimizer._target_"] == ["torch.optim.SGD", "torch.optim.Adam"]
+    compared = json.loads(call("compare", str(first), str(other_seed), "--json").stdout)
+    assert compared["config"] == {"seed": [0, 1], "dataset.seed": [0, 1]}
+    assert "test/loss" in compared["summary"]
+    text = call("compare", str(first), str(first)).stdout
+    assert "Settings that differ: none" in text
+    assert call("compare", str(first), "nowhere").exit_code == 2
+
+
+def test_resume_of_a_finished_study_only_reports(study: Study) -> None:
+    before = [run.record_file.stat().st_mtime_ns for run in study.runs]
+    result = call("resume", "-q")
+    assert result.exit_code == 0
+    assert "test/" in result.stdout
+    assert [run.record_file.stat().st_mtime_ns for run in study.runs] == before
+
+
+def test_dry_run_lists_runs_and_costs(study: Study) -> None:
+    result = call("run", "paper=toy", "scale=smoke", "--dry-run")
+    assert "8 runs" in result.stdout
+    assert "Nothing was started" in result.stdout
+    planned = json.loads(call("run", "paper=toy", "scale=smoke", "--dry-run", "--json").stdout)
+    assert len(planned["runs"]) == 8
+    assert [run["layer"] for run in planned["runs"]] == [0, 0, 0, 0, 1, 1, 2, 2]
+    known = {run["folder"].split("/")[0]: run["seconds"] for run in planned["runs"]}
+    assert known["sgd"] > 0
+    assert known["tuned"] is None
+    assert len(find_studies(Path("outputs"))) == 1
+
+
+def test_cfg_prints_the_first_runs_config(toy: Path) -> None:
+    from omegaconf import OmegaConf
+
+    printed = OmegaConf.create(call("run", "paper=toy", "arm=adam", "seed=5", "--cfg").stdout)
+    assert (printed.arm, printed.seed, printed.dataset.seed) == ("adam", 5, 5)
+    assert printed.optimizer.lr == 0.003
+
+
+def test_quiet_prints_the_result_alone(toy: Path) -> None:
+    typed = ["run", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "training.epochs=1"]
+    loud, quiet = call(*typed), call(*typed, "-q")
+    assert "[1/1] sgd/seed=0: finished" in loud.stdout
+    assert "[1/1]" not in quiet.stdout
+    assert "test/" in quiet.stdout
+
+
+def test_output_that_is_no_terminal_is_plain(study: Study) -> None:
+    for arguments in (["list"], ["show", "toy"], ["status"], ["resume", "-q"]):
+        assert "\x1b" not in call(*arguments).output, arguments
+
+
+def test_unknown_commands_are_answered_with_a_guess() -> None:
+    result = call("lst")
+    assert result.exit_code == 2
+    assert "Did you mean 'list'" in result.stderr
+    assert call("frobnicate").exit_code == 2
+
+
+def test_debug_shows_the_traceback_of_a_mistake(toy: Path) -> None:
+    plain = process("run", "paper=tyo", cwd=toy)
+    assert plain.returncode == 2
+    assert "Traceback" not in plain.stderr
+    assert "Did you mean 'toy'" in plain.stderr
+    assert "Traceback" in process("--debug", "run", "paper=tyo", cwd=toy).stderr
+
+
+def test_data_list_and_check(toy: Path) -> None:
+    listed = json.loads(call("data", "list", "--json").stdout)
+    assert {"digits", "mnist"} <= {each["name"] for each in listed}
+    result = call("data", "check", "digits", "--json")
+    assert json.loads(result.stdout) == {}  # it has no files of its own
+    assert "no files" in call("data", "check", "digits").stdout
+    result = call("data", "check", "digts")
+    assert result.exit_code == 2
+    assert "Did you mean 'digits'" in result.stderr
+
+
+def test_doctor_reports_in_both_forms(toy: Path) -> None:
+    result = call("doctor", "--json")
+    assert result.exit_code == 0, result.output
+    found = {finding["what"]: finding["state"] for finding in json.loads(result.stdout)}
+    assert found["torch"] == found["outputs"] == found["toy"] == "ok"
+    Path("outputs").rmdir()
+    Path("outputs").touch()
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert "broken" in result.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    assert "_REPRO_COMPLETE" in call("completion", shell).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("repro run paper=t", "paper=toy"),
+        ("repro run paper=toy arm=tuned_", "arm=tuned_twice"),
+        ("repro run paper=toy scale=sm", "scale=smoke"),
+        ("repro run opt", "optimizer="),
+        ("repro run optimizer=adamw", "optimizer=adamw"),
+        ("repro show to", "toy"),
+        ("repro data check dig", "digits"),
+    ],
+)
+def test_completion_knows_papers_arms_and_groups(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: str
+) -> None:
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setenv("_REPRO_COMPLETE", "bash_complete")
+    result = CliRunner().invoke(cli, [], prog_name="repro", complete_var="_REPRO_COMPLETE")
+    assert f"plain,{expected}" in result.stdout
+
+
+HEAVY = ("torch", "lightning", "hydra", "omegaconf", "scipy", "sklearn", "matplotlib", "datasets")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "list", "show toy", "status", "run --help"])
+def test_looking_around_imports_nothing_heavy(toy: Path, arguments: str) -> None:
+    code = (
+        "import sys; from repro.cli.main import cli\n"
+        f"try: cli({arguments.split()!r})\n"
+        "except SystemExit: pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, capture_output=True
+    )
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
+def test_looking_around_is_instant(toy: Path, arguments: list[str]) -> None:
+    times = []
+    for _ in range(5):
+        start = os.times()
+        assert process(*arguments, cwd=toy).returncode == 0
+        end = os.times()
+        used = end.children_user + end.children_system - start.children_user - start.children_system
+        times.append((used, end.elapsed - start.elapsed))
+    used, elapsed = map(min, zip(*times, strict=True))
+    print(f"repro {' '.join(arguments)}: {used:.3f} s of processor time, {elapsed:.3f} s elapsed")
+    assert used < 0.3
+
+
+def test_a_reader_that_leaves_early_is_no_error(toy: Path) -> None:
+    command = f"{sys.executable} -c 'from repro.cli.main import main; main()' list --json"
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true"],
+        env=environment,
+        text=True,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_output_is_said_in_a_line(toy: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*REPRO, "list"],
+            env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 3

@@ -1,0 +1,245 @@
+"""The room of AccelAT: at scale=smoke through the engine, and by composition at the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from repro.experiments.accelat.module import AdversariallyTrained, epochs_to
+from repro.experiments.accelat.pretraining import (
+    PublishedWeights,
+    head_name,
+    quarter_turns,
+    replace_head,
+)
+from torch import nn
+
+from repro.claims.schema import check_arms, load_claims
+from repro.claims.verdicts import Verdict
+from repro.engine import execute
+from repro.engine.instantiate import instantiate
+from repro.engine.papers import load_paper
+from repro.engine.plan import PlannedRun, plan_study
+from repro.engine.runs import Status
+from repro.engine.series import read_series
+from repro.engine.study import Study
+from repro.errors import UserError
+
+PAPER = load_paper("accelat")
+SAMPLE = ("accelat", "deepfool_accelat", "pgd_at_accelat", "free_at")
+
+
+def planned(*typed: str) -> list[PlannedRun]:
+    scale = [] if any(text.startswith("scale=") for text in typed) else ["scale=smoke"]
+    return plan_study(["paper=accelat", "seeds=[0]", *scale, *typed]).runs
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Some arms at scale=smoke, run once for all tests here."""
+    arms = f"arm=[{','.join(SAMPLE)}]"
+    plan = plan_study(["paper=accelat", "scale=smoke", "seeds=[0]", "n_jobs=1", arms])
+    made = Study.create(plan, tmp_path_factory.mktemp("outputs"))
+    made.run()
+    return made
+
+
+def fitted(tmp_path: Path, *typed: str) -> tuple[AdversariallyTrained, Any]:
+    """One run as the engine makes it, but with the module and the data in hand."""
+    (run,) = planned(*typed)
+    pl.seed_everything(run.seed, verbose=False)
+    module, data = execute.build_module(run.config), instantiate(run.config.dataset)
+    trainer = execute.build_trainer(run.config, logger=False, enable_checkpointing=False,
+                                    default_root_dir=tmp_path)  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert isinstance(module, AdversariallyTrained)
+    return module, data
+
+
+def test_every_claim_of_the_dossier_has_a_row() -> None:
+    claims = load_claims(PAPER.claims_file)
+    assert {"C1", "C2", "C3", "C4", "C5"} <= {claim.id for claim in claims.claims}
+    check_arms(claims, PAPER.arms)
+
+
+def test_arms_finish_and_report_their_metrics(study: Study) -> None:
+    assert {run.status() for run in study.runs} == {Status.FINISHED}
+    for run in study.runs:
+        summary = run.summary()
+        always = {"val/peak", "val/reached", "val/late_std", "test/worst_accuracy", "lr"}
+        assert always <= summary.keys()
+        each = [v for k, v in summary.items() if k.startswith("test/") and k.endswith("_accuracy")]
+        assert summary["test/worst_accuracy"] <= min(each)
+
+
+def test_smoke_is_judged(study: Study) -> None:
+    assert {v.verdict for v in study.judge()} == {Verdict.NOT_AT_SCALE}
+
+
+def test_the_figures_are_written(study: Study) -> None:
+    names = {path.name for path in study.draw()}
+    assert names == {f"{n}.{s}" for n in ("schedules", "robustness") for s in ("png", "svg")}
+
+
+@pytest.mark.parametrize("scale", PAPER.scales)
+def test_arms_compose_at_every_scale(scale: str) -> None:
+    """All at smoke, and elsewhere one of each kind: scales and arms share no keys."""
+    arms = list(PAPER.arms) if scale == "smoke" else list(SAMPLE[1:])
+    runs = planned(f"scale={scale}", f"arm=[{','.join(arms)}]")
+    assert {run.arm for run in runs} == set(arms)
+    for run in runs:
+        with torch.device("meta"):
+            execute.build_module(run.config)
+
+
+@pytest.mark.parametrize(
+    ("scale", "parameters"), [("full", 23_528_522), ("full_mobilenet", 3_217_226)]
+)
+def test_full_scales_build_the_published_models(scale: str, parameters: int) -> None:
+    """Without the 1000-way classifier: torchvision's ResNet-50, Keras' and timm's MobileNet."""
+    (run,) = planned(f"scale={scale}", "arm=accelat")
+    with torch.device("meta"):
+        module = execute.build_module(run.config)
+    assert sum(p.numel() for p in module.model.parameters()) == parameters
+    assert (run.config.optimizer.lr, run.config.threat.eps) == (1e-3, 0.01)
+
+
+def test_the_threat_reaches_every_attack() -> None:
+    (run,) = planned("arm=pgd_at", "threat.eps=0.07")
+    module = execute.build_module(run.config)
+    attacks = [module.method.attack, module.probe, *module.attacks.values()]
+    assert [attack.eps for attack in attacks] == [0.07] * 6 + [0.6]
+    assert module.method.attack.bounds == [0, 1]
+
+
+def test_static_examples_are_the_same_for_every_schedule(tmp_path: Path) -> None:
+    made = [
+        fitted(tmp_path, f"arm={arm}", "training.epochs=1")[1].splits
+        for arm in ("accelat", "cosine_high")
+    ]
+    for split in ("train", "val", "test"):
+        for one, other in zip(made[0][split], made[1][split], strict=True):
+            assert torch.equal(one, other)
+    clean, _, adversarial = made[0]["test"]
+    assert 0 < (clean - adversarial).abs().max() <= 0.15 + 1e-6
+
+
+def test_no_radius_is_clean_training_and_norms_stay_frozen(tmp_path: Path) -> None:
+    module, data = fitted(tmp_path, "arm=constant_low", "threat.eps=0", "training.epochs=1")
+    x, _, adversarial = data.splits["val"]
+    assert torch.equal(x, adversarial)
+    fresh = instantiate(planned("arm=constant_low")[0].config.dataset)
+    assert torch.equal(data.splits["train"][0], fresh.splits["train"][0])
+    trained = {k: v for k, v in module.model.state_dict().items() if "running" in k}
+    (run,) = planned("arm=constant_low")
+    pl.seed_everything(run.seed, verbose=False)
+    start = execute.build_module(run.config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        start.start(start.model, fresh, torch.device("cpu"))
+    for name, value in trained.items():
+        assert torch.equal(value, start.model.state_dict()[name])
+
+
+def test_the_rule_sees_the_control_split_and_acts_an_epoch_later(study: Study) -> None:
+    (run,) = planned("arm=accelat", "schedule.threshold=10", "training.epochs=9")
+    made = Study.create(
+        plan_study(["paper=accelat", "scale=smoke", "seed=0", "arm=accelat",
+                    "schedule.threshold=10", "training.epochs=9"]),
+        study.folder / "more",
+    )  # fmt: skip
+    made.run()
+    rows = [row for row in read_series(made.runs[0].folder / "metrics.csv") if "lr" in row]
+    high = run.config.rates.high
+    assert [row["lr"] for row in rows] == pytest.approx([high] * 7 + [0.8 * high] * 2)
+
+
+@pytest.mark.parametrize("arm", ["accelat", "free_at"])
+def test_a_killed_run_ends_like_a_straight_one(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ["paper=accelat", "scale=smoke", "seed=0", f"arm={arm}", "training.epochs=3"]
+    straight, killed = (Study.create(plan_study(typed), tmp_path / n) for n in ("a", "b"))
+    execute.execute(straight.runs[0].folder)
+    steps = 0
+    original = AdversariallyTrained.training_step
+
+    def dying(self: Any, batch: Any, batch_idx: int) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 30:  # in the middle of the second epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(AdversariallyTrained, "training_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        execute.execute(killed.runs[0].folder)
+    assert killed.runs[0].status() == Status.INTERRUPTED
+    assert execute.execute(killed.runs[0].folder) == Status.FINISHED
+    one, other = (
+        {k: v for k, v in each.runs[0].summary().items() if not k.startswith("time/")}
+        for each in (straight, killed)
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("module.refresh=sometimes", "module.refresh is static or batch"),
+        ("module.control_split=train", "module.control_split is val or test"),
+        ("module.static_sees=labels", "module.static_sees"),
+        ("schedule.factor=2", "schedule.factor"),
+        ("schedule.watch=acuracy", "Did you mean 'accuracy'"),
+        ("module.start.weights=nowhere.pth", "There is no file nowhere.pth"),
+        ("dataset=wine", "images"),
+        ("module.attacks.l2.norm=l3", "no norm 'l3'"),
+    ],
+)
+def test_bad_configs_are_one_clear_line(typed: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        fitted(tmp_path, "arm=accelat", "training.epochs=1", typed)
+
+
+@pytest.mark.parametrize("typed", ["schedule=accuracy_slope", "method=free_at"])
+def test_schedule_and_methods_work_in_other_rooms(typed: str, tmp_path: Path) -> None:
+    plan = plan_study(["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "n_jobs=1", typed])
+    made = Study.create(plan, tmp_path)
+    made.run()
+    assert made.runs[0].status() == Status.FINISHED
+
+
+# -- The parts --
+
+
+def test_weights_from_a_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 7))
+    torch.save(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 99)).state_dict(), tmp_path / "w.pth")
+    load = PublishedWeights(str(tmp_path / "w.pth"))
+    load(model, None, torch.device("cpu"))  # type: ignore[arg-type]
+    saved = torch.load(tmp_path / "w.pth")
+    assert torch.equal(model[0].weight, saved["0.weight"])
+    assert model[1].weight.shape == (7, 3)
+    for first in (nn.Linear(5, 3), nn.Conv2d(1, 1, 1)):
+        other = nn.Sequential(first, nn.Linear(3, 7))
+        with pytest.raises(UserError, match="of another model"):
+            load(other, None, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_heads_and_turns() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert (head_name(model), replace_head(model, 5)) == ("2", 2)
+    assert model(torch.zeros(1, 4)).shape == (1, 5)
+    turned, turns = quarter_turns(torch.arange(4.0).view(1, 1, 2, 2))
+    assert turned.flatten(1).tolist() == [[0, 1, 2, 3], [1, 3, 0, 2], [3, 2, 1, 0], [2, 0, 3, 1]]
+    assert turns.tolist() == [0, 1, 2, 3]
+
+
+def test_clock() -> None:
+    assert epochs_to([0.1, 0.9, 0.8, 0.95], 0.9) == 2
+    assert epochs_to([0.1], 0.9) is None

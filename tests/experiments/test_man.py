@@ -1,0 +1,176 @@
+"""The room of the Momentum Auxiliary Network, at scale=smoke and by composition at the others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from repro.claims.schema import check_arms, load_claims
+from repro.claims.verdicts import Verdict
+from repro.engine import callbacks
+from repro.engine.execute import build_module, execute
+from repro.engine.instantiate import instantiate
+from repro.engine.papers import load_paper
+from repro.engine.plan import plan_study
+from repro.engine.runs import Status
+from repro.engine.study import Study
+from repro.errors import UserError
+
+PAPER = load_paper("man")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """The whole study at scale=smoke, run once for all tests here."""
+    plan = plan_study(["paper=man", "scale=smoke", "n_jobs=1"])
+    made = Study.create(plan, tmp_path_factory.mktemp("outputs"))
+    made.run()
+    return made
+
+
+def test_every_claim_of_the_dossier_has_a_row() -> None:
+    claims = load_claims(PAPER.claims_file)
+    assert [claim.id for claim in claims.claims] == [f"C{number}" for number in range(1, 8)]
+    check_arms(claims, PAPER.arms)
+
+
+def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:
+    assert {run.status() for run in study.runs} == {Status.FINISHED}
+    for run in study.runs:
+        # End-to-end training has no auxiliary nets.
+        expected = set(PAPER.report) - {"local/auxiliary_parameters"}
+        assert expected <= run.summary().keys()
+
+
+def test_smoke_is_judged_and_the_rest_says_where_it_can_be(study: Study) -> None:
+    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    assert verdicts["C1"].verdict == Verdict.SUPPORTED
+    assert verdicts["C6"].verdict == Verdict.NOT_AT_SCALE
+
+
+def test_memory_is_the_same_for_every_seed(study: Study) -> None:
+    peaks: dict[str, set[float]] = {}
+    for run in study.runs:
+        peaks.setdefault(run.record()["arm"], set()).add(run.summary()["memory/peak_mb"])
+    assert all(len(found) == 1 for found in peaks.values())
+
+
+def test_figures_are_written_as_png_and_svg(study: Study) -> None:
+    names = [path.name for path in study.draw()]
+    assert names == ["accuracy.png", "accuracy.svg", "memory.png", "memory.svg"]
+
+
+@pytest.mark.parametrize("scale", ["mini", "full"])
+def test_every_arm_composes_and_attaches(scale: str) -> None:
+    for run in plan_study(["paper=man", f"scale={scale}", "seed=0"]).runs:
+        assert isinstance(run.config.optimizer.lr, float)
+        with torch.device("meta"):
+            module = build_module(run.config)
+            module.method.attach(module.model)
+
+
+@pytest.mark.parametrize("scale", ["full_svhn", "full_stl10", "full_memory"])
+def test_the_other_data_sets_compose(scale: str) -> None:
+    (run,) = plan_study(["paper=man", f"scale={scale}", "arm=dgl_man", "seed=0"]).runs
+    assert instantiate(run.config.dataset).input_shape == tuple(run.config.method.input_shape)
+
+
+def test_a_missing_data_set_is_one_clear_message(tmp_path: Path) -> None:
+    typed = ["paper=man", "scale=full_svhn", "arm=bp", "seed=0", f"data.root={tmp_path}"]
+    run = Study.create(plan_study(typed), tmp_path / "outputs").runs[0]
+    assert execute(run.folder) == Status.FAILED
+    assert "svhn" in run.record()["error"]["message"]
+    assert run.record()["error"]["kind"] == "user"
+
+
+@pytest.mark.parametrize(
+    ("scale", "parameters", "blocks"),
+    [
+        ("full", 464_154, 15),
+        ("full_resnet110", 1_727_962, 54),
+        ("full_imagenet", 44_549_160, 2),
+        ("full_resnet152", 60_192_808, 2),
+        ("full_resnext101", 88_791_336, 2),
+    ],
+)
+def test_the_papers_networks_and_blocks(scale: str, parameters: int, blocks: int) -> None:
+    (run,) = plan_study(["paper=man", f"scale={scale}", "arm=infopro_man", "seed=0"]).runs
+    with torch.device("meta"):
+        module = build_module(run.config)
+        module.method.attach(module.model)
+    assert sum(p.numel() for p in module.model.parameters()) == parameters
+    assert len(module.method.blocks) == blocks
+    assert run.config.method.momentum == 0.995
+
+
+def test_a_run_stopped_midway_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    typed = ["paper=man", "scale=smoke", "arm=dgl_man", "seed=0", "training.epochs=2"]
+    straight, stopped = (
+        Study.create(plan_study(typed), tmp_path / name).runs[0] for name in ("a", "b")
+    )
+    assert execute(straight.folder) == Status.FINISHED
+
+    # One epoch of a two-epoch plan: what a kill between the epochs leaves behind.
+    stops = iter([False] * 2 + [True] * 9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.Checkpoints, "_agree_to_stop", lambda self, t: next(stops))
+        assert execute(stopped.folder) == Status.INTERRUPTED
+    assert execute(stopped.folder) == Status.FINISHED
+    first, second = (
+        {k: v for k, v in run.summary().items() if not k.startswith("time/")}
+        for run in (straight, stopped)
+    )
+    assert json.dumps(first) == json.dumps(second)
+    assert first["memory/peak_mb"] > first["memory/kept_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["method.modules=9"], "method.modules lies between 1 and"),
+        (["method.loss=infoprop"], "Did you mean 'infopro'"),
+        (["method.momentum=2"], "momentum lies in"),
+        (["method.head=conv"], "method.head is like 1c2f"),
+        (["model=mlp", "method.head=1c1f"], "features are vectors"),
+        (["model=alexnet", "dataset.input_shape=[1,64,64]"], "cannot cut AlexNet"),
+    ],
+)
+def test_what_cannot_work_says_so_in_one_line(typed: list[str], message: str) -> None:
+    (run,) = plan_study(["paper=man", "scale=smoke", "arm=dgl_man", "seed=0", *typed]).runs
+
+    def start() -> None:
+        module = build_module(run.config)
+        module.method.attach(module.model)
+
+    with pytest.raises(UserError, match=message) as caught:
+        start()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_other_methods_train_in_this_room(tmp_path: Path) -> None:
+    typed = ["paper=man", "scale=smoke", "arm=dgl_man", "seed=0", "method=dense"]
+    run = Study.create(plan_study(typed), tmp_path).runs[0]
+    assert execute(run.folder) == Status.FINISHED
+    assert run.summary()["memory/peak_mb"] > 0
+
+
+def test_sums_of_digits_share_no_digit_between_splits() -> None:
+    (run,) = plan_study(["paper=man", "scale=mini", "arm=bp", "seed=0"]).runs
+    splits = instantiate(run.config.dataset).splits
+    assert {name: len(x) for name, (x, _) in splits.items()} == {
+        "train": 6000,
+        "val": 1000,
+        "test": 1500,
+    }
+    halves = {
+        name: {half.numpy().tobytes() for half in torch.cat(x[:, 0].split(8, dim=2))}
+        for name, (x, _) in splits.items()
+    }
+    assert not halves["train"] & halves["test"]
+    assert not halves["train"] & halves["val"]
+    assert not halves["val"] & halves["test"]
+    # All classes about equally often: nothing to gain from guessing.
+    assert splits["test"][1].bincount().min() > 0.15 * 1500

@@ -1,0 +1,128 @@
+"""Curves, axes and differences against values worked out by hand."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import re
+from pathlib import Path
+
+import pytest
+from fake_outputs import make_study
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repro.engine.series import read_series
+from repro.report import html, markdown, pictures
+from repro.report.collect import Filters, StudyEntry, collect
+from repro.report.curves import average, curves_of, read_columns
+from repro.report.differences import differences, monitored, read_settings
+from repro.report.pictures import draw, nice_values
+from repro.report.settings import Settings
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyEntry:
+    make_study(tmp_path)
+    return collect(tmp_path, Filters()).studies[0]
+
+
+@pytest.mark.parametrize("module", [pictures, html, markdown])
+def test_examples_in_docstrings(module: object) -> None:
+    outcome = doctest.testmod(module)  # type: ignore[arg-type]
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
+
+
+def test_the_mean_and_the_band_over_seeds() -> None:
+    curve = average("a", [{1: 1.0, 2: 2.0}, {1: 3.0, 2: 8.0}, {1: 5.0}], points=10)
+    assert curve.steps == [1, 2]
+    assert curve.mean == [3.0, 5.0]  # the second rests on the two seeds that went on
+    assert curve.low == [1.0, 2.0]
+    assert curve.high == [5.0, 8.0]
+
+
+@given(st.integers(1, 500), st.integers(2, 50))
+def test_thinning_keeps_both_ends_and_the_order(steps: int, points: int) -> None:
+    thin = average("a", [dict.fromkeys(range(steps), 0.0)], points).steps
+    assert len(thin) == min(steps, points)
+    assert thin == sorted(set(thin))
+    assert (thin[0], thin[-1]) == (0, steps - 1)
+
+
+def test_columns_are_read_as_the_engine_reads_them(study: StudyEntry) -> None:
+    file = study.runs[0].folder / "metrics.csv"
+    expected = {row["step"]: row["train/loss"] for row in read_series(file)}
+    assert read_columns(file, ["train/loss", "none"]) == {"train/loss": expected}
+
+
+def test_values_that_are_not_finite_and_rows_after_damage_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text("step,epoch,loss\n1,0,nan\n2,0,inf\n3,0,1.5\n4,0,\n5,0,broken\n6,0,1\n")
+    assert read_columns(file, ["loss"]) == {"loss": {3: 1.5}}
+    file.write_text("")
+    assert read_columns(file, ["loss"]) == {}
+    assert read_columns(tmp_path / "missing.csv", ["loss"]) == {}
+
+
+def test_only_metrics_logged_more_than_once_are_drawn(study: StudyEntry) -> None:
+    wanted = ["test/loss", "val/accuracy", "train/loss", "val/loss"]
+    settings = Settings(studies=1, curves=2, lines=16, points=100, log_above=1000)
+    found = curves_of(study, wanted, settings)
+    assert list(found) == ["val/accuracy", "train/loss"]
+    assert [curve.name for curve in found["train/loss"]] == ["dense", "dgc"]
+
+
+def test_a_picture_places_its_points() -> None:
+    curve = average("a", [{0: 0.0, 10: 1.0}, {0: 0.0, 10: 0.5}], points=10)
+    picture = draw("loss", [curve], log_above=1000)
+    (line,) = picture.lines
+    bottom, right = pictures.HEIGHT - pictures.BOTTOM, pictures.WIDTH - pictures.RIGHT
+    middle = bottom - 0.75 * (bottom - pictures.TOP)
+    assert line.mean == f"M{pictures.LEFT:.1f} {bottom:.1f}L{right:.1f} {middle:.1f}"
+    assert line.band.count("L") == 3
+    assert [tick.label for tick in picture.y_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert not picture.is_log
+
+
+def test_a_wide_range_is_logarithmic() -> None:
+    curve = average("a", [{0: 1e-3, 1: 1e3}], points=10)
+    picture = draw("loss", [curve], log_above=1000)
+    assert picture.is_log
+    assert [tick.label for tick in picture.y_ticks] == ["0.001", "0.1", "10", "1000"]
+    assert not draw("loss", [average("a", [{0: 0.0, 1: 1e9}], 9)], log_above=1000).is_log
+
+
+finite = st.floats(-1e300, 1e300)
+
+
+@given(st.dictionaries(st.integers(0, 10**9), finite, min_size=1, max_size=20))
+def test_every_curve_lies_within_its_picture(series: dict[int, float]) -> None:
+    picture = draw("m", [average("a", [series], 100)], log_above=1000)
+    numbers = [float(text) for text in re.findall(r"-?[\d.]+", picture.lines[0].mean)]
+    assert all(math.isfinite(number) and 0 <= number <= pictures.WIDTH for number in numbers)
+
+
+@given(st.floats(-1e12, 1e12), st.floats(1e-6, 1e12))
+def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
+    values = nice_values(low, low + width)
+    assert len(values) <= 2 * pictures.TICKS + 2
+    slack = 1e-6 * max(abs(low), width, 1.0)
+    assert all(low - slack <= value <= low + width + slack for value in values)
+
+
+def test_settings_that_differ_between_arms(study: StudyEntry) -> None:
+    found = differences(study, most=16)
+    assert found.arms == ["dense", "dgc"]
+    assert found.rows == {"optimizer.lr": ["0.1", "0.2"], "method.name": ["dense", "dgc"]}
+    assert differences(study, most=1).rows == {}
+    assert monitored(study) == "val/accuracy"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n", "a: {", "a: &a {b: *a}\n", "!!python/object:os.system {}"]
+)
+def test_a_config_that_cannot_be_read_has_no_settings(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    assert read_settings(file) == {}
