@@ -97,7 +97,7 @@ def test_loading_is_light():
         ({"margin": float("inf")}, "checks[0].margin: should be a finite number"),
         ({"min_seeds": 1}, "checks[0].min_seeds: should be greater than or equal to 2"),
         ({"versus": "a"}, "checks[0]: the two sides are the same: say versus, versus_metric or"),
-        ({"scales": ["mini", "huge"]}, "checks[0].scales[1]: 'huge' is not one of 'smoke', 'mini'"),
+        ({"scales": ["mini", "huge"]}, "checks[0].scales[1]: 'huge' is no scale: smoke, mini"),
         ({"relation": "ratio"}, "checks[0]: say at_least, at_most or both"),
         ({"relation": "non_inferior"}, "checks[0].margin: is missing"),
     ],

@@ -681,6 +681,10 @@ def _explain(detail: Any, raw: dict[Any, Any]) -> str:
         message = "is missing"
     elif kind == "literal_error":
         message = f"'{detail['input']}' is not one of {context['expected']}"
+    elif kind == "string_pattern_mismatch":  # only scales have a pattern
+        message = (
+            f"'{detail['input']}' is no scale: smoke, mini, full, or one such as full_imagenet"
+        )
     elif kind in ("model_type", "model_attributes_type", "dict_type"):
         message = "should be a mapping"
     elif kind == "tuple_type":
