@@ -74,8 +74,8 @@ def bare_loop(config: Any) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("size", "limit"),
     [
-        (["model.hidden=[320,256]", "training.epochs=20", "training.val_every=20"], 1.5),
-        (["model.hidden=[2048,1024]", "training.epochs=10", "training.val_every=10"], 1.05),
+        (["model.hidden=[384,256]", "training.epochs=20", "training.val_every=20"], 1.5),
+        (["model.hidden=[2304,1280]", "training.epochs=15", "training.val_every=15"], 1.05),
     ],
     ids=["about 1 ms a step", "over 10 ms a step"],
 )
