@@ -20,6 +20,7 @@ LAYERS = {  # weight layers by name of the config
     "mlp": 3,
     "mobilenet": 28,
     "small_cnn": 4,
+    "plain_cnn": 6,
 }
 # Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.
 ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu"}
@@ -34,7 +35,7 @@ def compose(name: str, *overrides: str) -> DictConfig:
 
 
 def test_there_is_a_file_for_every_choice() -> None:
-    assert set(NAMES) == set(LAYERS) | {"lstm", "lstm_ptb", "mlp_per_set"}
+    assert set(NAMES) == set(LAYERS) | {"lstm", "lstm_ptb", "mlp_per_set", "vit_b16", "vit_tiny"}
 
 
 @pytest.mark.parametrize("name", NAMES)

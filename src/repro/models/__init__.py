@@ -9,9 +9,11 @@ from repro.models.chain import Chain
 from repro.models.lstm_lm import LSTMLanguageModel
 from repro.models.mlp import MLP
 from repro.models.mobilenet import MobileNet
+from repro.models.plain_cnn import PlainCNN
 from repro.models.resnet_cifar import ResNetCIFAR
 from repro.models.resnet_imagenet import ResNetImageNet
 from repro.models.small_cnn import SmallCNN
+from repro.models.vit import VisionTransformer
 
 __all__ = [
     "MLP",
@@ -19,7 +21,9 @@ __all__ = [
     "Chain",
     "LSTMLanguageModel",
     "MobileNet",
+    "PlainCNN",
     "ResNetCIFAR",
     "ResNetImageNet",
     "SmallCNN",
+    "VisionTransformer",
 ]
