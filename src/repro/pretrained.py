@@ -180,3 +180,38 @@ def _read(file: Path) -> dict[str, Tensor] | None:
     except Exception as error:
         log.warning("%s is damaged and is made anew: %s", file, str(error).splitlines()[0])
         return None
+
+
+class WeightsFile:
+    """Published weights from a file, into a model with the same names.
+
+    Args:
+        file: a state dictionary, as ``.pth`` or ``.safetensors``.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        self.file = Path(file).expanduser()
+
+    def __call__(self, model: nn.Module, data: object, device: torch.device) -> None:
+        """Loads the weights; the model stays where it is.
+
+        Raises:
+            UserError: the file is missing, unreadable, or of another model.
+        """
+        if not self.file.is_file():
+            raise UserError(
+                f"There is no file {self.file}: base.file names the model's published weights."
+            )
+        try:
+            if self.file.suffix == ".safetensors":
+                from safetensors.torch import load_file
+
+                weights = load_file(self.file)
+            else:
+                weights = torch.load(self.file, map_location="cpu", weights_only=True)
+            model.load_state_dict(weights)
+        except ImportError as error:
+            raise UserError("Reading .safetensors needs: pip install 'repro[hf]'") from error
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(f"{self.file}: not the weights of this model: {reason}") from error

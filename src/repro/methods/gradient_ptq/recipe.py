@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from repro.errors import UserError, did_you_mean
+from repro.methods.base import Method
 from repro.methods.gradient_ptq.allocation import ORDERS
 from repro.methods.gradient_ptq.losses import loss_for
 from repro.methods.gradient_ptq.variables import variable_for
@@ -101,7 +102,7 @@ class Activations:
 
 
 @dataclass
-class Recipe:
+class Recipe(Method):
     """How a network's weights are rounded. Defaults are AdaRound's.
 
     Attributes:
@@ -191,6 +192,12 @@ class Recipe:
             raise UserError("method.subset_share lies in (0, 1].")
         if self.lr <= 0:
             raise UserError("method.lr is above zero.")
+
+    def attach(self, model: nn.Module) -> None:
+        """Refuses: there is nothing here that changes an update of training."""
+        raise UserError(
+            "Post-training quantisation starts where training ends: use it with paper=gradient_ptq."
+        )
 
     def grid_settings(self) -> dict[str, Any]:
         """What `fit_grid` takes, but for the exponent."""
