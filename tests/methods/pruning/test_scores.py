@@ -313,13 +313,13 @@ def test_a_bad_knob_is_one_line(knobs: dict[str, object], complaint: str) -> Non
 
 
 def test_what_cannot_be_done_is_one_line() -> None:
-    model, (x, y) = network(), batch()
+    model, x = network(), batch()[0]
     with pytest.raises(UserError, match="trained already"):
         ScorePruner().attach(model)
     assert isinstance(ScorePruner(), Method)
     with pytest.raises(UserError, match="groups of 4; a layer has 6"):
         lowest(torch.rand(2, 6), Pattern("2:4"))
-    with pytest.raises(UserError, match="group=rows.*Did you mean 'row'"):
+    with pytest.raises(UserError, match=r"group=rows.*Did you mean 'row'"):
         lowest(torch.rand(2, 6), Pattern(0.5), "rows")
     with pytest.raises(UserError, match="choose l1 or l2"):
         GradientNorms(model, {}, "l3")

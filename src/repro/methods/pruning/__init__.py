@@ -34,9 +34,11 @@ Modules: `scores` (the formulas), `patterns` (which weights a score takes away),
 
 from repro.methods.pruning.blocks import (
     Decoder,
+    block_layers,
     decoder_gradients,
     next_token_losses,
     prune_blocks,
+    run_blocks,
 )
 from repro.methods.pruning.patterns import GROUPS, Pattern, lowest
 from repro.methods.pruning.pruners import Pruner, ScorePruner, SparseGPT
@@ -61,11 +63,13 @@ __all__ = [
     "Pruner",
     "ScorePruner",
     "SparseGPT",
+    "block_layers",
     "column_structure",
     "decoder_gradients",
     "layers_of",
     "lowest",
     "next_token_losses",
     "prune_blocks",
+    "run_blocks",
     "sparsegpt",
 ]

@@ -67,6 +67,7 @@ def prune_blocks(
     Returns:
         `x`, now the outputs of the last block.
     """
+    pruner.start(pattern)
     for index, block in enumerate(blocks):
         home = next(block.parameters()).device
         block.to(device or home)
@@ -84,6 +85,20 @@ def prune_blocks(
                 report(name, layer.weight.data)
         if sequential:
             _run(block, x, batch_size, keep=True)
+        block.to(home)
+    return x
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module] | nn.ModuleList,
+    x: Tensor,
+    batch_size: int = 1,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Runs a chain of blocks over `x` without gradients; arguments as in `prune_blocks`."""
+    for block in blocks:
+        home = next(block.parameters()).device
+        _run(block.to(device or home), x, batch_size, keep=True)
         block.to(home)
     return x
 

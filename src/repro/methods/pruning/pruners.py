@@ -32,6 +32,9 @@ class Pruner(Method):
             f"{type(self).__name__} prunes a model that is trained already: use it with paper=gblm."
         )
 
+    def start(self, pattern: Pattern) -> None:
+        """Told the pattern before the first layer of a model."""
+
     @abstractmethod
     def __call__(self, weight: Tensor, statistics: LayerStatistics, pattern: Pattern) -> Tensor:
         """The new weights (outputs, inputs): zero where they are pruned."""
@@ -82,7 +85,12 @@ class ScorePruner(Pruner):
         self.grad_reduce = grad_reduce
         self.group = group
         self.needs_gradients = score in NEED_GRADIENTS
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def start(self, pattern: Pattern) -> None:
+        """Starts random scores anew, so that they do not depend on what was pruned before."""
+        self.generator.manual_seed(self.seed)
 
     def __call__(self, weight: Tensor, statistics: LayerStatistics, pattern: Pattern) -> Tensor:
         """See `Pruner`."""
