@@ -89,9 +89,7 @@ def test_samples_and_cuts_of_plain_text() -> None:
 def test_what_is_missing_or_damaged_is_one_line(root: Path) -> None:
     with pytest.raises(UserError, match="hf download org/other"):
         made(root, tokenizer="org/other")
-    with pytest.raises(
-        UserError, match=r"hf download allenai/c4 en/x\.json\.gz --repo-type dataset"
-    ):
+    with pytest.raises(UserError, match=r"allenai/c4 en/x\.json\.gz --repo-type dataset"):
         made(root, documents="allenai/c4/en/x.json.gz")
     with pytest.raises(UserError, match="no document of more than 500"):
         made(root, documents="documents.json.gz").sample(1, 500, seed=0)
