@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from repro.methods.base import Batch, Method
 from repro.methods.gradient_ptq import PostTrainingQuantization, Recipe
 from repro.models.folding import fold_batch_norm
 from repro.pretrained import Base
+from repro.training import Supervised
 
 SOURCES = ("data", "noise", "unbalanced")
 SPLITS = ("val", "test")
@@ -34,6 +36,7 @@ class Protocol:
             ``unbalanced``, images of the first half of the classes only.
         noise: standard deviation of the noise on images, in units of the data's deviation.
         copies: noisy copies of each image.
+        eval_batches: batches that are compared; None for all.
         seed: of everything random.
     """
 
@@ -42,6 +45,7 @@ class Protocol:
     source: str = "data"
     noise: float = 0.8
     copies: int = 4
+    eval_batches: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +91,20 @@ class Protocol:
         if x.is_floating_point():
             return x.mean() + x.std() * torch.randn(x.shape, generator=generator), None
         return torch.randint(int(x.max()) + 1, x.shape, generator=generator), None
+
+
+class FloatNetwork(Supervised):
+    """Trains the network that other arms quantise, by plain mini-batch training.
+
+    Args:
+        args: see `Supervised`.
+        method: of quantisation; not for here.
+        protocol: likewise.
+        kwargs: see `Supervised`.
+    """
+
+    def __init__(self, *args: Any, method: Method, protocol: Protocol, **kwargs: Any) -> None:
+        super().__init__(*args, method=Method(), **kwargs)
 
 
 class Quantized(pl.LightningModule):
@@ -230,7 +248,8 @@ class Quantized(pl.LightningModule):
         )
 
     def _compare(self, split: str, batch: Batch, batch_idx: int) -> None:
-        assert self.ptq is not None
+        if batch_idx >= (self.protocol.eval_batches or math.inf):
+            return
         x, y = batch
         if self.task == "language":
             self._note("kl", self._outputs(x, y), "loss")

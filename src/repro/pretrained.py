@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.data.files import data_root
 from repro.data.iterators import TokenIterator
 from repro.data.modules import TextData, check_counts, digest
 from repro.engine import files
@@ -186,11 +187,13 @@ class WeightsFile:
     """Published weights from a file, into a model with the same names.
 
     Args:
-        file: a state dictionary, as ``.pth`` or ``.safetensors``.
+        file: a state dictionary, as ``.pth`` or ``.safetensors``; below `root`, or a path of its
+            own.
+        root: folder of all downloads, see `repro.data.files.data_root`.
     """
 
-    def __init__(self, file: str | Path) -> None:
-        self.file = Path(file).expanduser()
+    def __init__(self, file: str | Path, root: str | Path | None = None) -> None:
+        self.file = data_root(root) / file  # an absolute path stays what it is
 
     def __call__(self, model: nn.Module, data: object, device: torch.device) -> None:
         """Loads the weights; the model stays where it is.
@@ -200,7 +203,8 @@ class WeightsFile:
         """
         if not self.file.is_file():
             raise UserError(
-                f"There is no file {self.file}: base.file names the model's published weights."
+                f"The model's weights are missing: no {self.file}.\nSave its published state"
+                " dictionary there, or name another one with base.file=."
             )
         try:
             if self.file.suffix == ".safetensors":
