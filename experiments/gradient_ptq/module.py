@@ -50,9 +50,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
-            raise UserError(
-                f"module.protocol.source is {', '.join(SOURCES)}; not {self.source}."
-            )
+            raise UserError(f"module.protocol.source is {', '.join(SOURCES)}; not {self.source}.")
         if self.size < 1:
             raise UserError("module.protocol.size is 1 or more.")
 
@@ -97,14 +95,13 @@ class FloatNetwork(Supervised):
     """Trains the network that other arms quantise, by plain mini-batch training.
 
     Args:
-        args: see `Supervised`.
         method: of quantisation; not for here.
         protocol: likewise.
-        kwargs: see `Supervised`.
+        settings: see `Supervised`.
     """
 
-    def __init__(self, *args: Any, method: Method, protocol: Protocol, **kwargs: Any) -> None:
-        super().__init__(*args, method=Method(), **kwargs)
+    def __init__(self, method: Recipe, protocol: Protocol, **settings: Any) -> None:
+        super().__init__(method=Method(), **settings)
 
 
 class Quantized(pl.LightningModule):
@@ -132,7 +129,7 @@ class Quantized(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        method: Method,
+        method: Recipe,
         protocol: Protocol,
         task: str = "classification",
         **unused: Any,
@@ -144,7 +141,9 @@ class Quantized(pl.LightningModule):
                 "training; use method=adaround, brecq, qdrop, hessian_gptq or round_to_nearest."
             )
         if task not in ("classification", "language"):
-            raise UserError(f"gradient_ptq compares classes or tokens; this data set's task: {task}.")
+            raise UserError(
+                f"gradient_ptq compares classes or tokens; this data set's task: {task}."
+            )
         self.automatic_optimization = False
         self.model, self.recipe = model, method
         self.protocol, self.task = protocol, task
@@ -267,9 +266,7 @@ class Quantized(pl.LightningModule):
         logits, reference = self.model(x), self.ptq.reference(x)
         return logits.flatten(0, -2), reference.flatten(0, -2), y.flatten()
 
-    def _note(
-        self, kl: str | None, outputs: tuple[Tensor, Tensor, Tensor], measure: str
-    ) -> None:
+    def _note(self, kl: str | None, outputs: tuple[Tensor, Tensor, Tensor], measure: str) -> None:
         logits, reference, target = outputs
         found: dict[str, Tensor] = {}
         for prefix, each in (("", logits), ("float_", reference)):

@@ -50,7 +50,12 @@ def edge_claims(build) -> ClaimsFile:
         "ratio": [{"relation": "ratio", "metric": "power", **two, "at_least": 0.5}],
         # On the edge: both pairs lie a factor of two apart, but for their noise.
         "spreads_more": [
-            {"relation": "spreads_more", "metric": "power", "arms": ["a", "b"], "versus": ["b", "c"]}
+            {
+                "relation": "spreads_more",
+                "metric": "power",
+                "arms": ["a", "b"],
+                "versus": ["b", "c"],
+            }
         ],
         "ordered": [
             {

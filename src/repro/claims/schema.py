@@ -335,7 +335,9 @@ class Spread(MetricCheck):
     @property
     def compared(self) -> str:
         """Both groups and the metric."""
-        return f"spread of {', '.join(self.arms)} / spread of {', '.join(self.versus)}, {self.metric}"
+        return (
+            f"spread of {', '.join(self.arms)} / spread of {', '.join(self.versus)}, {self.metric}"
+        )
 
     def arm_names(self) -> tuple[str, ...]:
         """The arms of both groups."""

@@ -158,9 +158,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, image_width = image_shape("vit", input_shape)
-        require_positive(
-            "vit", classes=classes, patch=patch, width=width, depth=depth, heads=heads
-        )
+        require_positive("vit", classes=classes, patch=patch, width=width, depth=depth, heads=heads)
         if height % patch or image_width % patch:
             raise UserError(f"vit: patches of {patch} do not tile {height}x{image_width} pixels.")
         if width % heads:

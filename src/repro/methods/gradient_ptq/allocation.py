@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError
 from repro.data.iterators import generator_for
+from repro.errors import UserError
 
 PATH = 0.9  # μ: each step of the path from W to zero
 ORDERS = ("importance", "reversed", "random", "magnitude")
@@ -32,26 +32,27 @@ def importance(
     Returns:
         One tensor for each layer, shaped like its weight.
     """
-    weights = {layer: model.get_submodule(layer).weight for layer in layers}
-    found = {layer: torch.zeros_like(weight) for layer, weight in weights.items()}  # type: ignore[arg-type]
+    weights = {layer: model.get_parameter(f"{layer}.weight".lstrip(".")) for layer in layers}
+    found = {layer: torch.zeros_like(weight) for layer, weight in weights.items()}
 
     def add(names: Sequence[str]) -> None:
         for name in names:
-            weights[name].requires_grad_(True).grad = None  # type: ignore[operator,union-attr]
+            weights[name].requires_grad_(True).grad = None
         with torch.enable_grad():
             loss().backward()
         for name in names:
             weight = weights[name]
-            found[name] += (weight.detach() * weight.grad).abs()  # type: ignore[operator,union-attr]
-            weight.requires_grad_(False).grad = None  # type: ignore[operator,union-attr]
+            assert weight.grad is not None
+            found[name] += (weight.detach() * weight.grad).abs()
+            weight.requires_grad_(False).grad = None
 
     add(layers)  # s = 0: all layers at once
     for layer in layers if steps else ():
-        start = weights[layer].detach().clone()  # type: ignore[operator]
+        start = weights[layer].detach().clone()
         for step in range(1, steps + 1):
-            weights[layer].data.copy_(PATH**step * start)  # type: ignore[union-attr,operator]
+            weights[layer].data.copy_(PATH**step * start)
             add([layer])
-        weights[layer].data.copy_(start)  # type: ignore[union-attr,operator]
+        weights[layer].data.copy_(start)
     return found
 
 

@@ -1,13 +1,14 @@
 """Grids: which values a quantised weight may take, and how a grid is fitted to a weight.
 
-A grid maps *positions* to weights, ``w = scale · g(position)``, with ``g`` odd and increasing. Whole
-positions from ``low`` to ``high`` are the grid; the positions between them are what gradients move
-through. Everything is element by element, with one scale per tensor or per output channel.
+A grid maps *positions* to weights, ``w = scale · g(position)``, with ``g`` odd and increasing.
+Whole positions from ``low`` to ``high`` are the grid; the positions between them are what gradients
+move through. Everything is element by element, with one scale per tensor or per output channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Grid(nn.Module):
         return position
 
     def position(self, weight: Tensor) -> Tensor:
-        """Where a weight lies on the grid: the inverse of `weight`, without rounding or clipping."""
+        """Where a weight lies: the inverse of `weight`, neither rounded nor clipped."""
         return weight / self.scale
 
     def weight(self, position: Tensor) -> Tensor:
@@ -165,9 +166,7 @@ def fit_grid(
     return candidate(shrink)  # type: ignore[arg-type]  # a factor for each scale
 
 
-def best_exponent(
-    weights: Sequence[Tensor], bits: Sequence[int | Tensor], **how: bool | str
-) -> float:
+def best_exponent(weights: Sequence[Tensor], bits: Sequence[int | Tensor], **how: Any) -> float:
     """PowerQuant's exponent: the a in `EXPONENTS` with the least ``Σ_layers ‖W - Ŵ‖²``.
 
     Args:
@@ -178,7 +177,7 @@ def best_exponent(
 
     def error(exponent: float) -> float:
         return sum(
-            float((w - fit_grid(w, b, exponent=exponent, **how).nearest(w)).square().sum())  # type: ignore[arg-type]
+            float((w - fit_grid(w, b, exponent=exponent, **how).nearest(w)).square().sum())
             for w, b in zip(weights, bits, strict=True)
         )
 

@@ -6,7 +6,6 @@ layer is computed with 64-bit integers and a single multiplication by the scales
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,9 +48,9 @@ def integer_layer(
             )
         ]  # fmt: skip
         accumulators = sums.view(len(x), -1, *size)
-        channel = (-1, 1, 1)
+        channel = [-1, 1, 1]
     else:
         accumulators = q_x @ q_w.T
-        channel = (-1,)
+        channel = [-1]
     y = accumulators.to(x.dtype) * (scale * quantizer.step.detach()).view(channel)
     return (y if layer.bias is None else y + layer.bias.detach().view(channel)), accumulators

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Method
 from repro.methods.gradient_ptq.allocation import ORDERS
 from repro.methods.gradient_ptq.losses import loss_for
 from repro.methods.gradient_ptq.variables import variable_for
@@ -102,7 +101,7 @@ class Activations:
 
 
 @dataclass
-class Recipe(Method):
+class Recipe:
     """How a network's weights are rounded. Defaults are AdaRound's.
 
     Attributes:
@@ -194,7 +193,11 @@ class Recipe(Method):
             raise UserError("method.lr is above zero.")
 
     def attach(self, model: nn.Module) -> None:
-        """Refuses: there is nothing here that changes an update of training."""
+        """What `repro.training.Supervised` calls first of a method: refuses.
+
+        Raises:
+            UserError: always; there is nothing here that changes an update of training.
+        """
         raise UserError(
             "Post-training quantisation starts where training ends: use it with paper=gradient_ptq."
         )

@@ -131,14 +131,14 @@ class PostTrainingQuantization:
     def _round(self, unit: Unit) -> Report:
         """Rounds to nearest, or by the Hessian; layer after layer."""
         for layer in unit.layers:
-            module = self.model.get_submodule(layer)
-            grid = self.grid(layer)
+            module, grid = self.model.get_submodule(layer), self.grid(layer)
+            weight = self.model.get_parameter(_weight(layer))
             if self.recipe.rounding == "hessian":
                 x_hat = capture(self.model, layer, self.x, self.batch).x
-                weight = hessian_rounding(module.weight, layer_hessian(module, x_hat), grid)
+                hessian = layer_hessian(module, _precise(x_hat))
+                weight.copy_(hessian_rounding(_precise(weight), hessian, grid))
             else:
-                weight = grid.nearest(module.weight)
-            module.weight.copy_(weight)
+                weight.copy_(grid.nearest(_precise(weight)))
         return self._report(unit)
 
     def _learn_weights(self, unit: Unit, generator: torch.Generator) -> Report:
@@ -146,12 +146,13 @@ class PostTrainingQuantization:
         quantised, flow = self._flows(unit)
         variables = {
             unit.inside(layer): variable_for(recipe.variable)(
-                self.model.get_submodule(layer).weight,
+                self.float_weight(layer),
                 self.grid(layer),
                 self._selected(layer, generator),
             )
             for layer in unit.layers
         }
+        dtype = module.get_parameter(_weight(next(iter(variables)))).dtype
         biases = self._biases(module, variables)
         optimizers = [recipe.make_optimizer([v.moved for v in variables.values()])]
         scales = self._scale_groups(variables, biases)
@@ -169,7 +170,7 @@ class PostTrainingQuantization:
         with self._dropping(inside, device_generator), _learnable(inside):
             for iteration, index in enumerate(batches):
                 x, target = self._augmented(unit, quantised, flow, index, device_generator)
-                weights = {_weight(name): v.soft() for name, v in variables.items()}
+                weights = {_weight(name): v.soft().to(dtype) for name, v in variables.items()}
                 out = functional_call(
                     module, {**weights, **biases}, (x, *flow.rest), flow.named, strict=False
                 )
@@ -210,7 +211,7 @@ class PostTrainingQuantization:
         with _learnable(inside):
             for index in _batches(len(self.x), self.recipe.batch_size, how.iterations, generator):
                 out = module(quantised[index], *flow.rest, **flow.named)
-                loss = lp(out, flow.output[index])
+                loss = lp(_precise(out), _precise(flow.output[index]))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -221,16 +222,22 @@ class PostTrainingQuantization:
 
     def grid(self, layer: str) -> Grid:
         """The grid of a layer, fitted to its float weight."""
-        weight = self.reference.get_submodule(layer).weight
         return fit_grid(
-            weight, self.bits[layer], exponent=self.exponent, **self.recipe.grid_settings()
+            self.float_weight(layer),
+            self.bits[layer],
+            exponent=self.exponent,
+            **self.recipe.grid_settings(),
         )
+
+    def float_weight(self, layer: str) -> Tensor:
+        """A layer's float weight, in single precision at least."""
+        return _precise(self.reference.get_parameter(_weight(layer)))
 
     def average_bits(self) -> float:
         """Bits per weight over all quantised layers, scales included."""
         bits = weights = 0
         for layer in self.layers:
-            weight = self.reference.get_submodule(layer).weight
+            weight = self.reference.get_parameter(_weight(layer))
             of_layer = torch.as_tensor(self.bits[layer])
             bits += int(of_layer.sum()) * (weight.numel() // of_layer.numel())
             scales = len(weight) if self.recipe.per_channel else 1
@@ -258,15 +265,17 @@ class PostTrainingQuantization:
     def _bits(self) -> dict[str, int | Tensor]:
         recipe = self.recipe
         bits: dict[str, int | Tensor] = dict.fromkeys(self.layers, recipe.bits)
-        edges = [] if recipe.edge_bits is None else [self.layers[0], self.layers[-1]]
+        edges: dict[str, int | Tensor] = {}
+        if recipe.edge_bits is not None:
+            edges = dict.fromkeys((self.layers[0], self.layers[-1]), recipe.edge_bits)
         if recipe.mixed is not None:
             bits |= self._mixed_bits(recipe.mixed, [k for k in self.layers if k not in edges])
-        return bits | dict.fromkeys(edges, recipe.edge_bits)  # type: ignore[arg-type]
+        return bits | edges
 
     def _mixed_bits(self, mixed: Mixed, layers: list[str]) -> dict[str, int | Tensor]:
         """Bits by importance, for each layer or for each of its output channels."""
         by_channel = mixed.unit == "channel"
-        weights = {layer: self.reference.get_submodule(layer).weight for layer in layers}
+        weights = {layer: self.reference.get_parameter(_weight(layer)) for layer in layers}
 
         def per_unit(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             start = 1 if by_channel else 0
@@ -291,7 +300,7 @@ class PostTrainingQuantization:
             return 1.0
         if self.recipe.exponent is not None:
             return self.recipe.exponent
-        weights = [self.reference.get_submodule(layer).weight for layer in self.layers]
+        weights = [self.float_weight(layer) for layer in self.layers]
         return best_exponent(weights, list(self.bits.values()), **self.recipe.grid_settings())
 
     def _attach_quantizers(self) -> dict[str, ActivationQuantizer]:
@@ -360,13 +369,14 @@ class PostTrainingQuantization:
         target = capture(self.reference, unit.name, self.x, self.batch, output=True).output
         assert out is not None
         assert target is not None
+        out, target = _precise(out), _precise(target)
         error = float((out - target).square().sum() / target.square().sum().clamp(min=1e-30))
         return Report(unit.name, error, undecided, loss)
 
     def _task_loss(self, output: Tensor, part: slice) -> Tensor:
         """Cross-entropy of logits (B, …, classes), summed over examples, averaged over tokens."""
         target = self.targets[part]
-        each = F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction="sum")
+        each = F.cross_entropy(_precise(output).flatten(0, -2), target.flatten(), reduction="sum")
         return each * len(target) / target.numel()
 
     @torch.no_grad()
@@ -381,18 +391,22 @@ class PostTrainingQuantization:
         loss, gradients = loss_for(name), None
         if name in WITH_GRADIENTS:
             gradients = scaled_gradients(
-                output_gradients(self.reference, unit.name, self.x, self._task_loss, self.batch)
+                _precise(
+                    output_gradients(self.reference, unit.name, self.x, self._task_loss, self.batch)
+                )
             )
-        return lambda o, t, index: loss(o, t, None if gradients is None else gradients[index])
+        return lambda o, t, index: loss(
+            _precise(o), _precise(t), None if gradients is None else gradients[index]
+        )
 
     def _selected(self, layer: str, generator: torch.Generator) -> Tensor | None:
         """The weights that may move (factor F1)."""
         how, share = self.recipe.subset, self.recipe.subset_share
-        weight = self.reference.get_submodule(layer).weight
+        weight = self.reference.get_parameter(_weight(layer))
         if how == "all":
             return None
         if how == "near_half":
-            position = self.grid(layer).position(weight)
+            position = self.grid(layer).position(_precise(weight))
             return (position - position.floor() - NEAR_HALF).abs() < share / 2
         if how == "random":
             score = torch.rand(weight.shape, generator=generator).to(weight.device)
@@ -485,6 +499,11 @@ def _on_device(generator: torch.Generator, device: torch.device) -> torch.Genera
     """A generator for draws on a device, seeded by the given one."""
     seed = int(torch.randint(2**62, (1,), generator=generator))
     return torch.Generator(device).manual_seed(seed)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Half precision made single: a step of a grid must not be lost in rounding."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _weight(layer: str) -> str:

@@ -65,7 +65,7 @@ def weight_layers(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> list
     order: dict[str, None] = {}
     layers = {name: m for name, m in model.named_modules() if isinstance(m, WEIGHTED)}
     hooks = [
-        layer.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))  # type: ignore[misc]
+        layer.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
         for name, layer in layers.items()
     ]
     try:
@@ -80,7 +80,8 @@ def weight_layers(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> list
 def blocks_of(model: nn.Module) -> list[str]:
     """Names of the blocks: the units of ``model.chain()``, else the members of module lists."""
     if hasattr(model, "chain"):
-        wanted = {id(module) for module in model.chain().units}
+        chain: Any = model.chain
+        wanted = {id(module) for module in chain().units}
         return [name for name, module in model.named_modules() if id(module) in wanted]
     return [
         f"{name}.{member}" if name else member

@@ -135,7 +135,7 @@ class Free(_StraightThrough):
         return position.clone()
 
     def real_position(self) -> Tensor:
-        """v."""
+        """V."""
         return self.moved
 
 
