@@ -82,7 +82,10 @@ def test_every_arm_composes_and_attaches() -> None:
 @pytest.mark.parametrize("scale", ["full_stl10", "full_memory"])
 def test_the_other_data_sets_compose(scale: str) -> None:
     (run,) = plan_study(["paper=man", f"scale={scale}", "arm=dgl_man", "seed=0"]).runs
-    assert instantiate(run.config.dataset).input_shape == tuple(run.config.method.input_shape)
+    dataset = run.config.dataset
+    assert instantiate(dataset).input_shape == tuple(run.config.method.input_shape)
+    # A sample without some of its classes is refused.
+    assert dataset.get("train_size", dataset.classes) >= dataset.classes
 
 
 @pytest.mark.parametrize("scale", PAPER.scales)
