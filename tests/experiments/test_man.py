@@ -117,7 +117,7 @@ def test_a_missing_data_set_is_one_clear_message(tmp_path: Path) -> None:
     ],
 )
 def test_the_papers_networks_and_blocks(scale: str, parameters: int, blocks: int) -> None:
-    (run,) = plan_study(["paper=man", f"scale={scale}", "arm=infopro_man", "seed=0"]).runs
+    (run,) = plan_study(["paper=man", f"scale={scale}", "arm=infopro", "seed=0"]).runs
     with torch.device("meta"):
         module = attached(run.config)
     assert isinstance(module.method, LocalLearning)
@@ -128,9 +128,8 @@ def test_the_papers_networks_and_blocks(scale: str, parameters: int, blocks: int
 
 def test_a_run_stopped_midway_ends_with_the_same_numbers(study: Study, tmp_path: Path) -> None:
     typed = ["paper=man", "scale=smoke", "arm=dgl_man", "seed=1", "training.epochs=2"]
-    straight, stopped = (
-        Study.create(plan_study(typed), tmp_path / name).runs[0] for name in ("a", "b")
-    )
+    plan = plan_study(typed)
+    straight, stopped = (Study.create(plan, tmp_path / name).runs[0] for name in ("a", "b"))
     assert execute(straight.folder) == Status.FINISHED
 
     # One epoch of a two-epoch plan: what a kill between the epochs leaves behind.
