@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ Point = dict[str, Any]  # one point of a grid: override key -> value
 def hydra_ready() -> Iterator[None]:
     """Makes Hydra's compose API available over the project's and the user's config folders."""
     GlobalHydra.instance().clear()
+    choices.cache_clear()
     with initialize_config_module("repro.conf", version_base="1.3"):
         yield
 
@@ -81,12 +83,11 @@ def stack(layers: Sequence[Layer]) -> list[str]:
     A later override of the same key replaces the earlier one. Choosing a config group drops what
     earlier layers said inside that group, because it was meant for another choice.
     """
-    groups = GlobalHydra.instance().config_loader()
     merged: dict[tuple[str, str | None], Override] = {}
     for layer in layers:
         for override in layer.overrides:
             name = override.key_or_group
-            if groups.get_group_options(name):
+            if choices(name):
                 inside = name.replace("/", ".") + "."
                 for key in [key for key in merged if key[0].startswith(inside)]:
                     del merged[key]
@@ -194,9 +195,10 @@ def quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def choices(group: str) -> list[str]:
-    """The names that a config group offers."""
-    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+@functools.cache
+def choices(group: str) -> tuple[str, ...]:
+    """The names that a config group offers; Hydra reads files for every answer, so each is kept."""
+    return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -212,7 +214,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def launcher_names() -> list[str]:
     """The Hydra launchers that are installed."""
     Plugins.instance()
-    return choices("hydra/launcher")
+    return list(choices("hydra/launcher"))
 
 
 def check_launcher(name: str) -> None:
