@@ -8,8 +8,9 @@ method to the model, and make one update. What cannot work says so in one line.
 from __future__ import annotations
 
 import inspect
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from repro.engine import compose, files, recording
 from repro.engine.execute import build_module
 from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper, load_papers
+from repro.engine.papers import Paper, load_paper, load_papers
 from repro.engine.plan import plan_study
 from repro.errors import UserError
 from repro.methods.base import Batch, Method
@@ -63,19 +64,27 @@ def method_configs() -> dict[str, DictConfig]:
         }
 
 
-def first_config(slug: str, typed: Sequence[str] = ()) -> DictConfig:
-    """The config of a paper's first arm, or of the arm that ``typed`` names, at scale=mini."""
-    arm = f"arm={next(iter(load_paper(slug).arms))}"
-    chosen = typed if any(text.startswith("arm=") for text in typed) else [arm, *typed]
+def own_arm(paper: Paper) -> str:
+    """The first arm that keeps the paper's own module, model and data set."""
+    others = ("module._target_=", "model=", "dataset=")
+    arms = [name for name, texts in paper.arms.items() if not any(_starts(texts, others))]
+    return next(iter([*arms, *paper.arms]))
+
+
+def config_of(slug: str, typed: Sequence[str] = ()) -> DictConfig:
+    """The config of a paper's `own_arm`, or of the arm that ``typed`` names, at scale=mini."""
+    chosen = list(typed) if any(_starts(typed, ("arm=",))) else [f"arm={own_arm(load_paper(slug))}"]
     # The last run, because an arm comes after those that it starts from.
-    return plan_study([f"paper={slug}", "seed=0", *chosen]).runs[-1].config
+    return (
+        plan_study([f"paper={slug}", "seed=0", *dict.fromkeys([*chosen, *typed])]).runs[-1].config
+    )
 
 
 def try_papers(methods: Mapping[str, DictConfig], slugs: Iterable[str]) -> Combinations:
     """Tries the methods on the papers: their own modules, models and data."""
     found = Combinations()
     for slug in slugs:
-        config = first_config(slug)
+        config = config_of(slug)
         module: Any = build_module(config)
         if not isinstance(getattr(module, "method", None), Method):
             found.without[slug] = f"`{type(module).__name__}`: {_first_line(module)}"
@@ -83,7 +92,7 @@ def try_papers(methods: Mapping[str, DictConfig], slugs: Iterable[str]) -> Combi
         found.reasons[f"`{slug}`"] = try_methods(config, methods)
         if slug in VARIANTS:
             named = f"`{slug}` {' '.join(f'`{text}`' for text in VARIANTS[slug])}"
-            found.reasons[named] = try_methods(first_config(slug, VARIANTS[slug]), methods)
+            found.reasons[named] = try_methods(config_of(slug, VARIANTS[slug]), methods)
     return found
 
 
@@ -91,17 +100,13 @@ def try_models(methods: Mapping[str, DictConfig]) -> Combinations:
     """Tries the methods on `MODELS`, in plain supervised training."""
     found = Combinations()
     for name, typed in MODELS.items():
-        config = first_config("dgc", ["arm=dense", *typed])
+        config = config_of("dgc", ["arm=dense", *typed])
         found.reasons[name] = try_methods(config, methods)
     return found
 
 
 def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[str, str]:
-    """Why each method cannot train what ``config`` describes; "" for those that can.
-
-    Raises:
-        Exception: a method fails without saying why in one line, which is a fault of it.
-    """
+    """Why each method cannot train what ``config`` describes; "" for those that can."""
     batch: Batch | None = None
     reasons = {}
     for name, method in methods.items():
@@ -113,13 +118,23 @@ def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[s
             module = build_module(config)
             if isinstance(module, Supervised):  # the others' own tests run them
                 if batch is None:
-                    data = instantiate(config.dataset)
-                    batch = tuple(each[:EXAMPLES] for each in next(iter(data.train_dataloader())))
+                    batch = first_examples(config)
                 update_once(module, batch)
-            reasons[name] = ""
-        except UserError as reason:
-            reasons[name] = str(reason)
+            reason = ""
+        except UserError as error:
+            reason = str(error)
+        except Exception as error:  # it should have been refused: say so instead of hiding it
+            reason = f"Not refused, but fails: {type(error).__name__}: {error}".partition("\n")[0]
+        # Reasons that differ only in who is refused are one.
+        refused = str(method._target_).rpartition(".")[2]
+        reasons[name] = re.sub(rf"\b{refused}\b", "this method", reason)
     return reasons
+
+
+def first_examples(config: DictConfig) -> Batch:
+    """The first training batch, cut to a few examples where it is a plain tuple of tensors."""
+    batch: Batch = next(iter(instantiate(config.dataset).train_dataloader()))
+    return tuple(each[:EXAMPLES] for each in batch) if type(batch) is tuple else batch
 
 
 def update_once(module: Supervised, batch: Batch) -> None:
@@ -177,6 +192,10 @@ def main() -> int:
     files.write_text(page, recording.fill(page.read_text(), "combinations", generate()))
     print(f"Wrote {page}")
     return 0
+
+
+def _starts(texts: Iterable[str], beginnings: tuple[str, ...]) -> Iterator[bool]:
+    return (str(text).startswith(beginnings) for text in texts)
 
 
 def _cell(reason: str, numbers: Mapping[str, int]) -> str:
