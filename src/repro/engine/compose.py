@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -177,7 +178,7 @@ def resolve(config: DictConfig) -> DictConfig:
     Raises:
         UserError: an interpolation leads nowhere.
     """
-    try:
+    with explained(config):
         module = config.get("module")
         unresolved = OmegaConf.to_container(module, resolve=False) if module is not None else None
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -185,9 +186,24 @@ def resolve(config: DictConfig) -> DictConfig:
         if unresolved is not None:
             plain["module"] = unresolved
         return OmegaConf.create(plain)
+
+
+@contextmanager
+def explained(config: DictConfig) -> Iterator[None]:
+    """Turns what OmegaConf says about interpolations of ``config`` into a line for its user.
+
+    Raises:
+        UserError: an interpolation leads nowhere.
+    """
+    try:
+        yield
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        raise UserError(f"{key} cannot be filled in: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        missing = re.fullmatch(r"Interpolation key '(\w+)\.(.+)' not found", reason)
+        if missing and missing[1] in config:
+            reason = f"the chosen {missing[1]} has no {missing[2]}. Choose another {missing[1]}."
+        raise UserError(f"{key} cannot be filled in: {reason}") from None
 
 
 def quoted(value: str) -> str:
