@@ -170,13 +170,27 @@ def test_a_killed_run_ends_with_the_same_numbers(
             "method.mixed={_target_:repro.methods.gradient_ptq.Mixed,order:best}",
             "method.mixed.order",
         ),
-        ("module.protocol.size=5000", "such examples"),
         ("module.protocol.source=music", "module.protocol.source is data, noise"),
         ("method=none", "Method is a method of training"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(typed: str, complaint: str) -> None:
+    (run,) = plan_study([*SMALL, "arm=free", "from=null", typed]).runs
+    with pytest.raises(UserError, match=complaint) as caught, torch.device("meta"):
+        build_module(run.config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("module.protocol.size=5000", "such examples"),
         ("method.skip=['*']", "method.skip leaves none"),
     ],
 )
-def test_a_bad_knob_is_one_clear_line(tmp_path: Path, typed: str, complaint: str) -> None:
+def test_what_only_the_data_show_is_one_clear_line(
+    tmp_path: Path, typed: str, complaint: str
+) -> None:
     made = study_of(tmp_path, "arm=free", "from=null", typed)
     made.run()
     error = made.runs[0].record()["error"]
