@@ -6,7 +6,8 @@ layer of a classifier reads, in a plain loop:
 
 >>> import torch
 >>> from repro.methods.gsae import (
-...     GradientAugmented, Magnitude, Site, TopKAutoencoder, gradient_of, kl_divergence, trace
+...     GradientAugmented, Magnitude, Site, TopKAutoencoder, gradient_of, kl_divergence, read,
+...     trace,
 ... )
 >>> _ = torch.manual_seed(0)
 >>> model = torch.nn.Sequential(
@@ -15,7 +16,7 @@ layer of a classifier reads, in a plain loop:
 >>> site = Site(model, "1")  # the output of the ReLU: 16 numbers an example
 >>> inputs, labels = torch.randn(512, 8), torch.randint(3, (512,))
 >>> sae = TopKAutoencoder(16, latents=32, k=4, selector=GradientAugmented(beta=1.0))
->>> sae.initialise(trace(site, inputs)[1].detach())
+>>> sae.initialise(read(site, inputs))
 >>> optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
 >>> losses = []
 >>> for step in range(200):
@@ -64,7 +65,7 @@ from repro.methods.gsae.selection import (
     Selector,
     attribution,
 )
-from repro.methods.gsae.sites import Site, gradient_of, trace
+from repro.methods.gsae.sites import Site, gradient_of, read, trace
 
 __all__ = [
     "BatchTopKAutoencoder",
@@ -84,6 +85,7 @@ __all__ = [
     "geometric_median",
     "gradient_of",
     "kl_divergence",
+    "read",
     "recovery",
     "steering_effects",
     "trace",

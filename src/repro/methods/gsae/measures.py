@@ -88,6 +88,11 @@ class Fidelity:
             "dead": 1 - float(self.fired.double().mean()),
         }
 
+    @property
+    def clean_loss(self) -> float:
+        """The model's own mean cross-entropy."""
+        return float(self.sums["clean"] / self.tokens)
+
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 

@@ -83,6 +83,27 @@ class Site:
             handle.remove()
 
 
+class _Enough(Exception):  # noqa: N818 - a signal, not an error
+    """The activations were read, and the rest of the model need not run."""
+
+
+@torch.no_grad()
+def read(site: Site, inputs: Tensor) -> Tensor:
+    """The activations (tokens, d) at the site; what follows it in the model does not run."""
+    found: list[Tensor] = []
+
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        raise _Enough
+
+    try:
+        with site.replace(note):
+            site.model(inputs)
+    except _Enough:
+        return found[0]
+    raise ValueError("the model does not pass the site")
+
+
 def trace(site: Site, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Runs the model on inputs and cuts its graph at the site.
 
