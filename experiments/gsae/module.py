@@ -50,7 +50,7 @@ class Dictionary:
         sample: activations that the start and the mean are computed from, at least.
         evaluated: tokens (or examples) that validation and test look at, at most.
         steered: latents that are steered with, at most.
-        contexts: sequences (or examples) in which they are.
+        contexts: sequences (or examples) in which they are, at most; the first of the test split.
         push: what is added for steering, in mean norms of the activations.
         resample_every: steps between resamplings of dead latents in the first half of training.
         seed: of labels that are sampled at evaluation and of the choice of steered latents.
@@ -253,7 +253,7 @@ class DictionaryLearning(pl.LightningModule):
         """Starts new sums, and the same sampled labels each time."""
         modes = MODES if self._needs_gradient else ("topk",)
         self.fidelity = {mode: Fidelity() for mode in (*modes, "ablation")}
-        self.contexts: list[Tensor] = []
+        self.contexts: Tensor | None = None
         self.generator = torch.Generator(self.device).manual_seed(self.dictionary.seed)
 
     on_test_start = on_validation_start
@@ -281,7 +281,8 @@ class DictionaryLearning(pl.LightningModule):
         if self.fidelity["topk"].tokens >= self.dictionary.evaluated:
             return
         inputs, target = (tensor.clone() for tensor in batch)
-        self.contexts.append(inputs)
+        if self.contexts is None:
+            self.contexts = inputs[: self.dictionary.contexts]
         clean, leaf_BD = trace(self.site, inputs)
         gradients: dict[str, Tensor | None] = {"topk": None}
         if self._needs_gradient:
@@ -334,12 +335,13 @@ class DictionaryLearning(pl.LightningModule):
         """The mean effect of living latents, those that fired in the test."""
         fired = self.fidelity.get(self.dictionary.mode, self.fidelity["topk"]).fired
         assert fired is not None
+        assert self.contexts is not None
         alive = fired.nonzero().squeeze(1).cpu()
         order = torch.randperm(len(alive), generator=generator_for(self.dictionary.seed))
         chosen = alive[order[: self.dictionary.steered]]
-        inputs = torch.cat(self.contexts)[: self.dictionary.contexts]
         length = self.dictionary.push * float(self.norm)
-        effects = steering_effects(self.site, inputs, self.sae.W_dec.detach()[chosen], length)
+        directions_MD = self.sae.W_dec.detach()[chosen]
+        effects = steering_effects(self.site, self.contexts, directions_MD, length)
         return float(effects.mean())
 
 
