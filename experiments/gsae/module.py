@@ -107,6 +107,8 @@ class DictionaryLearning(pl.LightningModule):
     """
 
     resumes_mid_epoch = True
+    mean: Tensor  # of the activations
+    norm: Tensor  # mean one
 
     def __init__(
         self,

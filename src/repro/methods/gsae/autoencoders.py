@@ -116,7 +116,7 @@ class SparseAutoencoder(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """Gives the decoder's directions unit norm again."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
 
     @torch.no_grad()
     def resample(self, x_BD: Tensor, optimizer: torch.optim.Optimizer) -> int:
@@ -454,7 +454,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
     def initialise(self, sample_BD: Tensor) -> None:
         """Also brings the thresholds to the scale of the activations."""
         super().initialise(sample_BD)
-        self.log_theta += 0.5 * self.variance.log()
+        self.log_theta.add_(0.5 * self.variance.log())
 
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
