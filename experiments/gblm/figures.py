@@ -33,9 +33,9 @@ def figures(study: Study) -> dict[str, Figure]:
         record = run.record()
         values.setdefault(record["arm"], {})[record["seed"]] = run.summary()
     arms = [arm for arm in COLOURS if arm in values]
-    if not arms:
-        return {}
     patterns = _patterns(values)
+    if not arms or not patterns:
+        return {}
     levels = Figure(figsize=(12, 4.4), layout="constrained")
     left, middle, right = levels.subplots(1, 3)
     _draw_levels(left, values, arms, patterns)
@@ -79,8 +79,10 @@ def _draw_levels(axes: Axes, values: Values, arms: list[str], patterns: list[str
         dense = _series(values, "dense", "test/loss_0").mean()
         axes.axhline(dense, color="k", lw=1, ls=":", label="dense")
     # Random pruning is far worse than all else: it may leave the picture.
-    best = [_series(values, a, f"test/loss_{p}").mean() for a in arms[1:] for p in patterns]
-    axes.set_ylim(top=max(best) * 1.05)
+    others = [arm for arm in arms if arm != "random"]
+    losses = [_series(values, arm, f"test/loss_{p}") for arm in others for p in patterns]
+    if "random" in arms and others:
+        axes.set_ylim(top=1.05 * max(series.max() for series in losses if len(series)))
     axes.set(title="What pruning costs", ylabel="test loss (nats per token)")
     _name_patterns(axes, patterns)
 
