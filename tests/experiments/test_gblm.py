@@ -72,7 +72,8 @@ def test_smoke_prunes_measures_and_judges(study: Study) -> None:
     assert len(list((study.folder.parents[2] / ".cache").glob("*.pt"))) == 1
     verdicts = {verdict.id: verdict for verdict in study.judge()}
     assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    assert {path.suffix for path in study.draw()} == {".png", ".svg"}
+    names = {path.name for path in study.draw()}
+    assert names == {"pruning.png", "pruning.svg", "masks.png", "masks.svg"}
 
 
 def test_seeds_differ_in_the_calibration_alone(study: Study) -> None:
