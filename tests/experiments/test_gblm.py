@@ -135,7 +135,8 @@ def test_a_killed_run_ends_with_the_same_numbers(
 @pytest.mark.parametrize("scale", ["mini", "full"])
 def test_every_arm_composes(scale: str) -> None:
     runs = plan_study(["paper=gblm", f"scale={scale}", "seed=0"]).runs
-    assert {run.arm for run in runs} == set(PAPER.arms)
+    # A tuned arm whose best value is the published one is left out as the twin that it is.
+    assert set(PAPER.arms) - {run.arm for run in runs} <= {"gblm_tuned", "sparsegpt_tuned"}
     for run in runs:
         assert isinstance(instantiate(run.config.method), Pruner)
         assert all(Pattern(text).sparsity < 1 for text in run.config.module.patterns)
