@@ -45,6 +45,9 @@ def figures(study: Study) -> dict[str, Figure]:
                   frameon=False)  # fmt: skip
     levels.suptitle(f"{study.paper.slug}, scale={study.scale}: mean and range over calibrations")
     drawn = {"pruning": levels}
+    masks = _masks(study)
+    if masks:
+        drawn["masks"] = _draw_masks(masks)
     if len([arm for arm in COUNTS if arm in values]) > 1 and "60" in patterns:
         drawn["sequences"] = _draw_counts(values)
     return drawn
@@ -128,6 +131,29 @@ def _name_patterns(axes: Axes, patterns: list[str]) -> None:
     axes.set_xticks(range(len(patterns)), [_label(p) for p in patterns])
     axes.set_xlabel("weights pruned")
     axes.grid(alpha=0.3)
+
+
+def _masks(study: Study) -> dict[str, np.ndarray]:
+    """The kept corner of a mask at 50 % (else the first pattern), of one seed of each arm."""
+    masks: dict[str, np.ndarray] = {}
+    for run in study.runs:
+        arm = run.record()["arm"]
+        found = sorted((run.folder / "artifacts").glob("mask_*.npy"))
+        half = [file for file in found if file.name == "mask_50.npy"]
+        if arm in COLOURS and arm not in masks and found:
+            masks[arm] = np.load((half or found)[0], allow_pickle=False)
+    return masks
+
+
+def _draw_masks(masks: dict[str, np.ndarray]) -> Figure:
+    """Masks as pictures: a column is an input, a row an output, white is pruned."""
+    figure = Figure(figsize=(2.4 * len(masks), 2.9), layout="constrained")
+    for axes, (arm, mask) in zip(np.atleast_1d(figure.subplots(1, len(masks))), masks.items(),
+                                 strict=True):  # fmt: skip
+        axes.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+        axes.set(title=arm, xticks=[], yticks=[])
+    figure.suptitle("One layer's mask: inputs from left to right, white is pruned")
+    return figure
 
 
 def _draw_counts(values: Values) -> Figure:
