@@ -53,8 +53,8 @@ def _frontier(runs: Runs) -> Figure | None:
             point = _mean(runs, prefix + rival, "test/l0/sampled", f"test/{measure}/sampled")
             if point is not None:
                 axes.plot(*point, marker, color="0.4", label=rival)
-        axes.set(xlabel="active latents", ylabel=label, yscale="log")
-        axes.grid(alpha=0.3, which="both")
+        axes.set(xlabel="active latents", ylabel=label)
+        axes.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)
     figure.suptitle("What reconstructions cost the model: means over seeds")
@@ -79,7 +79,7 @@ def _recovery(runs: Runs) -> Figure | None:
             axes.plot(np.full(len(each), place), each, "k.", ms=3)
     axes.set_xticks(range(len(arms)), arms, rotation=45, ha="right")
     axes.set(ylabel="best cosine with a latent", ylim=(0, 1))
-    axes.legend(frameon=False, ncols=2, loc="upper right")
+    figure.legend(frameon=False, ncols=2, loc="outside lower center")
     axes.set_title("Recovery of planted features: mean, and every seed")
     return figure
 
