@@ -84,7 +84,9 @@ class Dictionary:
 
 
 class DictionaryLearning(pl.LightningModule):
-    """One step is one batch of inputs: what passes the site, its gradient, one update.
+    """Trains a sparse autoencoder on what passes a place in a model that is given, and frozen.
+
+    One step is one batch of the model's inputs: activations, their gradient, one update.
 
     Logged for validation and test, per mode (`MODES`; the same three times where an autoencoder
     has no use for gradients): ``delta_ce``, ``kl``, ``loss_recovered``, ``fvu``, ``l0`` and
