@@ -33,9 +33,9 @@ def figures(study: Study) -> dict[str, Figure]:
         record = run.record()
         values.setdefault(record["arm"], {})[record["seed"]] = run.summary()
     arms = [arm for arm in COLOURS if arm in values]
-    if not arms:
-        return {}
     patterns = _patterns(values)
+    if not arms or not patterns:
+        return {}
     levels = Figure(figsize=(12, 4.4), layout="constrained")
     left, middle, right = levels.subplots(1, 3)
     _draw_levels(left, values, arms, patterns)
@@ -45,6 +45,9 @@ def figures(study: Study) -> dict[str, Figure]:
                   frameon=False)  # fmt: skip
     levels.suptitle(f"{study.paper.slug}, scale={study.scale}: mean and range over calibrations")
     drawn = {"pruning": levels}
+    masks = _masks(study)
+    if masks:
+        drawn["masks"] = _draw_masks(masks)
     if len([arm for arm in COUNTS if arm in values]) > 1 and "60" in patterns:
         drawn["sequences"] = _draw_counts(values)
     return drawn
@@ -79,8 +82,10 @@ def _draw_levels(axes: Axes, values: Values, arms: list[str], patterns: list[str
         dense = _series(values, "dense", "test/loss_0").mean()
         axes.axhline(dense, color="k", lw=1, ls=":", label="dense")
     # Random pruning is far worse than all else: it may leave the picture.
-    best = [_series(values, a, f"test/loss_{p}").mean() for a in arms[1:] for p in patterns]
-    axes.set_ylim(top=max(best) * 1.05)
+    others = [arm for arm in arms if arm != "random"]
+    losses = [_series(values, arm, f"test/loss_{p}") for arm in others for p in patterns]
+    if "random" in arms and others:
+        axes.set_ylim(top=1.05 * max(series.max() for series in losses if len(series)))
     axes.set(title="What pruning costs", ylabel="test loss (nats per token)")
     _name_patterns(axes, patterns)
 
@@ -126,6 +131,29 @@ def _name_patterns(axes: Axes, patterns: list[str]) -> None:
     axes.set_xticks(range(len(patterns)), [_label(p) for p in patterns])
     axes.set_xlabel("weights pruned")
     axes.grid(alpha=0.3)
+
+
+def _masks(study: Study) -> dict[str, np.ndarray]:
+    """The kept corner of a mask at 50 % (else the first pattern), of one seed of each arm."""
+    masks: dict[str, np.ndarray] = {}
+    for run in study.runs:
+        arm = run.record()["arm"]
+        found = sorted((run.folder / "artifacts").glob("mask_*.npy"))
+        half = [file for file in found if file.name == "mask_50.npy"]
+        if arm in COLOURS and arm not in masks and found:
+            masks[arm] = np.load((half or found)[0], allow_pickle=False)
+    return masks
+
+
+def _draw_masks(masks: dict[str, np.ndarray]) -> Figure:
+    """Masks as pictures: a column is an input, a row an output, white is pruned."""
+    figure = Figure(figsize=(2.4 * len(masks), 2.9), layout="constrained")
+    for axes, (arm, mask) in zip(np.atleast_1d(figure.subplots(1, len(masks))), masks.items(),
+                                 strict=True):  # fmt: skip
+        axes.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+        axes.set(title=arm, xticks=[], yticks=[])
+    figure.suptitle("One layer's mask: inputs from left to right, white is pruned")
+    return figure
 
 
 def _draw_counts(values: Values) -> Figure:

@@ -7,13 +7,16 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repro.data.modules import TextData, check_counts
+from repro.engine import files
 from repro.errors import UserError
 from repro.methods.pruning import (
     Decoder,
@@ -28,6 +31,8 @@ from repro.methods.pruning import (
     run_blocks,
 )
 from repro.pretrained import Base
+
+PICTURED = 256  # outputs and inputs of a layer of which a mask is kept, at most
 
 
 @dataclass
@@ -77,7 +82,8 @@ class Pruning(pl.LightningModule):
     ``test/loss_<p>``, the mean over windows of the mean cross-entropy of a window;
     ``test/perplexity_<p>``, its exponential; ``structure/columns_<p>``, the mean over layers of
     `column_structure`; ``pruned/fraction_<p>``. And ``val/loss``, the mean over patterns. After the
-    last pattern the model, and so the checkpoint, is the one that was pruned last.
+    last pattern the model, and so the checkpoint, is the one that was pruned last. A corner of one
+    layer's mask is kept in ``artifacts/mask_<p>.npy`` (True: pruned), for pictures.
 
     Gradients come from the dense model, once, whatever the patterns; activations from the model
     whose earlier blocks are pruned already.
@@ -92,6 +98,7 @@ class Pruning(pl.LightningModule):
         sequential: later blocks see the outputs of pruned ones (else of dense ones).
         stream: keep the model on the CPU and only the block at work on the device; the checkpoint
             then holds no weights.
+        picture: layer whose masks are kept, as ``<block>.<layer>``; None: none.
         unused: what other modules are given (optimizer, schedule, …).
 
     Raises:
@@ -110,6 +117,7 @@ class Pruning(pl.LightningModule):
         evaluation: Mapping[str, int | None],
         sequential: bool = True,
         stream: bool = False,
+        picture: str | None = None,
         **unused: Any,
     ) -> None:
         super().__init__()
@@ -131,7 +139,7 @@ class Pruning(pl.LightningModule):
         self.method, self.base = method, base
         self.calibration = Calibration(**calibration)
         self.evaluation = Evaluation(**evaluation)  # type: ignore[arg-type]
-        self.sequential, self.stream = sequential, stream
+        self.sequential, self.stream, self.picture = sequential, stream, picture
         # Lightning moves and saves what is registered, which is not wanted while streaming.
         self.held: list[Any] = [model]
         if not stream:
@@ -215,6 +223,8 @@ class Pruning(pl.LightningModule):
         def look(name: str, weight: Tensor) -> None:
             nonlocal zeros, weights
             pruned = weight == 0
+            if name == self.picture:
+                self._keep(pruned, pattern)
             structure.append(column_structure(pruned))
             zeros, weights = zeros + int(pruned.sum()), weights + weight.numel()
 
@@ -227,6 +237,12 @@ class Pruning(pl.LightningModule):
             f"structure/columns_{pattern.name}": statistics.fmean(structure),
             f"pruned/fraction_{pattern.name}": zeros / weights,
         }
+
+    def _keep(self, pruned: Tensor, pattern: Pattern) -> None:
+        file = Path(self.trainer.default_root_dir) / "artifacts" / f"mask_{pattern.name}.npy"
+        files.make_folder(file.parent)
+        corner = pruned[:PICTURED, :PICTURED].cpu().numpy()
+        files.write_atomically(file, lambda opened: np.save(opened, corner))
 
     def _measure(self, pattern: Pattern) -> dict[str, float]:
         how, measured = self.evaluation, {}

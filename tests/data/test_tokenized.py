@@ -86,7 +86,10 @@ def test_samples_and_cuts_of_plain_text() -> None:
         data.cut("val", 200)
 
 
-def test_what_is_missing_or_damaged_is_one_line(root: Path) -> None:
+def test_what_is_missing_or_damaged_is_one_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repro.data.tokenized.TRIES", 20)
     with pytest.raises(UserError, match="hf download org/other"):
         made(root, tokenizer="org/other")
     with pytest.raises(UserError, match=r"allenai/c4 en/x\.json\.gz --repo-type dataset"):

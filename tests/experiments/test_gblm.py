@@ -72,7 +72,8 @@ def test_smoke_prunes_measures_and_judges(study: Study) -> None:
     assert len(list((study.folder.parents[2] / ".cache").glob("*.pt"))) == 1
     verdicts = {verdict.id: verdict for verdict in study.judge()}
     assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    assert {path.suffix for path in study.draw()} == {".png", ".svg"}
+    names = {path.name for path in study.draw()}
+    assert names == {"pruning.png", "pruning.svg", "masks.png", "masks.svg"}
 
 
 def test_seeds_differ_in_the_calibration_alone(study: Study) -> None:
@@ -134,7 +135,8 @@ def test_a_killed_run_ends_with_the_same_numbers(
 @pytest.mark.parametrize("scale", ["mini", "full"])
 def test_every_arm_composes(scale: str) -> None:
     runs = plan_study(["paper=gblm", f"scale={scale}", "seed=0"]).runs
-    assert {run.arm for run in runs} == set(PAPER.arms)
+    # A tuned arm whose best value is the published one is left out as the twin that it is.
+    assert set(PAPER.arms) - {run.arm for run in runs} <= {"gblm_tuned", "sparsegpt_tuned"}
     for run in runs:
         assert isinstance(instantiate(run.config.method), Pruner)
         assert all(Pattern(text).sparsity < 1 for text in run.config.module.patterns)

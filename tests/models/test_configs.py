@@ -25,9 +25,9 @@ LAYERS = {  # weight layers by name of the config
 # Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.
 ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu"}
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}
-# Published weights, which test_llama.py looks at.
+# Published weights, which test_llama.py and test_gpt2.py look at.
 LOADED = {"llama_7b", "llama_13b", "llama_30b", "llama2_7b", "llama2_13b", "llama2_70b"}
-LOADED |= {"open_llama_3b"}
+LOADED |= {"open_llama_3b", "gpt2", "gpt2_medium"}
 NAMES = sorted(FOUND - ELSEWHERE - LOADED)
 
 

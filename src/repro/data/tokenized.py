@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'repro[hf]'"
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
-TRIES = 100_000  # documents looked at for one that is long enough
+TRIES = 10_000  # documents looked at for one that is long enough
 
 
 def load_tokenizer(folder: str | Path, root: str | Path | None = None) -> Tokenizer:

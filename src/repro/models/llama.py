@@ -258,7 +258,7 @@ def load_hugging_face(
     for name, stated in {"parameters": parameters, "vocab_size": vocab_size}.items():
         if stated is not None and stated != found[name]:
             raise UserError(f"{path}: {name} is {found[name]}, but the config says {stated}.")
-    weights = _read_weights(path, DTYPES[dtype])
+    weights = read_weights(path, DTYPES[dtype])
     if config.get("tie_word_embeddings", False):
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     try:
@@ -303,7 +303,7 @@ def _rope_theta(config: dict[str, Any]) -> float:
     return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
 
 
-def _read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors of a folder's safetensors files; those of the index where there is one."""
     try:
         from safetensors import SafetensorError
