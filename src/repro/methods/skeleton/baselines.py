@@ -78,6 +78,7 @@ class ClassicalSkeleton(nn.Module):
                 "Classical skeletons need scikit-image: pip install 'repro[data]'"
             ) from error
         self.algorithm = algorithm
+        self.dims = (2,) if algorithm == "zhang" else (2, 3)  # what it can thin
         self.skeletonize = skeletonize
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,12 +98,13 @@ class LearnedSkeleton(nn.Module):
     """A network trained on classical skeletons, in the place of a skeletonisation.
 
     Args:
-        network: maps masks (B, 1, *size) to logits of the same shape.
+        network: maps masks (B, 1, *size) to logits of the same shape; may state its ``dims``.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.dims = (network.dims,) if hasattr(network, "dims") else (2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities rounded to 0 or 1, with their own gradient, and nothing outside x."""

@@ -19,8 +19,8 @@ Foreground is connected by faces, edges and corners (26 or 8 neighbours), backgr
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,10 @@ class BooleanTest(nn.Module):
         dims: 2 or 3.
     """
 
+    weight: Tensor
+    bias: Tensor
+    mix: Tensor
+
     def __init__(self, dims: int) -> None:
         super().__init__()
         self.dims = dims
@@ -142,6 +146,10 @@ class EulerTest(nn.Module):
         dims: 2 or 3.
     """
 
+    weight: Tensor
+    bias: Tensor
+    mix: Tensor
+
     def __init__(self, dims: int) -> None:
         super().__init__()
         self.dims = dims
@@ -150,9 +158,14 @@ class EulerTest(nn.Module):
     def forward(self, x: Tensor, stride: int = 1) -> Tensor:
         """As `BooleanTest.forward`, but 1 at every background point: nothing changes there."""
         x = 2 * x - 1
-        centre = (x[(..., *[slice(1, -1, stride)] * self.dims)] + 1) / 2
+        centre = (x[last_axes([slice(1, -1, stride)] * self.dims)] + 1) / 2
         change = centre * (1 + _counts(self, x, stride))
         return 1 - _clip(change.abs())
+
+
+def last_axes(slices: Iterable[slice]) -> Any:
+    """The index that applies slices to the last axes of a tensor."""
+    return (..., *slices)
 
 
 def _counts(test: BooleanTest | EulerTest, x: Tensor, stride: int) -> Tensor:

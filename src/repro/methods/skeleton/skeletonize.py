@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from repro.errors import UserError, did_you_mean
 from repro.methods.skeleton.binarise import binarise
-from repro.methods.skeleton.simple_points import BooleanTest, EulerTest
+from repro.methods.skeleton.simple_points import BooleanTest, EulerTest, last_axes
 
 TESTS = {"boolean": BooleanTest, "euler": EulerTest}
 POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -141,7 +141,7 @@ class Skeletonize(nn.Module):
     def _kept(self, padded: Tensor, ends: Tensor, offset: tuple[int, ...]) -> Tensor:
         """1 at points of a subfield that stay, 0 at those to be deleted."""
         dims = len(offset)
-        window = padded[(..., *[slice(start, None) for start in offset])]
+        window = padded[last_axes(slice(start, None) for start in offset)]
         simple: Tensor = self.tests[str(dims)](window, stride=2)
         return 1 - simple * (1 - ends[_lattice(offset)])
 
@@ -172,11 +172,11 @@ def _with_margin(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     dims = x.dim() - 2
     padded = F.pad(x, (2,) * 2 * dims)
-    return padded, padded[(..., *[slice(1, -1)] * dims)]
+    return padded, padded[last_axes([slice(1, -1)] * dims)]
 
 
 def _without_padding(x: Tensor) -> Tensor:
-    return x[(..., *[slice(1, -1)] * (x.dim() - 2))]
+    return x[last_axes([slice(1, -1)] * (x.dim() - 2))]
 
 
 def _subfields(dims: int) -> list[tuple[int, ...]]:
@@ -188,8 +188,8 @@ def _subfields(dims: int) -> list[tuple[int, ...]]:
     return [offset[::-1] for offset in itertools.product((0, 1), repeat=dims)]
 
 
-def _lattice(offset: tuple[int, ...]) -> tuple[object, ...]:
-    return (..., *[slice(start, None, 2) for start in offset])
+def _lattice(offset: tuple[int, ...]) -> Any:
+    return last_axes(slice(start, None, 2) for start in offset)
 
 
 def _end_points(x: Tensor) -> Tensor:
