@@ -63,11 +63,11 @@ def skeletonizer_of(method: object) -> nn.Module | None:
 class Benchmark(pl.LightningModule):
     """Skeletonises each shape of `repro.data.shapes.ShapeData` once and counts what changed.
 
-    One training step is one shape. Logged, on average over the 2-D shapes (``2d``) and the 3-D ones
-    (``3d``): ``test/2d/betti_0_error`` (and 1, and 2 in 3-D), their sum ``betti_error``, ``wrong``
-    (share of the shapes with an error), ``size`` (skeleton points per point of the shape),
-    ``thick`` (share of skeleton points in a full 2×2 or 2×2×2 block), ``time/2d_ms``. Over all
-    shapes: ``test/betti_error``, ``test/wrong``, ``test/usable_gradient`` (share with a finite
+    One training step is one shape; after the last one training is over. Logged, on average over the
+    2-D shapes (``2d``) and the 3-D ones (``3d``): ``test/2d/betti_0_error`` (and 1, and 2 in 3-D),
+    their sum ``betti_error``, ``wrong`` (share of the shapes with an error), ``size`` (skeleton
+    points per point of the shape), ``thick`` (share of skeleton points in a full 2×2 or 2×2×2
+    block), ``time/2d_ms``. Over all shapes: ``test/betti_error``, ``test/wrong``, ``test/usable_gradient`` (share with a finite
     gradient that is not zero). For `Skeletonize`, ``test/foreign_operations`` and ``test/soft/…``:
     the Dice coefficient with the true skeleton, and the Betti error, of skeletons of soft input.
 
@@ -143,6 +143,8 @@ class Benchmark(pl.LightningModule):
         mask, number = batch
         self.optimizers().step()  # type: ignore[union-attr]
         name, dims = self.names[int(number)], mask.dim() - 2
+        if int(number) + 1 == len(self.names):
+            self.trainer.should_stop = True
         if dims not in getattr(self.skeletonizer, "dims", (2, 3)):
             return
         skeleton, milliseconds = self._timed(mask)
@@ -220,7 +222,7 @@ class Benchmark(pl.LightningModule):
         thin = copy.deepcopy(self.skeletonizer)
         row: dict[str, float] = {}
         for beta in how.betas:
-            thin.beta = beta
+            thin.beta = beta  # type: ignore[assignment]
             draws = torch.Generator(mask.device).manual_seed(how.seed)
             many = thin(soft.expand(max(how.passes), *soft.shape[1:]), draws)
             for passes in how.passes:

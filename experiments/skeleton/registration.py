@@ -41,6 +41,11 @@ class Registration(pl.LightningModule):
     """
 
     resumes_mid_epoch = True
+    fixed: Tensor
+    moving: Tensor
+    there: Tensor
+    here: Tensor
+    fixed_skeleton: Tensor | None
 
     def __init__(
         self,

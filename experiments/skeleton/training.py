@@ -45,8 +45,8 @@ class Segmentation(_Masks):
     """Trains with ``(1 − share) (1 − Dice) + share (1 − clDice)``; arms exchange the skeleton.
 
     Masks are predicted where the probability exceeds 1/2. Measured on them: ``dice``; ``cldice``,
-    with Lee's skeletons for every arm; ``betti_0_error`` (and 1, 2); ``score``, the mean of Dice and
-    clDice, which hyper-parameters are chosen by.
+    with Lee's skeletons for every arm; ``betti_0_error`` (and 1, 2); ``score``, the mean of Dice
+    and clDice, which hyper-parameters are chosen by.
 
     Args:
         model: maps pictures to logits.
@@ -114,7 +114,9 @@ class SkeletonLearning(_Masks):
     ) -> None:
         super().__init__(model, method, flips, **settings)
         if self.skeletonizer is None:
-            raise UserError("skeleton: learning skeletons takes a teacher: method=classical_skeleton.")
+            raise UserError(
+                "skeleton: learning skeletons takes a teacher: method=classical_skeleton."
+            )
         self.teacher = self.skeletonizer
 
     def loss(self, batch: Batch) -> Tensor:

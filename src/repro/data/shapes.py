@@ -119,7 +119,9 @@ def shapes(
         for number in range(blobs):
             found[f"blobs_{number}"] = blob_mask(size, generator_for(data_seed, 0, number))
         for number in range(trees):
-            found[f"tree_3d_{number}"] = vessel_tree([size] * 3, generator_for(data_seed, 3, number))
+            found[f"tree_3d_{number}"] = vessel_tree(
+                [size] * 3, generator_for(data_seed, 3, number)
+            )
         return found
 
     return ShapeData(name, load)
@@ -198,5 +200,3 @@ def masks_of(name: str, load: Callable[[], Mapping[str, tuple[Tensor, ...]]]) ->
         return {f"{name}_{number}": mask[0] > 0.5 for number, mask in enumerate(targets)}
 
     return ShapeData(name, shapes)
-
-

@@ -76,4 +76,6 @@ class SegmentationUNet(nn.Module):
         for block, beside in zip(self.up, reversed(passed[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0), beside], 1))
         logits: Tensor = self.out(x)
-        return logits[(..., *[slice(edge) for edge in size])]
+        for axis, edge in enumerate(size):
+            logits = logits.narrow(axis + 2, 0, edge)
+        return logits
