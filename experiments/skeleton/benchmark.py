@@ -67,9 +67,10 @@ class Benchmark(pl.LightningModule):
     2-D shapes (``2d``) and the 3-D ones (``3d``): ``test/2d/betti_0_error`` (and 1, and 2 in 3-D),
     their sum ``betti_error``, ``wrong`` (share of the shapes with an error), ``size`` (skeleton
     points per point of the shape), ``thick`` (share of skeleton points in a full 2×2 or 2×2×2
-    block), ``time/2d_ms``. Over all shapes: ``test/betti_error``, ``test/wrong``, ``test/usable_gradient`` (share with a finite
-    gradient that is not zero). For `Skeletonize`, ``test/foreign_operations`` and ``test/soft/…``:
-    the Dice coefficient with the true skeleton, and the Betti error, of skeletons of soft input.
+    block), ``time/2d_ms``. Over all shapes: ``test/betti_error``, ``test/wrong``,
+    ``test/usable_gradient`` (share with a finite gradient that is not zero). For `Skeletonize`,
+    ``test/foreign_operations`` and ``test/soft/…``: the Dice coefficient with the true skeleton,
+    and the Betti error, of skeletons of soft input.
 
     Args:
         model: with ``method=none``, the network that has learnt to skeletonise.
