@@ -23,8 +23,8 @@ from repro.errors import UserError
 from repro.methods.skeleton import Skeletonize
 
 PAPER = load_paper("skeleton")
-RUN = "boolean,euler,morphological,lee,learned_net,learned,seg_dice,reg_dice"
-FEW = ["dataset.train_size=16", "dataset.val_size=4", "dataset.test_size=4"]
+RUN = "boolean,euler,lee,learned_net,learned,seg_dice,reg_dice"
+FEW = ["dataset.train_size=16", "dataset.val_size=4", "dataset.test_size=4"]  # pictures
 
 
 def prepared(folder: Path, *typed: str) -> Study:
@@ -50,7 +50,7 @@ def test_every_claim_of_the_dossier_has_a_row() -> None:
     check_arms(claims, PAPER.arms)
 
 
-@pytest.mark.parametrize("scale", list(PAPER.scales))
+@pytest.mark.parametrize("scale", [scale for scale in PAPER.scales if scale != "smoke"])
 def test_every_arm_composes_and_claims_read_only_arms_of_their_scale(scale: str) -> None:
     plan = plan_study(["paper=skeleton", f"scale={scale}", "seed=0"])
     assert not plan.notes  # no arm equals another
@@ -78,7 +78,6 @@ def test_the_benchmark_finds_what_is_known(study: Study) -> None:
     assert boolean["test/usable_gradient"] == 1
     assert lee["test/usable_gradient"] == 0
     assert euler["test/2d/betti_error"] == 0 < euler["test/3d/betti_error"]  # the hollow shell
-    assert summary_of(study, "morphological")["test/2d/wrong"] == 1
     assert boolean["test/3d/thick"] == 0
     assert "test/3d/betti_error" not in summary_of(study, "learned")  # a network for images
     assert boolean["test/soft/beta_0.33/dice_1"] > 0.5
@@ -128,11 +127,10 @@ def results(run: Run) -> dict[str, Any]:
     "typed",
     [
         ["arm=boolean", "scale=smoke"],
-        ["arm=learned_net", "training.epochs=3", "training.val_every=1", *FEW],
         ["arm=seg_skeleton", "training.epochs=3", "training.val_every=1", *FEW],
-        ["arm=reg_skeleton", "training.epochs=3", "dataset.pairs=8"],
+        ["arm=reg_skeleton", "training.epochs=3"],
     ],
-    ids=["benchmark", "learning", "segmentation", "registration"],
+    ids=["benchmark", "segmentation", "registration"],
 )
 def test_a_killed_run_ends_with_the_bits_of_a_straight_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str]
@@ -160,11 +158,10 @@ def test_a_killed_run_ends_with_the_bits_of_a_straight_one(
         (["arm=boolean", "method.simple_points=bolean"], "Did you mean 'boolean'"),
         (["arm=boolean", "method=gradient_noise"], "paper=skeleton takes method=skeleton"),
         (["arm=boolean", "dataset=digits"], "dataset=shapes"),
-        (["arm=seg_skeleton", "module.share=1.5"], "module.share=1.5"),
-        (["arm=seg_skeleton", "method=classical_skeleton"], "passes no gradient"),
-        (["arm=reg_skeleton", "dataset=vessels"], "dataset=arches"),
+        (["arm=seg_skeleton", "method=classical_skeleton", *FEW], "passes no gradient"),
+        (["arm=reg_skeleton", "module.share=1.5"], "module.share=1.5"),
+        (["arm=reg_skeleton", "dataset=vessels", *FEW], "dataset=arches"),
         (["arm=zhang", "dataset.pictures=false", "dataset.trees=0"], "none of the shapes"),
-        (["arm=boolean", "dataset.size=4"], "size"),
         (["arm=learned_net", "method=none"], "takes a teacher"),
     ],
 )
