@@ -107,8 +107,8 @@ def _skeletons() -> Figure:
         "Lee": ClassicalSkeleton("lee"),
     }
     masks = picture_masks()
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    grid = figure.subplots(len(SHOWN), len(methods))
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    grid = figure.subplots(len(SHOWN), len(methods), height_ratios=(6, 6, 1))
     for row, name in zip(grid, SHOWN, strict=True):
         mask = masks[name]
         for axes, (title, method) in zip(row, methods.items(), strict=True):

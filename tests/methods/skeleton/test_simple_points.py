@@ -32,7 +32,7 @@ def is_simple(window):
     background among the neighbours by face and edge (2-D: among all eight), 6- or 4-connected.
     """
     dims = window.ndim
-    inside = np.pad(window, 0).astype(bool)
+    inside = window.astype(bool)
     order = sum(np.abs(np.indices(window.shape) - 1))
     inside[order == 0] = False
     foreground = ndimage.label(inside, np.ones([3] * dims))[1]
