@@ -178,7 +178,7 @@ def test_it_is_no_training_method(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "method=skeleton", "seed=0", "n_jobs=1"]
     study = Study.create(plan_study(typed), tmp_path)
     assert execute_here(study.runs[0]) == Status.FAILED
-    assert "skeleton is a layer" in study.runs[0].record()["error"]["message"]
+    assert "a skeleton is a layer" in study.runs[0].record()["error"]["message"]
 
 
 @pytest.mark.parametrize(("scale", "name"), [("full", "DRIVE"), ("full_vessap", "VesSAP")])

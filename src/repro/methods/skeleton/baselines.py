@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError, did_you_mean
+from repro.methods.skeleton.layer import SkeletonLayer
 
 ALGORITHMS = ("lee", "zhang")
 POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
-class SoftSkeleton(nn.Module):
+class SoftSkeleton(SkeletonLayer):
     """The morphological skeleton of the clDice loss (Shit et al. 2021): differentiable, no more.
 
     The union, over successive erosions, of what an opening removes. Erosion takes the minimum over
@@ -54,7 +55,7 @@ def _open(x: Tensor) -> Tensor:
     return POOLS[x.dim() - 2](_erode(x), 3, 1, 1)
 
 
-class ClassicalSkeleton(nn.Module):
+class ClassicalSkeleton(SkeletonLayer):
     """Thinning by scikit-image: exact, not differentiable.
 
     Args:

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from repro.errors import UserError, did_you_mean
 from repro.methods.skeleton.binarise import binarise
+from repro.methods.skeleton.layer import SkeletonLayer
 from repro.methods.skeleton.simple_points import BooleanTest, EulerTest, last_axes
 
 TESTS = {"boolean": BooleanTest, "euler": EulerTest}
 POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-class Skeletonize(nn.Module):
+class Skeletonize(SkeletonLayer):
     """Maps soft or binary masks to skeletons of the same topology, and passes gradients.
 
     Each of ``num_iter`` rounds visits the points in subfields: every second point along every
@@ -71,16 +72,6 @@ class Skeletonize(nn.Module):
         self.tau = tau
         self.shortcut = shortcut
         self.tests = nn.ModuleDict({str(d): TESTS[simple_points](d) for d in (2, 3)})
-
-    def attach(self, model: nn.Module) -> None:
-        """Refuses to train a network: this is no training method, but a layer.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "skeleton is a layer and not a way to train: use it in a loss (paper=skeleton does)."
-        )
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Skeletonises masks.
