@@ -17,5 +17,5 @@ class SkeletonLayer(nn.Module):
             UserError: always.
         """
         raise UserError(
-            "a skeleton is a layer and not a way to train: use it in a loss, as paper=skeleton does."
+            "a skeleton is a layer and not a way to train: use it in a loss (paper=skeleton does)."
         )
