@@ -202,8 +202,9 @@ class NNGPKernel(nn.Module):
                 self.act.slope(k.xz, *_sides(k)), self.act.own_slope(k.xx), self.act.own_slope(k.zz)
             )
             is_last = layer == self.depth - 1
-            weight, bias = (last, torch.zeros_like(last)) if is_last else (w_std, b_std)
-            k = self._activate(k).map(lambda e, w=weight, b=bias: w**2 * e + b**2)
+            weight = last if is_last else w_std
+            k = self._activate(k)
+            k = k.map(last.square().mul) if is_last else self._affine(k)
             theta = Covariance(
                 k.xz + weight**2 * slope.xz * theta.xz,
                 k.xx + weight**2 * slope.xx * theta.xx,

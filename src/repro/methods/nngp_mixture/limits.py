@@ -82,7 +82,7 @@ def mixture_limit(mean: Tensor, variance: Tensor, prior: InverseGamma) -> Studen
     It is that of networks drawn from the prior (μ = 0) and of trained ones, not the posterior,
     which would have 2α + N degrees of freedom: each trained network keeps the σ it was born with.
     """
-    scale = (prior.beta / prior.alpha * variance).sqrt()
+    scale = torch.as_tensor(prior.beta / prior.alpha * variance).sqrt()
     return StudentPredictive(mean, scale, 2 * prior.alpha)
 
 
@@ -90,9 +90,10 @@ class LastLayerDescent:
     """Gradient descent on the last layers of many networks, followed in function space.
 
     With features fixed, a step of rate η on ½ Σ (f − y)² moves the outputs by −η σ² k̂ (f − y),
-    where k̂ = ΦΦᵀ/n is the network's own kernel: the same numbers as steps on the weights, at the
-    cost of the inputs instead of the width. Every network has the rate `rate` / λ_max(σ² k̂_XX),
-    since σ² changes how fast a network learns, not what.
+    where k̂ = ΦΦᵀ/n is the network's own kernel. That is linear: in the eigenvectors of k̂_XX every
+    error shrinks by 1 − η σ² λ a step, so any number of steps costs the same, and the numbers are
+    those of steps on the weights. Every network has the rate `rate` / λ_max(σ² k̂_XX), since σ²
+    changes how fast a network learns, not what.
 
     Args:
         phi: (R, N + M, n) features at the training inputs, then the test inputs.
@@ -100,6 +101,9 @@ class LastLayerDescent:
         scale: (R,) variances σ² of the last layers.
         rate: in (0, 2), in units of the inverse of the largest curvature.
         generator: draws the last layers.
+
+    Attributes:
+        outputs: (R, N + M), of the networks as they are.
     """
 
     def __init__(
@@ -108,21 +112,26 @@ class LastLayerDescent:
         if not 0 < rate < 2:
             raise UserError(f"nngp: the rate lies between 0 and 2, not {rate}.")
         N, width = len(y), phi.shape[2]
-        phi = phi.detach()
         v = torch.randn(*phi.shape[::2], 1, dtype=phi.dtype, generator=generator)
         self.y = y
         self.outputs = (scale / width).sqrt()[:, None] * (phi @ v)[..., 0]
-        self.kernel = (phi @ phi[:, :N].mT) / width  # (R, N + M, N)
-        largest = torch.linalg.eigvalsh(self.kernel[:, :N])[:, -1]
-        self.step_size = rate / largest[:, None]
+        kernel = (phi @ phi[:, :N].mT) / width  # (R, N + M, N)
+        self.values, self.vectors = torch.linalg.eigh(kernel[:, :N])
+        self.step_size = rate / self.values[:, -1:]
+        self.moves = kernel @ self.vectors
 
     def step(self, steps: int = 1) -> Tensor:
         """Takes steps; returns the mean squared error of the training targets."""
         N = len(self.y)
-        for _ in range(steps):
-            error = self.outputs[:, :N] - self.y
-            update = (self.kernel @ error[..., None])[..., 0]
-            self.outputs = self.outputs - self.step_size * update
+        error = self.outputs[:, :N] - self.y
+        along = (self.vectors.mT @ error[..., None])[..., 0]
+        # Σ_{t < steps} (1 − ηλ)^t, which is `steps` where λ is zero to rounding.
+        left = 1 - self.step_size * self.values
+        total = torch.where(
+            left == 1, torch.full_like(left, steps), (1 - left**steps) / (1 - left)
+        )
+        travelled = self.step_size * total * along
+        self.outputs = self.outputs - (self.moves @ travelled[..., None])[..., 0]
         return (self.outputs[:, :N] - self.y).square().mean()
 
 
@@ -153,6 +162,7 @@ class WideNetworks(nn.Module):
         super().__init__()
         if kernel.kind != "dense" or kernel.residual:
             raise UserError("nngp: finite networks are built for plain dense architectures only.")
+        self.scale: Tensor  # (networks,) the variances σ_v²
         self.act, self.width = kernel.act, width
         self.w_std, self.b_std, _ = (scale.item() for scale in kernel.scales())
         sizes = [inputs] + [width] * kernel.depth

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -113,7 +113,12 @@ class MixturePredictive(Predictive):
 
 
 class ScalePrior(ABC):
-    """A law H of σ². Subclasses that know better than importance sampling override the rest."""
+    """A law H of σ². Subclasses that know better than importance sampling override the rest.
+
+    Attributes:
+        samples: S of importance sampling.
+        seed: of its draws, the same for all fits, so that these can be compared.
+    """
 
     samples: int = 1000
     seed: int = 0
@@ -245,14 +250,14 @@ class BurrXII(ScalePrior):
     Attributes:
         c: positive.
         d: positive.
-        samples: S of importance sampling.
-        seed: of those draws.
+        samples: see `ScalePrior`.
+        seed: likewise.
     """
 
     c: float = 1.0
     d: float = 1.0
-    samples: int = field(default=1000, kw_only=True)
-    seed: int = field(default=0, kw_only=True)
+    samples: int = 1000
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _positive(c=self.c, d=self.d, samples=self.samples)
@@ -261,6 +266,25 @@ class BurrXII(ScalePrior):
         """By inversion."""
         u = torch.rand(*shape, generator=generator, dtype=torch.float64)
         return torch.expm1(-torch.log1p(-u) / self.d) ** (1 / self.c)
+
+
+@dataclass(frozen=True)
+class Sampled(ScalePrior):
+    """Another prior by importance sampling, although it has closed forms: to compare the two.
+
+    Attributes:
+        prior: the other one.
+        samples: see `ScalePrior`.
+        seed: likewise.
+    """
+
+    prior: ScalePrior
+    samples: int = 1000
+    seed: int = 0
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draws of the other prior."""
+        return self.prior.sample(shape, generator)
 
 
 def sample_process(
