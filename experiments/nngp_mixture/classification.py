@@ -181,7 +181,9 @@ class SparseClassifier(Classifier):
         if first and stage == "fit":
             x, y = next(iter(self.whole("train").values()))
             # Sorted by how many of the class came before: class-balanced, first images first.
-            chosen = torch.argsort(_rank_in_class(y) * self.classes + y)[: len(self.process.inducing)]
+            chosen = torch.argsort(_rank_in_class(y) * self.classes + y)[
+                : len(self.process.inducing)
+            ]
             if len(chosen) < len(self.process.inducing):
                 raise UserError(
                     f"nngp_mixture: {len(self.process.inducing)} inducing inputs, but only"
@@ -269,9 +271,7 @@ class NetworkEnsemble(Classifier):
         self.log("test/largest_sigma", float(self.sigmas.max()))
 
 
-def plain_cnn(
-    input_shape: Sequence[int], classes: int, channels: int, depth: int
-) -> nn.Sequential:
+def plain_cnn(input_shape: Sequence[int], classes: int, channels: int, depth: int) -> nn.Sequential:
     """Convolutions of 3 × 3 with ReLU, then one linear layer on all positions; no pooling."""
     before, height, width = input_shape
     layers: list[nn.Module] = []

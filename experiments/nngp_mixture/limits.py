@@ -123,7 +123,11 @@ class Ensemble(Room):
         mean, variance = self.limit
         self.log_dict(
             {**self.start, **self._distances(trained, mean, variance)}
-            | {f"{trained}/mse": float((self.outputs().cpu()[:, : len(self.y)] - self.y.cpu()).square().mean())}
+            | {
+                f"{trained}/mse": float(
+                    (self.outputs().cpu()[:, : len(self.y)] - self.y.cpu()).square().mean()
+                )
+            }
             | {"test/ks_noise": 1.36 / math.sqrt(self.count)},
             batch_size=1,
         )
@@ -152,12 +156,12 @@ class Ensemble(Room):
             more = InverseGamma(self.prior.alpha + N / 2, self.prior.beta + q / 2)
             laws["ks_posterior"] = mixture_limit(mean, variance, more)
         outputs = self.outputs()[:, N:].cpu()
-        return {
-            f"{name}/{law_name}": _ks(law.cdf(outputs)) for law_name, law in laws.items()
-        }
+        return {f"{name}/{law_name}": _ks(law.cdf(outputs)) for law_name, law in laws.items()}
 
 
 def _ks(probabilities: Tensor) -> float:
     """Mean over columns of the distance of (R, M) probabilities from the uniform law."""
     columns = probabilities.cpu().numpy().T
-    return float(sum(stats.kstest(column, "uniform").statistic for column in columns)) / len(columns)
+    return float(sum(stats.kstest(column, "uniform").statistic for column in columns)) / len(
+        columns
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -258,11 +260,54 @@ class KernelSearch(Regression):
         return scores
 
 
-class KernelTraining(Regression):
-    """A kernel whose scales, noise and prior are trained by gradient descent on the evidence.
+class Trained(nn.Module):
+    """One data set's kernel, noise and prior, all trained.
 
     Args:
         kernel: its starting point.
+        noise: likewise, positive.
+        alpha: of the inverse gamma prior; None for the NNGP, whose scale is in the kernel.
+        beta: likewise.
+    """
+
+    def __init__(self, kernel: NNGPKernel, noise: float, alpha: float | None, beta: float) -> None:
+        super().__init__()
+        self.kernel, self.is_student = copy.deepcopy(kernel), alpha is not None
+        self.raw_noise = nn.Parameter(unsoftplus([noise]))
+        if alpha is not None:
+            self.raw_prior = nn.Parameter(unsoftplus([alpha, beta]))
+
+    @property
+    def prior(self) -> ScalePrior:
+        """The prior as it stands."""
+        if not self.is_student:
+            return FixedScale()
+        alpha, beta = F.softplus(self.raw_prior)
+        return InverseGamma(alpha, beta)
+
+    @property
+    def noise(self) -> Tensor:
+        """ε as it stands, a scalar."""
+        return F.softplus(self.raw_noise)[0]
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The negative log-evidence of the training set, per example."""
+        fit = condition(self.kernel(x), y[:, None][:, :0], y[:0], y, self.noise)
+        return -self.prior.log_evidence(fit) / fit.size
+
+    def fit(self, train: Part, part: Part) -> Fit:
+        """Conditions on the training set."""
+        K_star, diagonal = self.kernel.with_diagonals(part[0], train[0])
+        return condition(self.kernel(train[0]), K_star.T, diagonal, train[1], self.noise)
+
+
+class KernelTraining(Regression):
+    """Kernels whose scales, noise and prior are trained by gradient descent on the evidence.
+
+    Every data set has its own, and keeps those of its best validation.
+
+    Args:
+        kernel: the starting point.
         noise: likewise, positive.
         alpha: of the inverse gamma prior, trained; None for the NNGP, whose scale is in the kernel.
         beta: likewise.
@@ -280,73 +325,69 @@ class KernelTraining(Regression):
         super().__init__(**options)
         if noise <= 0 or (alpha is not None and min(alpha, beta) <= 0):
             raise UserError("nngp_mixture: noise, alpha and beta are positive.")
-        self.kernel, self.is_student = kernel, alpha is not None
-        self.raw_noise = nn.Parameter(unsoftplus([noise]))
-        if alpha is not None:
-            self.raw_prior = nn.Parameter(unsoftplus([alpha, beta]))
+        self.start = functools.partial(Trained, kernel, noise, alpha, beta)
+        self.models, self.kept = nn.ModuleDict(), nn.ModuleDict()
 
-    @property
-    def prior(self) -> ScalePrior:
-        """The prior as it stands."""
-        if not self.is_student:
-            return FixedScale()
-        alpha, beta = F.softplus(self.raw_prior)
-        return InverseGamma(alpha, beta)
+    def setup(self, stage: str) -> None:
+        """Gives every data set its kernel."""
+        if not len(self.models):
+            for name in self.part("train"):
+                self.models[name] = self.start()
+                self.kept[name] = self.start().requires_grad_(False)
+            self.register_buffer("best", torch.full((len(self.models),), math.inf))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """One step on the whole training set."""
-        x, y = self._single("train")
-        nothing = y[:0]
-        fit = condition(self.kernel(x), y[:, None][:, :0], nothing, y, self._noise())
-        loss = -self.prior.log_evidence(fit) / fit.size
-        self.descend(loss)
+        """One step on the whole training set of each."""
+        parts = self.part("train")
+        losses = [self._model(self.models, name).loss(*part) for name, part in parts.items()]
+        loss = torch.stack(losses).mean()
+        self.descend(loss * len(losses))
         self.log("train/loss", loss.detach(), batch_size=1)
         return {"loss": loss.detach()}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Logs the likelihood of the validation split."""
-        part = self._single("val")
-        self.watch({"nll": float(self.prior.predict(self._fit(part)).nll(part[1]))})
+        """Logs the likelihood of the validation split, and keeps what is best."""
+        scores = []
+        for number, (name, part) in enumerate(self.part("val").items()):
+            model = self._model(self.models, name)
+            fit = model.fit(self.part("train")[name], part)
+            scores.append(float(model.prior.predict(fit).nll(part[1])))
+            if scores[-1] < self.best[number]:
+                self.best[number] = scores[-1]
+                self.kept[name].load_state_dict(model.state_dict())
+        self.watch({"nll": sum(scores) / len(scores)})
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the measures, also of Gaussian processes with the same kernel."""
-        part = self._single("test")
-        fit, (std,) = self._fit(part), self.target_stds().values()
-        law = self.prior.predict(fit)
-        nll = float(law.nll(part[1]))
-        w_std, b_std, last = self.kernel.scales()
-        self.log_dict(
-            {
+        values: dict[str, dict[str, float]] = {}
+        stds = self.target_stds()
+        for name, part in self.part("test").items():
+            model = self._model(self.kept, name)
+            fit = model.fit(self.part("train")[name], part)
+            law = model.prior.predict(fit)
+            nll = float(law.nll(part[1]))
+            w_std, b_std, last = model.kernel.scales()
+            measured = {
                 "test/nll": nll,
-                "test/nll_original": nll + math.log(std),
+                "test/nll_original": nll + math.log(stds[name]),
                 "test/rmse": float((law.mean - part[1]).square().mean().sqrt()),
                 "test/coverage": float(law.coverage(part[1])),
                 "test/as_gaussian/nll": float(FixedScale().predict(fit).nll(part[1])),
                 "test/as_scaled_gaussian/nll": float(LikeliestScale().predict(fit).nll(part[1])),
-                "test/noise": float(self._noise()),
+                "test/noise": float(model.noise),
                 "test/w_std": float(w_std),
                 "test/b_std": float(b_std),
                 "test/last_w_std": float(last),
-            },
-            batch_size=1,
-        )
+            }
+            for metric, value in measured.items():
+                values.setdefault(metric, {})[name] = value
+        self.report(values)
 
-    def _noise(self) -> Tensor:
-        return F.softplus(self.raw_noise)[0]
-
-    def _single(self, split: str) -> Part:
-        parts = self.part(split)
-        if len(parts) != 1:
-            raise UserError(
-                "nngp_mixture: an arm that trains its kernel takes one data set, not a suite;"
-                " say dataset=diabetes or dataset=uci."
-            )
-        return next(iter(parts.values()))
-
-    def _fit(self, part: Part) -> Fit:
-        x, y = self._single("train")
-        K_star, diagonal = self.kernel.with_diagonals(part[0], x)
-        return condition(self.kernel(x), K_star.T, diagonal, y, self._noise())
+    @staticmethod
+    def _model(models: nn.ModuleDict, name: str) -> Trained:
+        model = models[name]
+        assert isinstance(model, Trained)
+        return model
 
 
 def _fit_all(kernel: NNGPKernel, train: Part, part: Part, noises: Tensor) -> Fit:

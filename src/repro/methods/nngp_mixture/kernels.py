@@ -194,7 +194,7 @@ class NNGPKernel(nn.Module):
         """
         if self.kind != "dense" or self.residual:
             raise UserError("nngp: the tangent kernel is that of plain dense networks only.")
-        w_std, b_std, last = self.scales()
+        w_std, _, last = self.scales()
         k = self._affine(_inputs(x, x if z is None else z))
         theta = k
         for layer in range(self.depth):

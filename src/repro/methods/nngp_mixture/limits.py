@@ -127,9 +127,7 @@ class LastLayerDescent:
         along = (self.vectors.mT @ error[..., None])[..., 0]
         # Σ_{t < steps} (1 − ηλ)^t, which is `steps` where λ is zero to rounding.
         left = 1 - self.step_size * self.values
-        total = torch.where(
-            left == 1, torch.full_like(left, steps), (1 - left**steps) / (1 - left)
-        )
+        total = torch.where(left == 1, torch.full_like(left, steps), (1 - left**steps) / (1 - left))
         travelled = self.step_size * total * along
         self.outputs = self.outputs - (self.moves @ travelled[..., None])[..., 0]
         return (self.outputs[:, :N] - self.y).square().mean()

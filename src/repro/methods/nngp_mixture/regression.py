@@ -37,9 +37,7 @@ class Fit:
     def __getitem__(self, index: int) -> Fit:
         """One setting."""
         i = index
-        return Fit(
-            self.mean[i], self.variance[i], self.quadratic[i], self.logdet[i], self.size
-        )
+        return Fit(self.mean[i], self.variance[i], self.quadratic[i], self.logdet[i], self.size)
 
     def gaussian_evidence(self, scale: Tensor) -> Tensor:
         """The log of N(y; 0, σ² C) for variances σ² that broadcast with `quadratic`."""
