@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from repro.experiments.nngp_mixture.base import Room
@@ -59,7 +59,7 @@ class Classifier(Room):
         """
         if self.spoilt:
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule
         if not isinstance(data, TensorData) or data.splits["train"][0].dim() != 4:
             raise UserError("nngp_mixture: this arm takes images in memory, (N, C, H, W).")
         for number, split in enumerate(("train", "val")):
@@ -215,7 +215,7 @@ class SparseClassifier(Classifier):
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Normalises stored bytes as the loaders do."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = self.trainer.datamodule
         return x if data.normalise is None else data.normalise(x)
 
 
@@ -243,14 +243,15 @@ class NetworkEnsemble(Classifier):
         super().__init__(**options)
         if min(members, channels, depth) < 1:
             raise UserError("nngp_mixture: members, channels and depth are at least 1.")
-        self.members = nn.ModuleList(
-            plain_cnn(input_shape, self.classes, channels, depth) for _ in range(members)
-        )
+        networks = [plain_cnn(input_shape, self.classes, channels, depth) for _ in range(members)]
+        self.members = nn.ModuleList(networks)
         self.sigmas = torch.ones(members)
         if prior is not None:
-            for number, member in enumerate(self.members):
+            for number, member in enumerate(networks):
                 generator = generator_for(self.seed, number)
-                self.sigmas[number] = heavy_tailed_readout(member[-1], prior, generator)
+                self.sigmas[number] = heavy_tailed_readout(
+                    cast(nn.Linear, member[-1]), prior, generator
+                )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of every member, on its own loss."""

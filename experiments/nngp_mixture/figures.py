@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,6 +74,10 @@ def _limits(runs: Runs) -> Figure | None:
         if noise:
             axes.axhline(max(noise), color="grey", lw=0.8, ls=":")
         axes.set(xscale="log", yscale="log", xlabel="width", title=title)
+        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.set_xticks([], minor=True)
+        for axis_of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            axis_of(ScalarFormatter())
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False, fontsize=8)
@@ -88,13 +93,15 @@ def _regression(runs: Runs) -> Figure | None:
         return None
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     few, sets = figure.subplots(1, 2)
+    few.set_xscale("log")
     pattern = re.compile(r"test/few/(\d+)/nll/diabetes$")
     for arm in arms:
         sizes = sorted({int(m[1]) for run in runs[arm] for key in run if (m := pattern.match(key))})
         values = [_values(runs, arm, f"test/few/{size}/nll/diabetes") for size in sizes]
         if values:
             _line(few, [float(size) for size in sizes], values, REGRESSORS[arm], "o-")
-    few.set(xscale="log", xlabel="training examples", ylabel="test NLL", title="Diabetes")
+        few.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    few.set(xlabel="training examples", ylabel="test NLL", title="Diabetes")
     if few.lines:
         few.legend(frameon=False)
     names = sorted({key.split("/")[2] for run in runs[arms[0]] for key in run
