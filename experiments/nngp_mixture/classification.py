@@ -32,7 +32,7 @@ class Classifier(Room):
     Args:
         classes: number of classes.
         training_set: how it is spoilt.
-        shifts: name: [kind, amount], see `shifts`.
+        shifts: name: [kind, amount], see `shifts`; None for none.
         room: see `Room`.
     """
 
@@ -40,7 +40,7 @@ class Classifier(Room):
         self,
         classes: int | None,
         training_set: TrainingSet,
-        shifts: Mapping[str, Sequence[Any]],
+        shifts: Mapping[str, Sequence[Any]] | None,
         **room: Any,
     ) -> None:
         super().__init__(**room)
@@ -48,7 +48,7 @@ class Classifier(Room):
             raise UserError(
                 "nngp_mixture: this arm classifies images; choose a data set that has classes."
             )
-        self.classes, self.training_set, self.shifts = classes, training_set, dict(shifts)
+        self.classes, self.training_set, self.shifts = classes, training_set, dict(shifts or {})
         self.spoilt = False
 
     def setup(self, stage: str) -> None:
