@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +31,7 @@ Point = dict[str, Any]  # one point of a grid: override key -> value
 def hydra_ready() -> Iterator[None]:
     """Makes Hydra's compose API available over the project's and the user's config folders."""
     GlobalHydra.instance().clear()
+    choices.cache_clear()
     with initialize_config_module("repro.conf", version_base="1.3"):
         yield
 
@@ -81,12 +84,11 @@ def stack(layers: Sequence[Layer]) -> list[str]:
     A later override of the same key replaces the earlier one. Choosing a config group drops what
     earlier layers said inside that group, because it was meant for another choice.
     """
-    groups = GlobalHydra.instance().config_loader()
     merged: dict[tuple[str, str | None], Override] = {}
     for layer in layers:
         for override in layer.overrides:
             name = override.key_or_group
-            if groups.get_group_options(name):
+            if choices(name):
                 inside = name.replace("/", ".") + "."
                 for key in [key for key in merged if key[0].startswith(inside)]:
                     del merged[key]
@@ -176,7 +178,7 @@ def resolve(config: DictConfig) -> DictConfig:
     Raises:
         UserError: an interpolation leads nowhere.
     """
-    try:
+    with explained(config):
         module = config.get("module")
         unresolved = OmegaConf.to_container(module, resolve=False) if module is not None else None
         plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
@@ -184,9 +186,24 @@ def resolve(config: DictConfig) -> DictConfig:
         if unresolved is not None:
             plain["module"] = unresolved
         return OmegaConf.create(plain)
+
+
+@contextmanager
+def explained(config: DictConfig) -> Iterator[None]:
+    """Turns what OmegaConf says about interpolations of ``config`` into a line for its user.
+
+    Raises:
+        UserError: an interpolation leads nowhere.
+    """
+    try:
+        yield
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        raise UserError(f"{key} cannot be filled in: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        missing = re.fullmatch(r"Interpolation key '(\w+)\.(.+)' not found", reason)
+        if missing and missing[1] in config:
+            reason = f"the chosen {missing[1]} has no {missing[2]}. Choose another {missing[1]}."
+        raise UserError(f"{key} cannot be filled in: {reason}") from None
 
 
 def quoted(value: str) -> str:
@@ -194,9 +211,10 @@ def quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def choices(group: str) -> list[str]:
-    """The names that a config group offers."""
-    return list(GlobalHydra.instance().config_loader().get_group_options(group))
+@functools.cache
+def choices(group: str) -> tuple[str, ...]:
+    """The names that a config group offers; Hydra reads files for every answer, so each is kept."""
+    return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -212,7 +230,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def launcher_names() -> list[str]:
     """The Hydra launchers that are installed."""
     Plugins.instance()
-    return choices("hydra/launcher")
+    return list(choices("hydra/launcher"))
 
 
 def check_launcher(name: str) -> None:

@@ -6,6 +6,7 @@ one example without the batch dimension, so that any data set's sizes fit any mo
 
 from repro.models.alexnet import AlexNet
 from repro.models.chain import Chain
+from repro.models.llama import Llama
 from repro.models.lstm_lm import LSTMLanguageModel
 from repro.models.mlp import MLP
 from repro.models.mobilenet import MobileNet
@@ -18,6 +19,7 @@ __all__ = [
     "AlexNet",
     "Chain",
     "LSTMLanguageModel",
+    "Llama",
     "MobileNet",
     "ResNetCIFAR",
     "ResNetImageNet",

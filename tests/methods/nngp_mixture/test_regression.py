@@ -19,6 +19,7 @@ from repro.methods.nngp_mixture import (
     FixedScale,
     InverseGamma,
     LikeliestScale,
+    MixturePredictive,
     NNGPKernel,
     Sampled,
     ScalePrior,
@@ -115,6 +116,7 @@ def test_importance_sampling_converges_to_the_closed_form() -> None:
     torch.testing.assert_close(
         by_chance.cdf(y[N:]), exact.predict(fit()).cdf(y[N:]), atol=0.01, rtol=0
     )
+    assert isinstance(by_chance, MixturePredictive)
     assert 100 < float(by_chance.effective_samples) < sampled.samples
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ def points(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 2, generator=generator, dtype=torch.float64)
 
 
-def process(alpha: float | None = None, **options: object) -> SparseProcess:
+def process(alpha: float | None = None, **options: Any) -> SparseProcess:
     sparse = SparseProcess(NNGPKernel(depth=2), points(5), classes=3, alpha=alpha, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -153,4 +155,4 @@ def test_bad_options_say_so() -> None:
     with pytest.raises(UserError, match="are positive"):
         SparseProcess(NNGPKernel(), points(3), 2, alpha=0.0)
     with pytest.raises(UserError, match="shared or official_iid"):
-        SparseProcess(NNGPKernel(), points(3), 2, sampling="iid")
+        SparseProcess(NNGPKernel(), points(3), 2, sampling="iid")  # type: ignore[arg-type]
