@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repro.data.iterators import EpochIterator, generator_for
 from repro.data.modules import check_counts
-from repro.errors import UserError
+from repro.errors import UserError, did_you_mean
 from repro.methods.icgnn.cellfree import CellFree
 from repro.methods.icgnn.downlink import Downlink
 
@@ -51,8 +51,6 @@ class Wireless(LightningDataModule, ABC):
         batch_size: channels of a training batch, per process.
         eval_size: channels of each size at which is validated or tested.
         seed: of all channels; runs with the same one are tested on the same.
-        info: for `repro.data.catalog`; not used here.
-        facts: what other data sets have (``task``, ``classes``); not used.
     """
 
     def __init__(
@@ -62,13 +60,9 @@ class Wireless(LightningDataModule, ABC):
         batch_size: int = 128,
         eval_size: int = 200,
         seed: int = 0,
-        info: Mapping[str, Any] | None = None,
-        **facts: Any,
     ) -> None:
         super().__init__()
-        check_counts(
-            name, train_batches=train_batches, batch_size=batch_size, eval_size=eval_size
-        )
+        check_counts(name, train_batches=train_batches, batch_size=batch_size, eval_size=eval_size)
         self.name, self.seed = name, seed
         self.train_batches, self.batch_size, self.eval_size = train_batches, batch_size, eval_size
 
@@ -79,6 +73,11 @@ class Wireless(LightningDataModule, ABC):
     @abstractmethod
     def cells(self, seen_only: bool = False) -> list[Cell]:
         """The sizes at which is tested, or only those within the training's range."""
+
+    @property
+    @abstractmethod
+    def problem(self) -> type:
+        """What a batch is: `Downlink` or `CellFree`."""
 
     @property
     def val_cells(self) -> list[Cell]:
@@ -114,6 +113,25 @@ class Wireless(LightningDataModule, ABC):
             "test": len(self.test_cells) * self.eval_size,
         }
         return {"name": self.name, "sha256": sha.hexdigest(), "sizes": sizes}
+
+
+def scenario(kind: str, info: Mapping[str, Any] | None = None, **kinds: Any) -> Wireless:
+    """Chooses one of several simulators, so that settings of each can be kept side by side.
+
+    Args:
+        kind: which.
+        info: for `repro.data.catalog`; not used here.
+        **kinds: simulators by name; and facts of other data sets, which are not used.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    simulators = {name: each for name, each in kinds.items() if isinstance(each, Wireless)}
+    if kind not in simulators:
+        known = ", ".join(simulators)
+        hint = did_you_mean(kind, simulators)
+        raise UserError(f"dataset.kind is one of {known}, not '{kind}'.{hint}")
+    return simulators[kind]
 
 
 class _Training(EpochIterator):
@@ -198,6 +216,8 @@ class CellularDownlink(Wireless):
         self.correlation, self.csi_error = correlation, csi_error
         self.sizes = {"seen": seen, "unseen": unseen}
         self.test_snr_db = test_snr_db
+
+    problem = Downlink
 
     def draw(self, generator: torch.Generator) -> Downlink:
         """Channels of one random size, each with an SNR of its own."""
@@ -301,6 +321,8 @@ class CellFreeNetwork(Wireless):
         self.coverage, self.pilots, self.side_km = coverage, pilots, side_km
         self.power_w, self.pilot_energy, self.shadowing_db = power_w, pilot_energy, shadowing_db
         self.sizes = {"seen": seen, "unseen": unseen}
+
+    problem = CellFree
 
     def draw(self, generator: torch.Generator) -> CellFree:
         """Networks of one random size."""

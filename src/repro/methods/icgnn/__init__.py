@@ -27,6 +27,9 @@ the equations are this project's construction of its idea.
 True
 """
 
+from typing import Any
+
+from repro.errors import UserError
 from repro.methods.icgnn.cellfree import (
     CellFree,
     ClassicalPower,
@@ -44,12 +47,34 @@ from repro.methods.icgnn.downlink import (
     structured_precoder,
     water_filling,
     wmmse,
-    wmmse_iterates,
+    wmmse_path,
     zero_forcing,
 )
 from repro.methods.icgnn.network import CompleteGraph, GridGraph, InformationCarryingGNN
 from repro.methods.icgnn.power import LearnedPower
 from repro.methods.icgnn.precoder import FixedSizePrecoder, LearnedPrecoder
+
+
+def learned(
+    kind: str, cg_steps: int | None = 8, jacobi: bool = True, **network: Any
+) -> LearnedPrecoder | LearnedPower:
+    """Builds the graph network for one of the two problems.
+
+    Args:
+        kind: ``cellular`` for precoding, ``cellfree`` for power allocation.
+        cg_steps: see `LearnedPrecoder`; not used by `LearnedPower`; likewise
+        jacobi: see there.
+        **network: width, layers, carry and zero_init_head of `InformationCarryingGNN`.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    if kind == "cellular":
+        return LearnedPrecoder(cg_steps, jacobi, **network)
+    if kind == "cellfree":
+        return LearnedPower(**network)
+    raise UserError(f"model.kind is cellular or cellfree, not '{kind}'.")
+
 
 __all__ = [
     "CellFree",
@@ -66,12 +91,13 @@ __all__ = [
     "conjugate_gradient",
     "fractional_power",
     "gram",
+    "learned",
     "mrt",
     "power_from_logits",
     "regularised_zero_forcing",
     "structured_precoder",
     "water_filling",
     "wmmse",
-    "wmmse_iterates",
+    "wmmse_path",
     "zero_forcing",
 ]

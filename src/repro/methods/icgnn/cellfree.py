@@ -146,9 +146,9 @@ class ClassicalPower(nn.Module):
         UserError: an unknown kind or a number out of range.
     """
 
-    def __init__(
-        self, kind: str, exponent: float = 0.5, steps: int = 300, lr: float = 0.1
-    ) -> None:
+    problem = CellFree  # what it is called with
+
+    def __init__(self, kind: str, exponent: float = 0.5, steps: int = 300, lr: float = 0.1) -> None:
         super().__init__()
         kinds = ("fractional", "ascent", "max_min")
         if kind not in kinds:

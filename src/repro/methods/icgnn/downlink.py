@@ -7,6 +7,7 @@ user, M antennas of the base station, S = K d streams in the order of the users,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class Downlink(NamedTuple):
         Returns:
             (B, K), bits per second and hertz.
         """
-        B, K, N, _ = self.H.shape
+        N = self.H.shape[-2]
         heard = _heard(self.H, W)  # (B, K, N, K, d)
         own = torch.diagonal(heard, dim1=1, dim2=3).permute(0, 3, 1, 2)  # (B, K, N, d)
         noise = 1 / self.snr
@@ -186,30 +187,48 @@ def water_filling(gain: Tensor) -> Tensor:
     return torch.zeros_like(gain).scatter(-1, order, sorted_power)
 
 
-def wmmse_iterates(
-    H: Tensor, snr: Tensor, W: Tensor, weights: Tensor | None = None
+def wmmse_path(
+    H: Tensor, snr: Tensor, reduced: bool = True, start: str = "rzf"
 ) -> Iterator[Tensor]:
     """The precoders of WMMSE (Shi et al. 2011), one an iteration, without end.
 
     In the form in which noise scales with power, so that the constraint holds by scaling: receivers
     U_k = (Σ_j H_k W_j W_jᴴ H_kᴴ + ‖W‖²σ²/P I)⁻¹ H_k W_k, weights Ω_k = (I − U_kᴴ H_k W_k)⁻¹,
     W = (Σ H_kᴴ U_k Ω_k U_kᴴ H_k + Σ tr(Ω_k U_kᴴ U_k) σ²/P I)⁻¹ [H_kᴴ U_k Ω_k], scaled to power P.
-    The sum rate never falls.
+    The sum rate never falls; where it ends is a local optimum.
 
     Args:
         H: (B, K, N, M).
         snr: (B,).
-        W: (B, M, S), where to start.
-        weights: (K,) weights of the users' rates, or None.
+        reduced: first rotate the antennas so that only as many as there are receiving antennas
+            matter (Hᴴ = QR): the same iterates, since the precoders stay in the span of the
+            channels, but matrices of size KN instead of M (as R-WMMSE, Zhao et al. 2023).
+        start: ``mrt`` or ``rzf``.
 
     Yields:
         (B, M, S) with ‖W‖² = 1.
+
+    Raises:
+        UserError: an unknown start.
     """
+    starts = {"mrt": mrt, "rzf": regularised_zero_forcing}
+    if start not in starts:
+        raise UserError(f"model.start is mrt or rzf, not '{start}'.{did_you_mean(start, starts)}")
+    B, K, N, M = H.shape
+    W = starts[start](Downlink(H, snr, H).streams(), snr)
+    if reduced and M > K * N:
+        Q, R = torch.linalg.qr(H.flatten(1, 2).mH)
+        rotated = _wmmse_iterates(R.mH.reshape(B, K, N, K * N), snr, Q.mH @ W)
+        yield from (Q @ small for small in rotated)
+    else:
+        yield from _wmmse_iterates(H, snr, W)
+
+
+def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
     B, K, N, M = H.shape
     d = W.shape[-1] // K
     eye_N, eye_d, eye_M = (torch.eye(n, dtype=H.dtype, device=H.device) for n in (N, d, M))
     noise = (1 / snr)[:, None, None]
-    W = _unit_power(W)
     while True:
         heard = _heard(H, W)
         own = torch.diagonal(heard, dim1=1, dim2=3).permute(0, 3, 1, 2)
@@ -217,57 +236,20 @@ def wmmse_iterates(
         covariance = flat @ flat.mH + noise[:, None] * eye_N
         U = _times(_inverse(covariance), own)  # (B, K, N, d)
         Omega = _inverse(eye_d - _times(U.mH, own))
-        if weights is not None:
-            Omega = Omega * weights[:, None, None]
         back = _times(H.mH, U)  # (B, K, M, d)
-        weighted = _times(back, Omega)
         left = back.transpose(1, 2).reshape(B, M, K * d)
-        right = weighted.transpose(1, 2).reshape(B, M, K * d)
+        right = _times(back, Omega).transpose(1, 2).reshape(B, M, K * d)
         regulariser = (_times(U, Omega) * U.conj()).real.sum((1, 2, 3))[:, None, None] * noise
-        W = _unit_power(torch.linalg.solve(right @ left.mH + regulariser * eye_M, right))
+        W = torch.linalg.solve(right @ left.mH + regulariser * eye_M, right)
+        W = W * _square(W).sum((-2, -1), keepdim=True).rsqrt()
         yield W
 
 
 def wmmse(
-    H: Tensor,
-    snr: Tensor,
-    iterations: int = 60,
-    reduced: bool = True,
-    start: str = "mrt",
-    known_streams: Tensor | None = None,
+    H: Tensor, snr: Tensor, iterations: int = 60, reduced: bool = True, start: str = "rzf"
 ) -> Tensor:
-    """Sum-rate maximisation by WMMSE, to a local optimum.
-
-    Args:
-        H: (B, K, N, M).
-        snr: (B,).
-        iterations: how many.
-        reduced: first rotate the antennas so that only as many as there are receiving antennas
-            matter (Hᴴ = QR): the same iterates, since an optimal precoder lies in the span of the
-            channels, but matrices of size KN instead of M (as R-WMMSE, Zhao et al. 2023).
-        start: ``mrt`` or ``rzf``.
-        known_streams: (B, S, M) channels of the streams to start with, computed when None.
-
-    Returns:
-        (B, M, S).
-
-    Raises:
-        UserError: an unknown start.
-    """
-    starts = {"mrt": mrt, "rzf": regularised_zero_forcing}
-    if start not in starts:
-        raise UserError(f"wmmse starts from mrt or rzf, not '{start}'.{did_you_mean(start, starts)}")
-    B, K, N, M = H.shape
-    streams = Downlink(H, snr, H).streams() if known_streams is None else known_streams
-    W = starts[start](streams, snr)
-    Q = None
-    if reduced and K * N < M:
-        Q, R = torch.linalg.qr(H.flatten(1, 2).mH)
-        H, W = R.mH.reshape(B, K, N, K * N), Q.mH @ W
-    iterates = wmmse_iterates(H, snr, W)
-    for _ in range(iterations):
-        W = next(iterates)
-    return W if Q is None else Q @ W
+    """The precoder (B, M, S) after so many iterations of `wmmse_path`."""
+    return next(itertools.islice(wmmse_path(H, snr, reduced, start), iterations - 1, None))
 
 
 class ClassicalPrecoder(nn.Module):
@@ -287,6 +269,8 @@ class ClassicalPrecoder(nn.Module):
         UserError: an unknown kind, or a number out of range.
     """
 
+    problem = Downlink  # what it is called with
+
     def __init__(
         self,
         kind: str,
@@ -296,7 +280,7 @@ class ClassicalPrecoder(nn.Module):
         waterfilling: bool = True,
         iterations: int = 60,
         reduced: bool = True,
-        start: str = "mrt",
+        start: str = "rzf",
     ) -> None:
         super().__init__()
         kinds = ("mrt", "zf", "rzf", "wmmse")
@@ -341,10 +325,6 @@ def _heard(H: Tensor, W: Tensor) -> Tensor:
 def _equal(H: Tensor) -> Tensor:
     B, S, _ = H.shape
     return torch.full((B, S), 1 / S, dtype=H.real.dtype, device=H.device)
-
-
-def _unit_power(W: Tensor) -> Tensor:
-    return W * _square(W).sum((-2, -1), keepdim=True).rsqrt()
 
 
 def _square(x: Tensor) -> Tensor:

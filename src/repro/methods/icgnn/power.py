@@ -25,6 +25,8 @@ class LearnedPower(nn.Module):
         zero_init_head: start at fractional power.
     """
 
+    problem = CellFree  # what it is called with
+
     def __init__(
         self, width: int = 32, layers: int = 3, carry: bool = True, zero_init_head: bool = True
     ) -> None:
@@ -49,7 +51,7 @@ class LearnedPower(nn.Module):
 
 
 def features(network: CellFree) -> Tensor:
-    """(log10 β/4, m, N/4, log10 of the share of β in the user's sum /4) of each link: (B, L, K, 4)."""
+    """Inputs of the links, (B, L, K, 4): log10 β/4, m, N/4, log10(β over the user's sum)/4."""
     beta = network.beta
     return torch.stack(
         [

@@ -12,6 +12,9 @@ With a head that starts at zero, all λ and p are P/S: training starts at regula
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +36,8 @@ class LearnedPrecoder(nn.Module):
         carry: see `InformationCarryingGNN`; likewise
         zero_init_head: start as regularised zero forcing.
     """
+
+    problem = Downlink  # what it is called with
 
     def __init__(
         self,
@@ -97,19 +102,21 @@ class FixedSizePrecoder(nn.Module):
         hidden: widths of the hidden layers.
     """
 
+    problem = Downlink  # what it is called with
+
     def __init__(
         self,
         users: int,
         cg_steps: int | None = 8,
         jacobi: bool = True,
-        hidden: tuple[int, ...] = (256, 256),
+        hidden: Sequence[int] = (256, 256),
     ) -> None:
         super().__init__()
         check_cg_steps(cg_steps)
         self.users, self.cg_steps, self.jacobi = users, cg_steps, jacobi
         sizes = [users * NODE_FEATURES + users**2 * EDGE_FEATURES, *hidden]
         parts: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             parts += [nn.Linear(before, after), nn.ReLU()]
         head = nn.Linear(sizes[-1], 2 * users)
         nn.init.zeros_(head.weight)
