@@ -27,7 +27,7 @@ from repro.operations import count_operations
 from repro.training import Supervised
 
 Decision = Tensor  # a precoder (B, M, S), or powers (B, L, K)
-TIMED_PASSES = 7
+TIMED_PASSES = 5
 
 
 class Transmission(Supervised):

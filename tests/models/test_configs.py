@@ -21,8 +21,10 @@ LAYERS = {  # weight layers by name of the config
     "mobilenet": 28,
     "small_cnn": 4,
 }
-# Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.
+# Built by the tests of the rooms that feed them: they read stories, symbols or radio channels, or are
+# many at once.
 ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu"}
+ELSEWHERE |= {"icgnn", "classical_precoder", "classical_power", "mlp_precoder"}
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}
 NAMES = sorted(FOUND - ELSEWHERE)
 

@@ -94,9 +94,9 @@ def power_from_logits(network: CellFree, logits: Tensor, volume: Tensor) -> Tens
 def ascend_power(
     network: CellFree,
     objective: Literal["sum", "min"] = "sum",
-    steps: int = 300,
-    lr: float = 0.1,
-    sharpness: float = 10.0,
+    steps: int = 150,
+    lr: float = 0.2,
+    sharpness: float = 50.0,
 ) -> Tensor:
     """Optimises every network on its own by Adam on the logits of `power_from_logits`.
 
@@ -148,7 +148,7 @@ class ClassicalPower(nn.Module):
 
     problem = CellFree  # what it is called with
 
-    def __init__(self, kind: str, exponent: float = 0.5, steps: int = 300, lr: float = 0.1) -> None:
+    def __init__(self, kind: str, exponent: float = 0.5, steps: int = 150, lr: float = 0.2) -> None:
         super().__init__()
         kinds = ("fractional", "ascent", "max_min")
         if kind not in kinds:

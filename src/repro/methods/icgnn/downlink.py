@@ -8,6 +8,7 @@ user, M antennas of the base station, S = K d streams in the order of the users,
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ class Downlink(NamedTuple):
             return torch.log2(1 + signal / (power.sum(-1) - signal + noise[:, None]))
         flat = heard.flatten(-2)
         total = flat @ flat.mH + noise[:, None, None, None] * torch.eye(N, device=W.device)
-        return (_logdet(total) - _logdet(total - own @ own.mH)) / torch.log(torch.tensor(2.0))
+        return (_logdet(total) - _logdet(total - own @ own.mH)) / math.log(2)
 
 
 def gram(H: Tensor) -> Tensor:
