@@ -15,7 +15,11 @@ def test_products_of_matrices_real_and_complex():
 
 def test_a_perceptron_and_elementwise_products():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    assert count_operations(net, torch.ones(10, 4)).multiplications == 10 * (4 * 8 + 8 * 2)
+    by_hand = 10 * (4 * 8 + 8 * 2)
+    assert count_operations(net, torch.ones(10, 4)).multiplications == by_hand
+    assert count_operations(net, torch.ones(2, 5, 4)).multiplications == by_hand
+    with torch.inference_mode():
+        assert count_operations(net, torch.ones(2, 5, 4)).multiplications == by_hand
     assert count_operations(lambda x: x * x / 2 + x, torch.ones(7)).multiplications == 14
 
 

@@ -1,4 +1,4 @@
-"""The study's pictures: spectral efficiency over sizes, over conjugate-gradient steps, over cost."""
+"""The study's pictures: spectral efficiency over sizes, conjugate-gradient steps and cost."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ def _cost(runs: Runs, title: str) -> Figure | None:
         if _kind(each) != "cellular" or not all(name in each[0] for name in wanted):
             continue
         cost, part = (float(np.mean([summary[name] for summary in each])) for name in wanted)
-        axes.plot(cost, part, "o" if "icgnn" in arm else "s", color="C0" if "icgnn" in arm else "C1")
+        marker, colour = ("o", "C0") if "icgnn" in arm else ("s", "C1")
+        axes.plot(cost, part, marker, color=colour)
         axes.annotate(arm, (cost, part), textcoords="offset points", xytext=(4, 4), fontsize=7)
     if not axes.lines:
         return None

@@ -34,6 +34,12 @@ class CountOperations(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operation and counts it."""
+        if torch.is_inference_mode_enabled():
+            # There, operations that consist of others arrive whole.
+            with self:
+                result = func.decompose(*args, **(kwargs or {}))
+            if result is not NotImplemented:
+                return result
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_")
         tensors = [arg for arg in args if isinstance(arg, Tensor)]

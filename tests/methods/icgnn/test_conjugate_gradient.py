@@ -42,9 +42,7 @@ def test_every_iterate_is_that_of_scipy(steps):
     theirs, _ = cg(
         A[0].numpy(), b[0, :, 0].numpy(), maxiter=steps, rtol=0, atol=0, M=np.diag(1 / scale)
     )
-    np.testing.assert_allclose(
-        conjugate_gradient(A, b, steps)[0, :, 0].numpy(), theirs, rtol=1e-8
-    )
+    np.testing.assert_allclose(conjugate_gradient(A, b, steps)[0, :, 0].numpy(), theirs, rtol=1e-8)
 
 
 def test_the_error_falls_in_the_norm_of_the_matrix():

@@ -212,17 +212,23 @@ def wmmse_path(
     Raises:
         UserError: an unknown start.
     """
+    Q, small = _wmmse_reduced(H, snr, reduced, start)
+    yield from (W if Q is None else Q @ W for W in small)
+
+
+def _wmmse_reduced(
+    H: Tensor, snr: Tensor, reduced: bool, start: str
+) -> tuple[Tensor | None, Iterator[Tensor]]:
+    """The iterates on rotated antennas, and the Q that rotates them back."""
     starts = {"mrt": mrt, "rzf": regularised_zero_forcing}
     if start not in starts:
         raise UserError(f"model.start is mrt or rzf, not '{start}'.{did_you_mean(start, starts)}")
     B, K, N, M = H.shape
     W = starts[start](Downlink(H, snr, H).streams(), snr)
-    if reduced and M > K * N:
-        Q, R = torch.linalg.qr(H.flatten(1, 2).mH)
-        rotated = _wmmse_iterates(R.mH.reshape(B, K, N, K * N), snr, Q.mH @ W)
-        yield from (Q @ small for small in rotated)
-    else:
-        yield from _wmmse_iterates(H, snr, W)
+    if not reduced or M <= K * N:
+        return None, _wmmse_iterates(H, snr, W)
+    Q, R = torch.linalg.qr(H.flatten(1, 2).mH)
+    return Q, _wmmse_iterates(R.mH.reshape(B, K, N, K * N), snr, Q.mH @ W)
 
 
 def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
@@ -250,7 +256,9 @@ def wmmse(
     H: Tensor, snr: Tensor, iterations: int = 60, reduced: bool = True, start: str = "rzf"
 ) -> Tensor:
     """The precoder (B, M, S) after so many iterations of `wmmse_path`."""
-    return next(itertools.islice(wmmse_path(H, snr, reduced, start), iterations - 1, None))
+    Q, small = _wmmse_reduced(H, snr, reduced, start)
+    W = next(itertools.islice(small, iterations - 1, None))
+    return W if Q is None else Q @ W
 
 
 class ClassicalPrecoder(nn.Module):
