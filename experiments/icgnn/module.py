@@ -91,7 +91,7 @@ class Transmission(Supervised):
     def setup(self, stage: str) -> None:
         """Checks that model and data belong together."""
         known = [cell.name for cell in self.data.test_cells]
-        for name in self.timed.get(self.data.name, ()):
+        for name in self.timed.get(str(self.data.name), ()):
             if name not in known:
                 raise UserError(
                     f"module.timed.{self.data.name} names {name}, which is not tested; "
@@ -152,9 +152,9 @@ class Transmission(Supervised):
             self._note("test/iterations_to_match", cell, matched)
             rivals["_equal_se"] = matched
             for steps in self.cg_steps if hasattr(self.model, "cg_steps") else ():
-                trained, self.model.cg_steps = self.model.cg_steps, steps
-                part = _sum_rate(batch, self.model(batch)) / best
-                self.model.cg_steps = trained
+                model: Any = copy.copy(self.model)
+                model.cg_steps = steps
+                part = _sum_rate(batch, model(batch)) / best
                 self._note(f"test/relative_se_at/{steps}", cell, part)
         else:
             self._note("test/points_per_user", cell, float(batch.mask.float().sum(1).mean()))
@@ -165,7 +165,7 @@ class Transmission(Supervised):
         for name, count in rivals.items():
             counted = first + (count - 1) * (second - first)
             self._note(f"test/savings{name}", cell, counted / max(1, cost.multiplications))
-        if cell in self.timed.get(self.data.name, ()):
+        if cell in self.timed.get(str(self.data.name), ()):
             runs: dict[str, Callable[[Any], Any]] = {"own": self.model}
             for name, count in rivals.items():
                 runs[name] = functools.partial(self._run_reference, iterations=count)
@@ -231,24 +231,21 @@ class Transmission(Supervised):
         if not self.is_learned:
             return 0.0
         model = copy.deepcopy(self.model).double()
-        few = _double(type(batch)(*(part[:COUNTED] for part in batch)))
         generator = torch.Generator().manual_seed(0)
+        few = _double(type(batch)(*(part[:COUNTED] for part in batch)))
+        # Users and antennas in a cell; access points and users without cells.
+        sizes = few[0].shape[1], few[0].shape[-1]
+        rows, columns = (torch.randperm(n, generator=generator) for n in sizes)
         if isinstance(few, Downlink):
-            K, N, M = few.H.shape[1:]
-            users, antennas = (torch.randperm(n, generator=generator) for n in (K, M))
-            moved = Downlink(
-                few.H[:, users][..., antennas], few.snr, few.known[:, users][..., antennas]
-            )
-            straight = model(few).unflatten(-1, (K, N))[:, antennas][:, :, users].flatten(-2)
+            N = few.H.shape[2]
+            H, known = (each[:, rows][..., columns] for each in (few.H, few.known))
+            moved: Any = Downlink(H, few.snr, known)
+            straight = model(few).unflatten(-1, (-1, N))[:, columns][:, :, rows].flatten(-2)
         else:
-            L, K = few.beta.shape[1:]
-            points, users = (torch.randperm(n, generator=generator) for n in (L, K))
-            moved = CellFree(
-                few.beta[:, points][..., users], few.mask[:, points][..., users],
-                few.antennas[:, points], few.limit[:, points],
-                few.pilot_energy, few.pilots[:, users],
-            )  # fmt: skip
-            straight = model(few)[:, points][..., users]
+            beta, mask = (each[:, rows][..., columns] for each in (few.beta, few.mask))
+            antennas, limit = few.antennas[:, rows], few.limit[:, rows]
+            moved = CellFree(beta, mask, antennas, limit, few.pilot_energy, few.pilots[:, columns])
+            straight = model(few)[:, rows][..., columns]
         return float((model(moved) - straight).abs().max() / straight.abs().max())
 
 

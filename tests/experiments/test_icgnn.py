@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,20 +14,28 @@ from repro.claims.verdicts import Verdict
 from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
+from repro.engine.plan import Plan, plan_study
 from repro.engine.runs import Run, Status
 from repro.engine.study import Study
+from repro.methods.icgnn import CellFree, Downlink
 
 PAPER = load_paper("icgnn")
 SMALL = ["paper=icgnn", "scale=smoke", "n_jobs=1"]
-# What is tested here for the whole way through the engine; all other arms are composed and built.
-LIGHT = "arm=[rzf_cg8,wmmse,icgnn_cg8,mlp_fixed,max_min,icgnn_power]"
+# What goes the whole way through the engine here; the other arms are composed and built.
+LIGHT = ("rzf_cg8", "wmmse", "icgnn_cg8", "mlp_fixed", "max_min", "icgnn_power")
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def plan() -> Plan:
+    """All arms at scale=smoke."""
+    return plan_study([*SMALL, "seed=0"])
+
+
+@pytest.fixture(scope="module")
+def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One run of every kind at scale=smoke, for all tests here."""
-    made = Study.create(plan_study([*SMALL, LIGHT, "seed=0"]), tmp_path_factory.mktemp("outputs"))
+    light = replace(plan, runs=[run for run in plan.runs if run.arm in LIGHT])
+    made = Study.create(light, tmp_path_factory.mktemp("outputs"))
     made.run()
     return made
 
@@ -76,19 +85,16 @@ def test_a_perceptron_is_tested_at_its_own_size_alone(study: Study) -> None:
     assert found["test/permutation_error"] > 1e-6
 
 
-@pytest.mark.parametrize("scale", ["smoke", "mini", "full"])
-def test_every_arm_composes_and_builds(scale: str) -> None:
-    plan = plan_study(["paper=icgnn", f"scale={scale}", "seed=0"])
-    assert {run.arm for run in plan.runs} == set(PAPER.arms)
-    for run in plan.runs:
-        module = build_module(run.config)
-        assert module.model.problem.__name__.lower().startswith(
-            "downlink" if run.config.dataset.kind == "cellular" else "cellfree"
-        )
-    if scale == "full":
-        assert plan.runs[0].config.dataset.cellular.antennas == 128
-        (wide,) = (run for run in plan.runs if run.arm == "icgnn_power")
-        assert wide.config.model.width == 64
+def test_every_arm_composes_and_builds(plan: Plan) -> None:
+    full = plan_study(["paper=icgnn", "scale=full", "seed=0"])
+    for each in (plan, full):
+        assert {run.arm for run in each.runs} == set(PAPER.arms)
+        for run in each.runs:
+            problem = build_module(run.config).model.problem
+            assert problem is {"cellular": Downlink, "cellfree": CellFree}[run.config.dataset.kind]
+    configs = {run.arm: run.config for run in full.runs}
+    assert configs["rzf"].dataset.cellular.antennas == 128
+    assert configs["icgnn_power"].model.width == configs["icgnn_cg4"].model.width == 64
 
 
 @pytest.mark.parametrize("arm", ["icgnn_cg8", "icgnn_power"])
