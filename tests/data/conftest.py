@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -32,14 +33,11 @@ def real_root() -> Path | None:
 
 def build_dataset(name: str, root: Path | None = None, /, **overrides: Any) -> Any:
     """What a config of conf/dataset builds, with some of its knobs set otherwise."""
-    config = OmegaConf.create(
-        {
-            "seed": 0,
-            "data": {"root": None if root is None else str(root)},
-            "dataset": OmegaConf.load(REPOSITORY / "conf" / "dataset" / f"{name}.yaml"),
-        }
-    )
-    OmegaConf.set_struct(config.dataset, True)  # a misspelt knob must not pass
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
+        config = compose(f"dataset/{name}")
+    OmegaConf.set_struct(config, False)
+    config.merge_with({"seed": 0, "data": {"root": None if root is None else str(root)}})
+    OmegaConf.set_struct(config, True)  # a misspelt knob must not pass
     config.dataset.merge_with(overrides)
     try:
         return instantiate(config.dataset)

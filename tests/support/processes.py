@@ -14,15 +14,27 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 TIMEOUT = 180  # of a machine that does other things too
+# Importing torch and Lightning takes seconds: the server does it once for all its forks.
+PRELOADED = [
+    "matplotlib.backends.backend_agg",
+    "optuna",
+    "repro.claims.verdicts",
+    "repro.cli.workflow",
+    "repro.data",
+    "repro.engine.execute",
+    "repro.engine.search.loop",
+    "repro.methods",
+    "repro.models",
+    "repro.training",
+    "sklearn.datasets",
+    "sklearn.metrics",
+]
 
 
 @functools.cache
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    # Importing torch and Lightning takes seconds: the server does it once for all its forks.
-    context.set_forkserver_preload(
-        ["lightning.pytorch", "hydra", "sklearn.datasets", "torchmetrics", "repro.cli.main"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 

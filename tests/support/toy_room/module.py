@@ -101,11 +101,11 @@ class ToyTraining(Supervised):
     def _maybe(self, event: dict[str, str], name: str) -> None:
         if event.get("at") != name or event.get("arm", self.arm) != self.arm:
             return
-        once = Path(event["once"]) if "once" in event else None
-        if once is not None:
-            if once.exists():
+        if "once" in event:
+            try:
+                Path(event["once"]).touch(exist_ok=False)  # one of two runs at once wins
+            except FileExistsError:
                 return
-            once.touch()
         if event["what"] == "error":
             raise ValueError("something broke\nin two lines")
         if event["what"] == "infinite weights":
@@ -113,7 +113,9 @@ class ToyTraining(Supervised):
                 next(self.model.parameters()).fill_(math.inf)
             return
         if event["what"] == "requeue":
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            # The array's own number may be a task's SLURM_JOB_ID too: that would requeue all tasks.
+            task = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format_map(os.environ)
+            subprocess.run(["scontrol", "requeue", task], check=True)
             time.sleep(3)  # Slurm's signal must not find the run already finished
             return
         if event["what"] == "user error":
