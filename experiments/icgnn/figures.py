@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -27,19 +28,22 @@ SKIPPED_SIZES = ("mrt", "rzf_cg4", "icgnn_forgetful", "icgnn_unscaled")  # too m
 def figures(study: Study) -> dict[str, Figure]:
     """Draws the pictures that the finished runs allow."""
     runs: Runs = {}
+    seen: set[str] = set()
     for run in study.runs:
         if summary := run.summary():
             runs.setdefault(run.record()["arm"], []).append(summary)
+            dataset = run.config().dataset
+            seen |= set(dataset[dataset.kind].seen)
     title = f"{study.paper.slug}, scale={study.scale}"
     drawn = {
-        "sizes": _sizes(runs, title),
+        "sizes": _sizes(runs, seen, title),
         "steps": _steps(runs, title),
         "cost": _cost(runs, title),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _sizes(runs: Runs, title: str) -> Figure | None:
+def _sizes(runs: Runs, seen: set[str], title: str) -> Figure | None:
     """Part of the reference's spectral efficiency at every size, in a cell and without cells."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     panels = figure.subplots(1, 2, width_ratios=[2, 1])
@@ -47,7 +51,7 @@ def _sizes(runs: Runs, title: str) -> Figure | None:
     for axes, kind in zip(panels, ("cellular", "cellfree"), strict=True):
         arms = {arm: each for arm, each in runs.items() if _kind(each) == kind}
         arms = {arm: each for arm, each in arms.items() if arm not in SKIPPED_SIZES}
-        cells = list(dict.fromkeys(c for each in arms.values() for c in _cells(each[0])))
+        cells = sorted({c for each in arms.values() for c in _cells(each[0])}, key=_in_numbers)
         for index, (arm, each) in enumerate(arms.items()):
             values = np.array([[s.get(f"{PART}/{c}", np.nan) for c in cells] for s in each])
             found = True
@@ -55,7 +59,8 @@ def _sizes(runs: Runs, title: str) -> Figure | None:
             axes.errorbar(
                 place, values.mean(0), _reach(values), fmt="o" if "icgnn" in arm else "_", label=arm
             )
-        axes.set_xticks(range(len(cells)), cells, rotation=40, ha="right", fontsize=8)
+        labels = [cell if _size(cell, seen) else f"{cell}*" for cell in cells]
+        axes.set_xticks(range(len(cells)), labels, rotation=40, ha="right", fontsize=8)
         axes.axhline(1, color="grey", lw=0.8)
         axes.grid(alpha=0.3)
         if arms:
@@ -64,7 +69,7 @@ def _sizes(runs: Runs, title: str) -> Figure | None:
         return None
     panels[0].set(title="In a cell: users x antennas", ylabel="spectral efficiency / WMMSE's")
     panels[1].set(title="Without cells: access points x users", ylabel="… / gradient ascent's")
-    figure.suptitle(f"{title}: mean and range over seeds")
+    figure.suptitle(f"{title}: mean and range over seeds; * not seen in training")
     return figure
 
 
@@ -99,16 +104,15 @@ def _steps(runs: Runs, title: str) -> Figure | None:
 
 def _cost(runs: Runs, title: str) -> Figure | None:
     """Part of WMMSE's spectral efficiency against multiplications, at the seen sizes."""
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.subplots()
     wanted = ("test/multiplications/seen", f"{PART}/seen")
     for arm, each in runs.items():
         if _kind(each) != "cellular" or not all(name in each[0] for name in wanted):
             continue
         cost, part = (float(np.mean([summary[name] for summary in each])) for name in wanted)
-        marker, colour = ("o", "C0") if "icgnn" in arm else ("s", "C1")
-        axes.plot(cost, part, marker, color=colour)
-        axes.annotate(arm, (cost, part), textcoords="offset points", xytext=(4, 4), fontsize=7)
+        marker = "o" if "icgnn" in arm else "s"
+        axes.plot(cost, part, marker, color=colormaps["tab20"](len(axes.lines)), label=arm)
     if not axes.lines:
         return None
     axes.set(
@@ -118,6 +122,7 @@ def _cost(runs: Runs, title: str) -> Figure | None:
         title=f"{title}: seen sizes",
     )
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
@@ -129,6 +134,16 @@ def _kind(summaries: list[dict[str, float]]) -> str:
 def _cells(summary: dict[str, Any]) -> list[str]:
     names = [name.removeprefix(f"{PART}/") for name in summary if name.startswith(f"{PART}/")]
     return [name for name in names if name not in ("seen", "unseen")]
+
+
+def _size(cell: str, sizes: set[str]) -> bool:
+    """Whether a cell, named like ``8x16_10dB`` or ``24x8_antennas8``, has one of the sizes."""
+    return cell in sizes or re.sub(r"_[-.\d]+dB$", "", cell) in sizes
+
+
+def _in_numbers(cell: str) -> list[float]:
+    """Sorts by the numbers in a name rather than by its letters."""
+    return [float(number) for number in re.findall(r"[\d.]+", cell)]
 
 
 def _reach(values: np.ndarray) -> np.ndarray:
