@@ -169,6 +169,17 @@ def test_every_parameter_is_trained_and_gradients_are_finite():
             assert parameter.grad.abs().max() > 0, name
 
 
+def test_a_user_that_is_given_up_leaves_gradients_finite():
+    """In single precision the softmax of a hopeless user becomes zero, where a root has none."""
+    H = torch.randn(2, 3, 4, dtype=torch.complex64)
+    logits = torch.tensor([[0.0, 0.0, -200.0]]).expand(2, 3).clone().requires_grad_()
+    share = logits.softmax(-1)
+    W = icgnn.structured_precoder(H, torch.full((2,), 100.0), share, share, cg_steps=2)
+    Downlink.of(H, 100.0).rates(W).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert W[..., 2].abs().max() == 0
+
+
 def test_the_ablation_forgets():
     full = InformationCarryingGNN(2, 2, 3)
     forgetful = InformationCarryingGNN(2, 2, 3, carry=False)

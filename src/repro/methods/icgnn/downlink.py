@@ -111,7 +111,7 @@ def structured_precoder(
         (B, M, S) with ‖w_k‖² = p_k.
     """
     G = gram(H) if G is None else G
-    root = priority.sqrt().unsqueeze(-1)
+    root = _root(priority).unsqueeze(-1)
     eye = torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
     A = (root * root.mT) * G + eye / snr[:, None, None]
     if cg_steps is None:
@@ -124,7 +124,7 @@ def structured_precoder(
 def with_powers(V: Tensor, power: Tensor) -> Tensor:
     """Scales the columns of (B, M, S) to squared norms (B, S); a column of zeros stays one."""
     norm = _square(V).sum(-2).clamp(min=torch.finfo(power.dtype).tiny).rsqrt()
-    return V * (power.sqrt() * norm).unsqueeze(-2)
+    return V * (_root(power) * norm).unsqueeze(-2)
 
 
 def mrt(H: Tensor, snr: Tensor) -> Tensor:
@@ -341,6 +341,11 @@ def _square(x: Tensor) -> Tensor:
     if not x.is_complex():
         return x.square()
     return torch.view_as_real(x.resolve_conj()).square().sum(-1)
+
+
+def _root(x: Tensor) -> Tensor:
+    """√x for x ≥ 0, with a gradient of zero at zero: a softmax may underflow to it."""
+    return x.clamp(min=1e-20).sqrt() * (x > 0)
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
