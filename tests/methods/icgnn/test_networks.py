@@ -169,15 +169,16 @@ def test_every_parameter_is_trained_and_gradients_are_finite():
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_user_that_is_given_up_leaves_gradients_finite():
-    """In single precision the softmax of a hopeless user becomes zero, where a root has none."""
+@pytest.mark.parametrize("logit", [-30.0, -60.0, -85.0, -200.0])
+def test_a_user_that_is_given_up_leaves_gradients_finite(logit):
+    """In single precision the softmax of a hopeless user becomes zero, or nearly so."""
     H = torch.randn(2, 3, 4, dtype=torch.complex64)
-    logits = torch.tensor([[0.0, 0.0, -200.0]]).expand(2, 3).clone().requires_grad_()
+    logits = torch.tensor([[0.0, 0.0, logit]]).expand(2, 3).clone().requires_grad_()
     share = logits.softmax(-1)
     W = icgnn.structured_precoder(H, torch.full((2,), 100.0), share, share, cg_steps=2)
     Downlink.of(H, 100.0).rates(W).sum().backward()
     assert logits.grad.isfinite().all()
-    assert W[..., 2].abs().max() == 0
+    assert W[..., 2].abs().max() < 1e-6
 
 
 def test_the_ablation_forgets():

@@ -95,8 +95,9 @@ def structured_precoder(
     """The optimal structure of a linear precoder (Björnson, Bengtsson and Ottersten 2014).
 
     w_k = √p_k v_k/‖v_k‖ with v_k = (σ²I + Σ_i λ_i h_i h_iᴴ)⁻¹ h_k. By the push-through identity the
-    directions are the columns of Hᴴ Λ^½ (Λ^½ G Λ^½ + σ²I)⁻¹ with the Gram matrix G = H Hᴴ, so that
-    no matrix of the size of the antennas occurs.
+    v_k are the columns of Hᴴ Λ^½ (Λ^½ G Λ^½ + σ²I)⁻¹ Λ^-½ with the Gram matrix G = H Hᴴ, so that no
+    matrix of the size of the antennas occurs. (Without the last factor the columns of users of
+    little priority vanish, and with them the precision of their norms' gradients.)
 
     Args:
         H: (B, S, M) channels of the streams.
@@ -111,14 +112,14 @@ def structured_precoder(
         (B, M, S) with ‖w_k‖² = p_k.
     """
     G = gram(H) if G is None else G
-    root = _root(priority).unsqueeze(-1)
+    root = priority.clamp(min=1e-20).sqrt().unsqueeze(-1)
     eye = torch.eye(H.shape[-2], dtype=H.dtype, device=H.device)
     A = (root * root.mT) * G + eye / snr[:, None, None]
     if cg_steps is None:
         mixed = torch.linalg.solve(A, eye.expand_as(A))
     else:
         mixed = conjugate_gradient(A, eye.expand_as(A), cg_steps, jacobi)
-    return with_powers(H.mH @ (root * mixed), power)
+    return with_powers(H.mH @ (root / root.mT * mixed), power)
 
 
 def with_powers(V: Tensor, power: Tensor) -> Tensor:
