@@ -90,7 +90,6 @@ class Transmission(Supervised):
 
     def setup(self, stage: str) -> None:
         """Checks that model and data belong together."""
-        self.problem = self.data.problem
         known = [cell.name for cell in self.data.test_cells]
         for name in self.timed.get(str(self.data.name), ()):
             if name not in known:
@@ -101,7 +100,6 @@ class Transmission(Supervised):
 
     def loss(self, batch: Any) -> Tensor:
         """Minus the mean spectral efficiency of a user."""
-        batch = self.problem(*batch)  # methods that split batches return plain tuples
         return -batch.rates(self.model(batch)).mean()
 
     def configure_optimizers(self) -> Any:
@@ -150,7 +148,7 @@ class Transmission(Supervised):
         self._note("test/solves", cell, sum(cost.solves.values()))
         self._note("test/multiplications", cell, cost.multiplications / len(few[0]))
         rivals = {"": self._iterations(batch)}
-        if self.problem is Downlink:
+        if self.data.problem is Downlink:
             self._note("test/iterations_to_match", cell, matched)
             rivals["_equal_se"] = matched
             for steps in self.cg_steps if hasattr(self.model, "cg_steps") else ():
