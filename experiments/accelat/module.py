@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from repro.experiments.accelat.pretraining import Start
 from torch import Tensor, nn
@@ -117,10 +118,9 @@ class AdversariallyTrained(Supervised):
             if self.start is not None:
                 self.start(self.model, data, device)
             self.model.to(device).eval()
+            torch.manual_seed(data.seed)  # a start that was kept draws less than one that is made
             if self.static is not None:
-                begun = time.perf_counter()
-                self._make_static(data, device)
-                self.seconds = time.perf_counter() - begun
+                self.seconds = self._make_static(data, device)
         if self.control_split == "test":
             data.splits["val"] = data.splits["test"]
 
@@ -150,25 +150,33 @@ class AdversariallyTrained(Supervised):
         self.history = list(checkpoint["clock"]["history"])
         self.seconds = checkpoint["clock"]["seconds"]
 
-    def _make_static(self, data: TensorData, device: torch.device) -> None:
-        """Puts adversarial inputs in the place of the training ones, and beside the others."""
+    def _make_static(self, data: TensorData, device: torch.device) -> float:
+        """Puts adversarial inputs in the place of the training ones, and beside the others.
+
+        Returns:
+            The seconds that making them took, whether now or for another arm.
+        """
         attack = self.static
         assert attack is not None
 
         def make() -> dict[str, Any]:
             model = self.model if self.static_sees == "logits" else softmax_of(self.model)
             size = self.static_chunk
-            return {
+            begun = time.perf_counter()
+            arrays: dict[str, Any] = {
                 name: in_chunks(attack, model, x, y, size, device).numpy()
                 for name, (x, y, *_) in data.splits.items()
                 if name in SPLIT_NAMES
             }
+            arrays["seconds"] = np.array(time.perf_counter() - begun)
+            return arrays
 
         made = make() if not self.static_cache else cached_arrays(self._static_key(data), make)
         for name in SPLIT_NAMES:
             x, y = data.splits[name][:2]
             adversarial = torch.from_numpy(made[name])
             data.splits[name] = (adversarial, y) if name == "train" else (x, y, adversarial)
+        return float(made["seconds"])
 
     def _static_key(self, data: TensorData) -> str:
         """Names the static examples by all that they depend on."""
@@ -177,7 +185,7 @@ class AdversariallyTrained(Supervised):
         words = (
             f"{digest(tensors)} {self.static} {self.static_sees} {self.static_chunk} {data.seed}"
         )
-        return f"static-{data.name}-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
+        return f"adversarial-{data.name}-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
 
     def _evaluate(self, batch: Batch) -> None:
         """Measures clean and adversarial examples (control), or everything (test)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.data.files import cached_arrays
 from repro.data.iterators import generator_for
-from repro.data.modules import TensorData
+from repro.data.modules import TensorData, digest
 from repro.errors import UserError
 
 
@@ -37,15 +39,22 @@ class RotationPretraining:
         lr: of Adam.
         batch_size: images in a batch, all four turns of each.
         split: the part of the data set that is looked at; ``train`` where it has no such part.
+        cache: keep the weights on disk, for the other arms of the same seed.
     """
 
     def __init__(
-        self, steps: int = 200, lr: float = 1e-3, batch_size: int = 64, split: str = "source"
+        self,
+        steps: int = 200,
+        lr: float = 1e-3,
+        batch_size: int = 64,
+        split: str = "source",
+        cache: bool = False,
     ) -> None:
         self.steps = steps
         self.lr = lr
         self.batch_size = batch_size
         self.split = split
+        self.cache = cache
 
     def __call__(self, model: nn.Module, data: TensorData, device: torch.device) -> None:
         """Trains every layer; afterwards the classifier is freshly drawn."""
@@ -55,10 +64,23 @@ class RotationPretraining:
                 "module.start rotates square images, which this data set has not:"
                 " set module.start=null, and module.frozen_norm=false."
             )
+
+        def make() -> dict[str, Any]:
+            self._train(model, x, data.seed, device)
+            return {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+
+        if self.cache:
+            made = cached_arrays(self._key(model, x, data.seed, device), make)
+            model.load_state_dict({name: torch.from_numpy(a) for name, a in made.items()})
+        else:
+            make()
+        model.to(device)
+
+    def _train(self, model: nn.Module, x: Tensor, seed: int, device: torch.device) -> None:
         classes = replace_head(model, 4)
         model.to(device).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
-        generator = generator_for(data.seed, 1)
+        generator = generator_for(seed, 1)
         for _ in range(self.steps):
             index = torch.randint(len(x), (self.batch_size,), generator=generator)
             turned, turns = quarter_turns(x[index].to(device))
@@ -67,7 +89,12 @@ class RotationPretraining:
             optimizer.step()
         optimizer.zero_grad()
         replace_head(model, classes)
-        model.to(device)
+
+    def _key(self, model: nn.Module, x: Tensor, seed: int, device: torch.device) -> str:
+        """Names the result by all that it depends on; the classifier is drawn by `seed` too."""
+        recipe = f"{self.steps} {self.lr} {self.batch_size} {seed} {device} {torch.__version__}"
+        words = f"{model!r} {recipe} {digest([x, *model.state_dict().values()])}"
+        return f"rotations-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
 
 
 class PublishedWeights:

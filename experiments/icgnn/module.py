@@ -101,7 +101,7 @@ class Transmission(Supervised):
 
     def loss(self, batch: Any) -> Tensor:
         """Minus the mean spectral efficiency of a user."""
-        batch = self.problem(*batch)  # methods that split batches return plain tuples
+        batch = self.model.problem(*batch)  # methods that split batches return plain tuples
         return -batch.rates(self.model(batch)).mean()
 
     def configure_optimizers(self) -> Any:

@@ -90,7 +90,8 @@ def test_training_costs_little_more_than_a_bare_loop(
     bare_loop(config, toy)
     steps = config.training.epochs * (1293 // config.dataset.batch_size)
     pairs = [
-        (through_the_engine(toy, typed, monkeypatch), bare_loop(config, toy)) for _ in range(REPEATS)
+        (through_the_engine(toy, typed, monkeypatch), bare_loop(config, toy))
+        for _ in range(REPEATS)
     ]
     medians = [statistics.median(engine[i] / bare[i] for engine, bare in pairs) for i in (0, 1)]
     # The fastest of each: whatever else the machine does only ever adds time.
