@@ -101,7 +101,8 @@ class Transmission(Supervised):
 
     def loss(self, batch: Any) -> Tensor:
         """Minus the mean spectral efficiency of a user."""
-        batch = self.model.problem(*batch)  # methods that split batches return plain tuples
+        problem: Any = self.model.problem
+        batch = problem(*batch)  # methods that split batches return plain tuples
         return -batch.rates(self.model(batch)).mean()
 
     def configure_optimizers(self) -> Any:
