@@ -14,7 +14,10 @@ from repro.data.wireless import (
 )
 from repro.errors import UserError
 
-SIZES = {"seen": {"3x6": {"users": 3, "antennas": 6}}, "unseen": {"4x9": {"users": 4, "antennas": 9}}}  # fmt: skip
+SIZES = {
+    "seen": {"3x6": {"users": 3, "antennas": 6}},
+    "unseen": {"4x9": {"users": 4, "antennas": 9}},
+}
 
 
 def cellular(**knobs):
@@ -136,7 +139,7 @@ def test_bad_knobs_are_refused(make, knobs, complaint):
 def test_bad_sizes_and_kinds_are_refused():
     with pytest.raises(UserError, match="only 2 at the base station"):
         cellular(unseen={"3x2": {"users": 3, "antennas": 2}}).cells()
-    with pytest.raises(UserError, match="dataset.coverage lies in"):
+    with pytest.raises(UserError, match=r"dataset\.coverage lies in"):
         next(iter(cellfree(coverage=0).train_dataloader()))
     data = cellular()
     assert scenario("cellular", cellular=data, task=None) is data

@@ -97,9 +97,9 @@ def test_zero_forcing_nulls_and_water_filling_beats_equal_powers():
 
 def test_water_filling_is_what_an_optimiser_finds():
     gains = torch.tensor([[3.0, 1.0, 0.2], [0.5, 0.4, 0.1]], dtype=torch.float64)
-    for gain, power in zip(gains, water_filling(gains), strict=True):
+    for g, power in zip(gains.numpy(), water_filling(gains), strict=True):
         found = minimize(
-            lambda p, g=gain.numpy(): -np.log1p(g * p).sum(),
+            lambda p, g=g: -np.log1p(g * p).sum(),
             np.full(3, 1 / 3),
             bounds=[(0, 1)] * 3,
             constraints={"type": "eq", "fun": lambda p: p.sum() - 1},
@@ -178,5 +178,5 @@ def test_streams_keep_the_gram_matrix_of_each_user():
 def test_bad_knobs_are_refused(knobs, complaint):
     with pytest.raises(UserError, match=complaint):
         ClassicalPrecoder(**knobs)
-    with pytest.raises(UserError, match="model.start"):
+    with pytest.raises(UserError, match=r"model\.start"):
         wmmse(draw(1, 2, 1, 3), snrs(1), start="zero")

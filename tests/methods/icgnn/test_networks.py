@@ -61,12 +61,9 @@ def test_a_layer_is_its_equation_node_by_node():
     layer = net.layers[0]
     expected = []
     for k in range(4):
-        messages = torch.stack(
-            [
-                F.relu(layer.message(F.relu(layer.from_node(x0[0, j]) + layer.from_edge(edges[0, k, j]))))
-                for j in range(4) if j != k
-            ]
-        )  # fmt: skip  # noqa: E501
+        sent = [layer.from_node(x0[0, j]) + layer.from_edge(edges[0, k, j]) for j in range(4)]
+        others = torch.stack(sent[:k] + sent[k + 1 :])
+        messages = F.relu(layer.message(F.relu(others)))
         heard = torch.cat([messages.mean(0), messages.amax(0)])
         state = layer.keep(x0[0, k]) + layer.hear[0](heard)
         expected.append(net.head(layer.update(F.relu(state))))
@@ -194,7 +191,7 @@ def test_the_ablation_forgets():
 def test_a_perceptron_refuses_other_sizes_and_nonsense_is_refused():
     with pytest.raises(UserError, match="built for 4 streams, not for 5"):
         FixedSizePrecoder(4)(cell())
-    with pytest.raises(UserError, match="model.width"):
+    with pytest.raises(UserError, match=r"model\.width"):
         LearnedPower(width=0)
-    with pytest.raises(UserError, match="model.kind"):
+    with pytest.raises(UserError, match=r"model\.kind"):
         icgnn.learned("radio")
