@@ -46,10 +46,10 @@ def enumerated_joint(tables: list[Tensor], G: Tensor) -> Tensor:
 
 
 def test_rewards_are_the_published_ones() -> None:
-    assert CoordinationGame(2).reward_S.tolist() == [3, 0, 0, 2]
-    assert CoordinationGame(3).reward_S.tolist() == [3, 0, 0, 1, 0, 1, 1, 2]
+    assert CoordinationGame(2).reward.tolist() == [3, 0, 0, 2]
+    assert CoordinationGame(3).reward.tolist() == [3, 0, 0, 1, 0, 1, 1, 2]
     five = CoordinationGame(5)
-    for bits, reward in zip(five.bits_Sn.tolist(), five.reward_S.tolist(), strict=True):
+    for bits, reward in zip(five.bits.tolist(), five.reward.tolist(), strict=True):
         ones = sum(bits)
         assert reward == (3 if ones <= 1 else 2 if ones >= 4 else 1 if ones == 3 else 0)
 
@@ -76,10 +76,10 @@ def test_known_values(n: int, best: float, second: float, uniform: float) -> Non
 
 def test_transitions_and_the_closed_form_of_a_constant_action() -> None:
     game = CoordinationGame(2, normalise_start=True)
-    torch.testing.assert_close(game.transition_AS.sum(1), torch.ones(4, dtype=torch.float64))
-    torch.testing.assert_close(game.transition_AS.diag(), torch.full((4,), 0.81).double())
+    torch.testing.assert_close(game.transition.sum(1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(game.transition.diag(), torch.full((4,), 0.81).double())
     assert game.optimum() == pytest.approx(1.25 + 19 * 2.45)
-    assert CoordinationGame(3).transition_AS[4, 0] == pytest.approx(0.1 * 0.9**2)  # agent 0 first
+    assert CoordinationGame(3).transition[4, 0] == pytest.approx(0.1 * 0.9**2)  # agent 0 first
 
 
 @pytest.mark.parametrize("graph", [*GRAPHS, "line_published"])
@@ -123,7 +123,7 @@ def test_value_is_the_bellman_fixed_point_and_occupancy_its_dual() -> None:
     V, d = game.value(joint), game.occupancy(joint)
     torch.testing.assert_close((joint * game.quality(V)).sum(-1), V)
     torch.testing.assert_close(d.sum(-1), torch.ones(2, dtype=torch.float64))
-    torch.testing.assert_close(d @ game.reward_S / (1 - game.gamma), game.objective(joint))
+    torch.testing.assert_close(d @ game.reward / (1 - game.gamma), game.objective(joint))
 
 
 def test_no_edges_is_independent_policy_gradient() -> None:
@@ -194,10 +194,10 @@ def test_play_climbs_to_a_nash_policy_and_the_complete_graph_to_the_optimum() ->
     torch.manual_seed(0)
     measured = {}
     for graph in ("none", "full"):
-        play = GradientPlay([2], graph, starts=20, updates=400)
-        optimizer = torch.optim.SGD(play.parameters(), lr=0.1)
+        play = GradientPlay([2], graph, starts=20, updates=200)
+        optimizer = torch.optim.SGD(play.parameters(), lr=0.2)
         before = play.poa()
-        play.advance(optimizer, 400)
+        play.advance(optimizer, 200)
         assert (play.poa() > before).all()
         assert (play.poa() <= 1 + 1e-9).all()
         assert (play.nash_gap() > -1e-9).all()

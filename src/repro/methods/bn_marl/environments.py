@@ -116,7 +116,7 @@ class Aloha(nn.Module):
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Sends, then lets messages arrive; only islands with a backlog can send."""
-        sends = actions * (state > 0)
+        sends = actions.float() * (state > 0)
         disturbed = sends @ self.near > 0
         paid = sends * torch.where(disturbed, -10.0, 0.1)
         state = state - sends * ~disturbed

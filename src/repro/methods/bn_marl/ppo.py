@@ -324,7 +324,7 @@ class BayesNetPPO(nn.Module):
         """Tables (R, S, A) of the stochastic and of the greedy policy, and densities (R,)."""
         game, R, K = self.world.game, self.replicas, self.eval_graphs
         S = A = game.states
-        bits = game.bits_Sn
+        bits = game.bits
         observations = self.world.observe(bits.float()).expand(R, S, -1, -1)
         many = observations.repeat_interleave(K, dim=1)
         G, _ = self.draw(many.flatten(2))

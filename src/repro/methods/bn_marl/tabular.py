@@ -41,10 +41,10 @@ class CoordinationGame(nn.Module):
         UserError: a knob is out of its range.
     """
 
-    bits_Sn: Tensor
-    reward_S: Tensor
-    transition_AS: Tensor
-    start_S: Tensor
+    bits: Tensor
+    reward: Tensor
+    transition: Tensor
+    start: Tensor
 
     def __init__(
         self,
@@ -71,15 +71,15 @@ class CoordinationGame(nn.Module):
         self.tolerance = TOLERANCES[agents] if tolerance is None else tolerance
         self.states = 2**agents
         place_n = 2 ** torch.arange(agents - 1, -1, -1)
-        bits_Sn = (torch.arange(self.states)[:, None] // place_n) % 2
+        bits = (torch.arange(self.states)[:, None] // place_n) % 2
         # T(s' | a): agreement of each bit of s' with the action behind it.
-        agree_ASn = bits_Sn[:, None] == bits_Sn[None]
+        agree_ASn = bits[:, None] == bits[None]
         weight = 1 / self.states if normalise_start else 1 / agents
         tables = {
-            "bits_Sn": bits_Sn,
-            "reward_S": coordination_reward(bits_Sn, self.tolerance).double(),
-            "transition_AS": (flip + (1 - 2 * flip) * agree_ASn.double()).prod(-1),
-            "start_S": torch.full((self.states,), weight, dtype=torch.float64),
+            "bits": bits,
+            "reward": coordination_reward(bits, self.tolerance).double(),
+            "transition": (flip + (1 - 2 * flip) * agree_ASn.double()).prod(-1),
+            "start": torch.full((self.states,), weight, dtype=torch.float64),
         }
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
@@ -87,29 +87,29 @@ class CoordinationGame(nn.Module):
 
     def value(self, joint: Tensor) -> Tensor:
         """V = (I − γ P_π)⁻¹ r of a joint policy (..., S, A); returns (..., S). Differentiable."""
-        P = joint @ self.transition_AS
+        P = joint @ self.transition
         system = torch.eye(self.states).to(P) - self.gamma * P
-        return torch.linalg.solve(system, self.reward_S.expand(P.shape[:-1]))
+        return torch.linalg.solve(system, self.reward.expand(P.shape[:-1]))
 
     def quality(self, value: Tensor) -> Tensor:
         """Q(s, a) = r(s) + γ Σ_s' T(s' | a) V(s'); (..., S) to (..., S, A)."""
-        following_A = value @ self.transition_AS.T
-        return self.reward_S[:, None] + self.gamma * following_A[..., None, :]
+        following_A = value @ self.transition.T
+        return self.reward[:, None] + self.gamma * following_A[..., None, :]
 
     def occupancy(self, joint: Tensor) -> Tensor:
         """D = (1−γ)(I − γ P_πᵀ)⁻¹ μ, the discounted state occupancy (..., S)."""
-        P = joint @ self.transition_AS
+        P = joint @ self.transition
         system = torch.eye(self.states).to(P) - self.gamma * P.mT
-        return (1 - self.gamma) * torch.linalg.solve(system, self.start_S.expand(P.shape[:-1]))
+        return (1 - self.gamma) * torch.linalg.solve(system, self.start.expand(P.shape[:-1]))
 
     def objective(self, joint: Tensor) -> Tensor:
         """J = μᵀ V of joint policies (..., S, A); returns (...)."""
-        return self.value(joint) @ self.start_S
+        return self.value(joint) @ self.start
 
     def optimum(self) -> float:
         """J* of the best joint policy: the best constant one, as T does not depend on the state."""
         if self._optimum is None:
-            constant = torch.eye(self.states).to(self.reward_S)[:, None]
+            constant = torch.eye(self.states).to(self.reward)[:, None]
             joint = constant.expand(-1, self.states, -1)
             self._optimum = float(self.objective(joint).max())
         return self._optimum
