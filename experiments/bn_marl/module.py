@@ -37,7 +37,8 @@ class Play(pl.LightningModule):
                 f"{type(method).__name__} changes updates of supervised training."
             )
         self.automatic_optimization = False
-        self.player, self.optimizer_factory = method, optimizer
+        self.player: Any = method
+        self.optimizer_factory = optimizer
 
     def configure_optimizers(self) -> Any:
         """One optimizer for everything that learns."""

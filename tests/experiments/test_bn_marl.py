@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,13 @@ def test_smoke_plays_and_judges(study: Study) -> None:
     assert written >= {"tabular.png", "ppo.png"}
 
 
+@functools.cache  # composing takes longer than building
+def plan_at(scale: str) -> Plan:
+    """The plan of a scale for one seed; at full that of every arm."""
+    everything = [f"arm=[{','.join(PAPER.arms)}]"] if scale == "full" else []
+    return plan_study(["paper=bn_marl", f"scale={scale}", "seed=0", *everything])
+
+
 @pytest.mark.parametrize(
     "scale", ["mini", "full", "full_long", "full_ten", "full_aloha", "full_mpe"]
 )
@@ -79,7 +87,9 @@ def test_every_scale_composes(scale: str) -> None:
 
 
 def test_every_arm_builds_what_it_says() -> None:
-    players = {run.arm: build_module(run.config).player for run in plan_at("full").runs}
+    players: dict[str, Any] = {
+        run.arm: build_module(run.config).player for run in plan_at("full").runs
+    }
     assert isinstance(players["line"], GradientPlay)
     assert players["line_published"].graphs[0].sum() == 0
     learned = players["ppo_learned"]
@@ -89,7 +99,7 @@ def test_every_arm_builds_what_it_says() -> None:
     assert players["ppo_annealed"].annealing.enabled
     assert players["ppo_published"].resample
     assert players["ppo_none"].sampler is None
-    player = build_module(plan_at("full_aloha").runs[-1].config).player
+    player: Any = build_module(plan_at("full_aloha").runs[-1].config).player
     assert isinstance(player.world, Aloha)
     assert player.actor.share
 

@@ -40,8 +40,10 @@ def enumerated_joint(tables: list[Tensor], G: Tensor) -> Tensor:
     for s in range(2**n):
         for number, a in enumerate(itertools.product((0, 1), repeat=n)):
             for i in range(n):
-                seen = tuple(a[j] if j == i or G[j, i] else 0 for j in range(n))
-                joint[:, s, number] *= tables[i][(slice(None), s, *seen)]
+                table = tables[i][:, s]
+                for j in range(n):
+                    table = table[:, a[j] if j == i or G[j, i] else 0]
+                joint[:, s, number] *= table
     return joint
 
 
@@ -133,8 +135,8 @@ def test_no_edges_is_independent_policy_gradient() -> None:
     theta = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)  # agent, state, action
     play = GradientPlay([2], "none", starts=1)
     with torch.no_grad():
-        play.logits[0][0].copy_(theta[0].view(1, 4, 2, 1))
-        play.logits[0][1].copy_(theta[1].view(1, 4, 1, 2))
+        play.tables(0)[0].copy_(theta[0].view(1, 4, 2, 1))
+        play.tables(0)[1].copy_(theta[1].view(1, 4, 1, 2))
     ours = torch.optim.SGD(play.parameters(), lr=0.05)
     theirs = torch.optim.SGD([theta], lr=0.05)
     for _ in range(20):
@@ -144,8 +146,8 @@ def test_no_edges_is_independent_policy_gradient() -> None:
         (-game.objective(joint)).backward()
         theirs.step()
         play.advance(ours)
-    torch.testing.assert_close(play.logits[0][0].detach().view(4, 2), theta[0].detach())
-    torch.testing.assert_close(play.logits[0][1].detach().view(4, 2), theta[1].detach())
+    torch.testing.assert_close(play.tables(0)[0].detach().view(4, 2), theta[0].detach())
+    torch.testing.assert_close(play.tables(0)[1].detach().view(4, 2), theta[1].detach())
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

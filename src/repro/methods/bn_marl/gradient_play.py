@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -78,16 +79,20 @@ class GradientPlay(nn.Module):
     midway: Tensor
     first_gap: Tensor
 
-    def policies(self, game: int) -> list[Tensor]:
+    def tables(self, k: int) -> list[nn.Parameter]:
+        """Logits of all agents in one of the games."""
+        return list(cast(nn.ParameterList, self.logits[k]))
+
+    def policies(self, k: int) -> list[Tensor]:
         """Conditionals of all agents in one of the games."""
-        return conditionals(list(self.logits[game]))  # type: ignore[call-overload]
+        return conditionals(self.tables(k))
 
     @torch.no_grad()
     def poa(self) -> Tensor:
         """J(π) / J* of every game and start: (games, starts), in (0, 1]."""
         values = [
-            game.objective(joint_policy(self.policies(k))) / game.optimum()  # type: ignore[operator]
-            for k, game in enumerate(self.games)
+            game.objective(joint_policy(self.policies(k))) / game.optimum()
+            for k, game in enumerate(self._games())
         ]
         return torch.stack(values)
 
@@ -95,10 +100,13 @@ class GradientPlay(nn.Module):
     def nash_gap(self) -> Tensor:
         """The largest gain of any agent by deviating alone, as a share of J*: (games, starts)."""
         gaps = [
-            game.nash_gaps(self.policies(k), self.graphs[k]).amax(-1) / game.optimum()  # type: ignore[operator]
-            for k, game in enumerate(self.games)
+            game.nash_gaps(self.policies(k), self.graphs[k]).amax(-1) / game.optimum()
+            for k, game in enumerate(self._games())
         ]
         return torch.stack(gaps)
+
+    def _games(self) -> list[CoordinationGame]:
+        return cast(list[CoordinationGame], list(self.games))
 
     @torch.no_grad()
     def advance(self, optimizer: Optimizer, updates: int = 1) -> dict[str, Tensor]:
@@ -109,9 +117,9 @@ class GradientPlay(nn.Module):
             updates: how many steps.
         """
         for _ in range(updates):
-            for k, game in enumerate(self.games):
-                tables = list(self.logits[k])  # type: ignore[call-overload]
-                gradient = policy_gradient(game, self.policies(k))  # type: ignore[arg-type]
+            for k, game in enumerate(self._games()):
+                tables = self.tables(k)
+                gradient = policy_gradient(game, self.policies(k))
                 for table, ascent in zip(tables, gradient, strict=True):
                     table.grad = -ascent
                 clip_each(tables, self.max_norm)
