@@ -46,7 +46,8 @@ class Play(pl.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """This step's share of all updates, so that the last step ends exactly with the last."""
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Not `estimated_stepping_batches`: training.max_steps is to stop earlier, not to hurry.
+        steps = int(self.trainer.num_training_batches) * int(self.trainer.max_epochs or 1)
         due = self.player.updates * (self.global_step + 1) // steps
         optimizer: Any = self.optimizers()
         optimizer._on_before_step()

@@ -104,6 +104,13 @@ def test_every_arm_builds_what_it_says() -> None:
     assert player.actor.share
 
 
+def test_fewer_steps_are_fewer_updates(tmp_path: Path) -> None:
+    typed = [*SMALL, "arm=line", "seed=0", "training.max_steps=1"]
+    study = Study.create(plan_study(typed), tmp_path)
+    study.run()
+    assert study.runs[0].summary()["train/updates"] == 2  # a quarter of its eight
+
+
 @pytest.mark.parametrize("arm", ["line", "ppo_annealed"])
 def test_a_killed_run_ends_with_the_same_numbers(
     arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -229,3 +229,18 @@ def test_particle_worlds_share_the_interface() -> None:
 def test_ppo_says_what_is_wrong(knobs: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         small(**knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_everything_runs_on_a_gpu() -> None:
+    players = (
+        small("learned", annealing={"enabled": True}, resimulate_parents=True),
+        small("random"),
+        BayesNetPPO(Aloha(4, horizon=3), envs=2, updates=2, hidden=8, eval_graphs=2),
+        bn_marl.GradientPlay([2, 3], "full", starts=2),
+    )
+    for player in players:
+        player = player.cuda()
+        player.advance(torch.optim.SGD(player.parameters(), lr=0.01), 2)
+        measured = player.measure()
+        assert all(torch.isfinite(value) for value in measured.values())

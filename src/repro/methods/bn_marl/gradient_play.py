@@ -131,17 +131,18 @@ class GradientPlay(nn.Module):
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:
-        """Means over starts, game by game (``_n<agents>``), and the mean POA of all games.
+        """Numbers over starts, game by game (``_n<agents>``), and the mean POA of all games.
 
-        ``poa``; ``above``: share of starts whose POA is over 0.99; ``gap``: median NE gap;
-        ``gap_share``: that over the median gap at the start; ``poa_rise``: POA gained in the
-        second half of training.
+        ``poa``: mean; ``poa_median``; ``above``: share of starts whose POA is over 0.99; ``gap``:
+        median NE gap; ``gap_share``: that over the median gap at the start; ``poa_rise``: mean POA
+        gained in the second half of training.
         """
         poa, gap = self.poa(), self.nash_gap()
         measured = {"poa": poa.mean()}
         for k, G in enumerate(self.graphs):
             n = len(G)
             measured[f"poa_n{n}"] = poa[k].mean()
+            measured[f"poa_median_n{n}"] = poa[k].median()
             measured[f"above_n{n}"] = (poa[k] > CONVERGED).double().mean()
             measured[f"gap_n{n}"] = gap[k].median()
             measured[f"gap_share_n{n}"] = gap[k].median() / self.first_gap[k].median()
