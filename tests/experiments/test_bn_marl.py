@@ -152,11 +152,8 @@ def test_a_killed_run_ends_with_the_same_numbers(
     ("arm", "typed", "complaint"),
     [
         ("full", "method.graph=ful", "Did you mean 'full'"),
-        ("full", "method.agents=[4]", "method.tolerance"),
-        ("full", "method.starts=0", "method.starts"),
         ("full", "method=gradient_noise", "bn_marl takes method=bn_tabular"),
         ("ppo_none", "method.annealing.enabled=true", "only a learned graph"),
-        ("ppo_learned", "method.dag.edge_net=cnn", "edge_net is mlp or deepset"),
         ("ppo_learned", "world.agents=4", "method.tolerance"),
     ],
 )

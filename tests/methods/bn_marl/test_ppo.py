@@ -168,7 +168,7 @@ def test_annealing_follows_the_published_stairs() -> None:
 
 def test_ppo_learns_and_annealing_takes_the_edges_away() -> None:
     play = small(
-        replicas=2, resample_in_update=True, resimulate_parents=True,
+        resample_in_update=True, resimulate_parents=True,
         annealing={"enabled": True, "weight": 1.0}, dag={"edge_net": "deepset"},
     )  # fmt: skip
     play.updates = 60
