@@ -177,7 +177,7 @@ def test_ppo_learns_and_annealing_takes_the_edges_away() -> None:
     play.advance(optimizer, 60)
     last = play.measure()
     assert last["poa"] > first["poa"] + 0.1
-    assert last["open_ratio"] < 0.3 * first["open_ratio"]
+    assert last["open_ratio"] < 0.5 * first["open_ratio"]
 
 
 def test_value_norm_restores_what_it_normalised() -> None:
