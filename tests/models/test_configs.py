@@ -26,6 +26,7 @@ LAYERS = {  # weight layers by name of the config
 # at once.
 ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu", "unet_segmentation"}
 ELSEWHERE |= {"icgnn", "classical_precoder", "classical_power", "mlp_precoder"}
+ELSEWHERE |= {"none"}  # for methods that bring their own
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}
 # Published weights, which test_llama.py and test_gpt2.py look at.
 LOADED = {"llama_7b", "llama_13b", "llama_30b", "llama2_7b", "llama2_13b", "llama2_70b"}
