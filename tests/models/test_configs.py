@@ -21,8 +21,8 @@ LAYERS = {  # weight layers by name of the config
     "mobilenet": 28,
     "small_cnn": 4,
 }
-# Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.
-ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu"}
+# Built by the tests of the rooms that feed them: they read stories, symbols or noise, or are many.
+ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu", "skip_mlp", "uvit", "unet"}
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}
 NAMES = sorted(FOUND - ELSEWHERE)
 
