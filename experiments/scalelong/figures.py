@@ -102,9 +102,11 @@ def _theory(study: Study) -> Figure | None:
                 axes.plot(depths, theory, "k:", lw=1)
         axes.set(title=title, xlabel="skips", xscale="log", yscale="log")
         axes.grid(alpha=0.3, which="both")
+    if not found:
+        return None
     grid[0].legend(frameon=False)
     figure.suptitle("At initialisation; dotted: 1 + sum of κ²")
-    return figure if found else None
+    return figure
 
 
 def _samples(study: Study) -> Figure | None:

@@ -286,11 +286,12 @@ class Denoising(Supervised):
         if not count or not self.trainer.is_global_zero:
             return
         assert self.first_test_batch is not None
-        samples = torch.cat([self.first_test_batch[: count // 2], self._sample(count, 0)])
+        real = self.first_test_batch[: count // 2]
+        images = torch.cat([real, self._sample(count - len(real), 0)])
         folder = Path(self.trainer.default_root_dir) / "artifacts"
         files.make_folder(folder)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=samples.cpu().numpy(), real=count // 2)
+        np.savez_compressed(buffer, images=images.cpu().numpy(), real=len(real))
         files.write_atomically(folder / "samples.npz", lambda file: file.write(buffer.getvalue()))
 
     def _fid(self) -> float:

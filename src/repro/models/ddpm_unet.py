@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,7 @@ class DDPMUNet(nn.Module):
         if width % groups:
             raise UserError(f"unet: model.groups={groups} does not divide model.width={width}.")
         self.width = width
-        shared = {"time_width": 4 * width, "groups": groups, "dropout": dropout}
+        block = partial(ResBlock, time_width=4 * width, groups=groups, dropout=dropout)
         channels = [width * factor for factor in multipliers]
         self.time = nn.Sequential(
             nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
@@ -124,7 +125,7 @@ class DDPMUNet(nn.Module):
         for level, after in enumerate(channels):
             for _ in range(blocks):
                 has_attention = level in attention
-                self.encoder.append(ResBlock(kept[-1], after, **shared, attention=has_attention))
+                self.encoder.append(block(kept[-1], after, attention=has_attention))
                 kept.append(after)
             if level < levels - 1:
                 self.encoder.append(nn.Conv2d(after, after, 3, stride=2, padding=1))
@@ -132,8 +133,8 @@ class DDPMUNet(nn.Module):
         deepest = channels[-1]
         self.middle = nn.ModuleList(
             [
-                ResBlock(deepest, deepest, **shared, attention=True),
-                ResBlock(deepest, deepest, **shared),
+                block(deepest, deepest, attention=True),
+                block(deepest, deepest),
             ]
         )
         self.skip_features = kept[::-1]  # in decoder order
@@ -144,9 +145,7 @@ class DDPMUNet(nn.Module):
             for _ in range(blocks + 1):
                 merged = before + self.skip_features[len(self.decoder)]
                 before = channels[level]
-                self.decoder.append(
-                    ResBlock(merged, before, **shared, attention=level in attention)
-                )
+                self.decoder.append(block(merged, before, attention=level in attention))
             if level > 0:
                 last = str(len(self.decoder) - 1)
                 self.upsample[last] = nn.Sequential(
