@@ -150,17 +150,21 @@ def test_the_papers_network_at_full() -> None:
 def test_a_run_stopped_midway_ends_with_the_same_bits(
     arm: str, typed: list[str], tmp_path: Path
 ) -> None:
-    """Within an epoch and at its end: weights, series, summary and samples do not notice."""
+    """Killed between checkpoints, stopped within an epoch and at its end: nothing shows it."""
     small = ["training.steps_per_epoch=3", "dataset.batch_size=16", "module.eval_draws=1"]
+    small += ["training.checkpoint.every_steps=2"]
     plan = plan_study(["paper=scalelong", "scale=smoke", f"arm={arm}", "seed=1", *small, *typed])
     straight, stopped = (Study.create(plan, tmp_path / name) for name in ("a", "b"))
     for run in straight.runs:
         assert execute(run.folder) == Status.FINISHED
     for run in stopped.runs:
-        for steps in (2, 2, 1):  # after steps 2, 3 (the end of the epoch, from its start) and 4
-            stops = [True] * 9 + [False] * (steps - 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Denoising, "training_step", _dying_before_update(4))
+            assert execute(run.folder) == Status.INTERRUPTED
+        assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 2
+        for _ in range(2):  # at the end of the first epoch, then within the second
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(callbacks.Checkpoints, "_agree_to_stop", _popping(stops))
+                patch.setattr(callbacks.Checkpoints, "_agree_to_stop", lambda self, trainer: True)
                 assert execute(run.folder) == Status.INTERRUPTED
         assert execute(run.folder) == Status.FINISHED
 
@@ -253,8 +257,16 @@ def test_fid_of_equal_images_is_nought_and_its_package_is_named() -> None:
         frechet_inception_distance([images], [images], device)
 
 
-def _popping(answers: list[bool]) -> Any:
-    return lambda self, trainer: answers.pop()
+def _dying_before_update(number: int) -> Any:
+    """A training step that ends the run as a kill does: nothing is saved on the way out."""
+    step = Denoising.training_step
+
+    def training_step(self: Denoising, batch: Any, batch_idx: int) -> Any:
+        if self.global_step + 1 == number:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    return training_step
 
 
 def refuse(config: DictConfig, message: str) -> None:
