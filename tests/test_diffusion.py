@@ -47,3 +47,21 @@ def test_samples_are_a_function_of_the_generator() -> None:
         PROCESS.euler_maruyama(exact, (3, 2), 5, torch.Generator().manual_seed(1)) for _ in range(2)
     ]
     assert torch.equal(*draws)
+
+
+def test_ddim_keeps_within_limits() -> None:
+    def wrong(x: Tensor, time_B: Tensor) -> Tensor:
+        return 0.9 * exact(x, time_B)
+
+    samples = [
+        PROCESS.ddim(wrong, (500, 1), 50, torch.Generator().manual_seed(0), limits=limits)
+        for limits in (None, (-1.0, 1.0))
+    ]
+    assert samples[0].abs().max() > 2
+    assert samples[1].abs().max() < 1.1  # a little noise is left at the end
+    exactly = PROCESS.ddim(
+        exact, (500, 1), 50, torch.Generator().manual_seed(0), limits=(-100.0, 100.0)
+    )
+    torch.testing.assert_close(
+        exactly, PROCESS.ddim(exact, (500, 1), 50, torch.Generator().manual_seed(0))
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 
 from repro.engine.series import read_series
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Curves = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> (steps, values) of every seed
 COLOURS = {"org": "C3", "const": "C1", "cs": "C0", "ls": "C2"}
+PLAIN = StrMethodFormatter("{x:g}")
 FAMILIES = {"": "MLP", "uvit_": "U-ViT", "deep_": "deeper"}
 
 
@@ -22,8 +24,7 @@ def figures(study: Study) -> dict[str, Figure]:
     """Draws the curves of training, the theory at initialisation, and samples of every arm."""
     drawn = {}
     curves = {
-        name: _curves(study, name)
-        for name in ("val/loss", "monitor/grad_norm", "monitor/feature_norm")
+        name: _curves(study, name) for name in ("val/loss", "train/grad_norm", "train/feature_norm")
     }
     if curves["val/loss"]:
         drawn["training"] = _training(study, curves)
@@ -42,8 +43,8 @@ def _training(study: Study, curves: dict[str, Curves]) -> Figure:
     figure = Figure(figsize=(11, 3.2 * len(rows) + 0.6), layout="constrained")
     titles = {
         "val/loss": "validation loss",
-        "monitor/grad_norm": "gradient norm",
-        "monitor/feature_norm": "norm of the last decoder block's output",
+        "train/grad_norm": "gradient norm",
+        "train/feature_norm": "feature norm",
     }
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for axes_row, prefix in zip(grid, rows, strict=True):
@@ -51,6 +52,8 @@ def _training(study: Study, curves: dict[str, Curves]) -> Figure:
             for arm, colour in COLOURS.items():
                 _draw(axes, curves[name].get(prefix + arm, []), prefix + arm, colour)
             axes.set(title=f"{FAMILIES[prefix]}: {title}", xlabel="step", yscale="log")
+            axes.yaxis.set_minor_formatter(PLAIN)
+            axes.yaxis.set_major_formatter(PLAIN)
             axes.grid(alpha=0.3, which="both")
         axes_row[0].legend(frameon=False)
     figure.suptitle(f"{study.paper.slug}, scale={study.scale}: one thin line a seed, means bold")
@@ -100,7 +103,12 @@ def _theory(study: Study) -> Figure | None:
                     for n in depths
                 ]
                 axes.plot(depths, theory, "k:", lw=1)
-        axes.set(title=title, xlabel="skips", xscale="log", yscale="log")
+            axes.set_xscale("log")
+            axes.set_xticks(depths, map(str, depths), minor=False)
+            axes.set_xticks([], minor=True)
+        axes.set(title=title, xlabel="skips", yscale="log")
+        axes.yaxis.set_minor_formatter(PLAIN)
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.grid(alpha=0.3, which="both")
     if not found:
         return None

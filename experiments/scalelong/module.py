@@ -143,7 +143,7 @@ class Denoising(Supervised):
         if self.global_step % self.log_every == 0:
             norms = {f"feature/{j}": float(norm) for j, norm in enumerate(self.features.latest)}
             feature, gradient = self.records[-1].tolist()
-            latest = {"monitor/feature_norm": feature, "monitor/grad_norm": gradient}
+            latest = {"train/feature_norm": feature, "train/grad_norm": gradient}
             self._log_now(norms | latest)
         return outputs
 
@@ -273,12 +273,16 @@ class Denoising(Supervised):
         }
 
     def _sample(self, count: int, number: int) -> Tensor:
-        assert self.first_test_batch is not None
-        draw = getattr(self.process, self.sampling["method"])
-        shape = (count, *self.first_test_batch.shape[1:])
+        """``count`` samples; ``number`` decides their noise."""
+        real = self.first_test_batch
+        assert real is not None
+        shape = (count, *real.shape[1:])
         generator = self._generator(PICTURES, self.seed, number)
-        samples: Tensor = draw(self._predict, shape, self.sampling["steps"], generator)
-        return samples
+        steps = self.sampling["steps"]
+        if self.sampling["method"] == "euler_maruyama":
+            return self.process.euler_maruyama(self._predict, shape, steps, generator)
+        limits = float(real.min()), float(real.max())
+        return self.process.ddim(self._predict, shape, steps, generator, limits=limits)
 
     def _draw_samples(self) -> None:
         """Keeps sampled images as an array, for the figures."""

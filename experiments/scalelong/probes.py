@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repro.data.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.scalelong import SkipScaling, coefficients, forward_gain
+from repro.models.skips import PlainSkips
 from repro.monitors import gradient_norm
 
 STREAM = 4  # of the seeds of fresh networks
@@ -104,22 +105,21 @@ def _quantities(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_for(*key).initial_seed() >> 1)
         network = model.with_skips(depth).to(x.device)
-        plain = model.with_skips(depth).to(x.device)
-        plain.load_state_dict(network.state_dict())
         method.attach(network)
     with torch.no_grad():
         z = network.embed(x, time_B)
         gain = float(network.body(z).square().sum() / z.square().sum())
-    return [
-        gain,
-        _gradient(network, x, time_B, noise),
-        sensitivity(network, x, time_B, generator_for(*key, 1)),
-        _gradient(plain, x, time_B, noise),
-    ]
+    sensitive = sensitivity(network, x, time_B, generator_for(*key, 1))
+    own = reference = _gradient(network, x, time_B, noise)
+    if method.kind != "none":
+        network.scaler = PlainSkips()
+        reference = _gradient(network, x, time_B, noise)
+    return [gain, own, sensitive, reference]
 
 
 def _gradient(network: nn.Module, x: Tensor, time_B: Tensor, noise: Tensor) -> float:
     """The norm of the loss's gradient at the backbone's parameters."""
+    network.zero_grad()
     (network(x, time_B) - noise).square().mean().backward()
     backbone = [p for name, p in network.named_parameters() if not name.startswith("scaler.")]
     return float(gradient_norm(backbone))

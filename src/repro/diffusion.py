@@ -80,10 +80,20 @@ class VPProcess:
         steps: int,
         generator: torch.Generator,
         end: float = 1e-3,
+        limits: tuple[float, float] | None = None,
     ) -> Tensor:
-        """Samples deterministically from noise (Song, Meng, Ermon, 2021); arguments as above.
+        """Samples deterministically from noise (Song, Meng, Ermon, 2021).
 
         It is DPM-Solver of order one, with steps even in the time.
+
+        Args:
+            predict: see `euler_maruyama`; likewise the following.
+            shape: (B, …) of the samples.
+            steps: calls of the predictor.
+            generator: of the first noise.
+            end: where to stop.
+            limits: the range of the data, to which every guess of x_0 is cut. At time 1 a guess
+                multiplies the predictor's error by 150, so that weak predictors need it.
         """
         x = _noise(shape, generator)
         times = torch.linspace(1, end, steps + 1, device=x.device)
@@ -91,6 +101,9 @@ class VPProcess:
         for now, then, time in zip(alphas[:-1], alphas[1:], times[:-1], strict=True):
             noise = predict(x, time.expand(len(x)))
             x0 = (x - (1 - now).sqrt() * noise) / now.sqrt()
+            if limits is not None:
+                x0 = x0.clamp(*limits)
+                noise = (x - now.sqrt() * x0) / (1 - now).sqrt()
             x = then.sqrt() * x0 + (1 - then).sqrt() * noise
         return x
 
