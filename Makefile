@@ -6,7 +6,7 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: run test lint types check bench clean
+.PHONY: run test lint types check bench combinations clean
 
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
@@ -30,6 +30,10 @@ types: $(DEV)
 # Alone on the machine, because these measure speed.
 bench: $(DEV)
 	$(BIN)/pytest -m benchmark -s tests/benchmarks
+
+# Tries every method on every paper and writes docs/combinations.md.
+combinations: $(RUN)
+	$(BIN)/python -m repro.engine.combinations
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info

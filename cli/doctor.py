@@ -19,6 +19,7 @@ from . import render
 
 EXTRAS = {
     "datasets": "benchmark data sets: pip install 'repro[data]'",
+    "tokenizers": "published language models: pip install 'repro[hf]'",
     "optuna": "repro sweep: pip install 'repro[sweep]'",
     "tensorboard": "logger=tensorboard: pip install 'repro[tensorboard]'",
     "mlflow-skinny": "logger=mlflow: pip install 'repro[mlflow]'",

@@ -79,8 +79,8 @@ def _widths(runs: Runs) -> Figure | None:
         axes.set_xticks(shown, [str(width) for width in shown], minor=False)
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)
+    handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=len)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle("Test score against the width: mean and range over seeds")
     return figure if found else None
 

@@ -130,8 +130,9 @@ class Comparison(pl.LightningModule):
                 raise UserError(f"gbnn: shares lie between 0 and 100 per cent, not {share}.")
         if not isinstance(method, GradientBoosting) and type(method) is not Method:
             raise UserError(
-                "gbnn compares boosting (method=gbnn) with plain joint training (method=none); "
-                f"{type(method).__name__} changes the updates of a model that it does not have."
+                "gbnn's tables are for networks that it builds itself, by boosting (method=gbnn) or"
+                " jointly (method=none): methods that change the updates of a given model work with"
+                " arm=cnn."
             )
         self.automatic_optimization = False
         self.build, self.method, self.optimizer_factory = model, method, optimizer

@@ -69,8 +69,8 @@ class RestartTraining(Supervised):
             )
         if self.clip_norm is not None and not isinstance(self.method, GradientNoise):
             raise UserError(
-                f"{type(self.method).__name__} would clip {members} restarts as one network: add"
-                " training.clip_norm=null, or take method.schedule=none for no noise."
+                "With this method all restarts would be clipped as one network: add"
+                " training.clip_norm=null. For no noise, but clipped: method.schedule=none."
             )
         self.members = members
         self.success = tuple(success)

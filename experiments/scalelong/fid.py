@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repro.errors import UserError
+
+
+def require_inception() -> None:
+    """Checks that the Inception network's package is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise UserError(
+            "module.sampling.fid_samples needs: pip install 'repro[fid]' (or set it to 0)."
+        )
 
 
 def frechet_inception_distance(
@@ -27,12 +40,9 @@ def frechet_inception_distance(
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    try:
-        metric = FrechetInceptionDistance(feature=network, normalize=True).to(device)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "module.sampling.fid_samples needs: pip install 'repro[fid]' (or set it to 0)."
-        ) from error
+    if not isinstance(network, nn.Module):
+        require_inception()
+    metric = FrechetInceptionDistance(feature=network, normalize=True).to(device)
     for images, real in ((reals, True), (fakes, False)):
         for batch in images:
             metric.update(((batch + 1) / 2).clamp(0, 1), real=real)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from repro.experiments.scalelong.fid import frechet_inception_distance
+from repro.experiments.scalelong.fid import frechet_inception_distance, require_inception
 from repro.experiments.scalelong.probes import at_initialisation, sensitivity
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -104,7 +104,7 @@ class Denoising(Supervised):
         if decoder is None:
             raise UserError(
                 f"{type(self.model).__name__} does not predict noise: choose model=uvit, skip_mlp "
-                "or unet."
+                "or ddpm_unet."
             )
         self.features = FeatureNorms(decoder)
         self.records: list[Tensor] = []  # each (2,): feature norm, gradient norm
@@ -120,6 +120,12 @@ class Denoising(Supervised):
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes the baseline's curves, to be compared with; the weights are this arm's own."""
         self.baseline = {"curve": checkpoint["curve"], "records": checkpoint["records"]}
+
+    def on_train_start(self) -> None:
+        """Misses packages now rather than after days of training."""
+        super().on_train_start()
+        if self.sampling["fid_samples"]:
+            require_inception()
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean squared error of the predicted noise, at random times."""

@@ -56,6 +56,21 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
     return _by_progress(optimizer, steps, warmup, factor)
 
 
+def linear_decay(
+    optimizer: Optimizer, steps: int, start: float = 0.7, warmup: float = 0.0
+) -> LambdaLR:
+    """The configured rate, and from a fraction ``start`` of training on a line down to zero.
+
+    Raises:
+        UserError: ``start`` is not in [0, 1).
+    """
+    if not 0 <= start < 1:
+        raise UserError(f"schedule.start is a fraction of training in [0, 1), not {start}.")
+    return _by_progress(
+        optimizer, steps, warmup, lambda done: min(1.0, max(0.0, (1 - done) / (1 - start)))
+    )
+
+
 def plateau(
     optimizer: Optimizer,
     steps: int,

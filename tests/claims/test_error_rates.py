@@ -48,6 +48,15 @@ def edge_claims(build) -> ClaimsFile:
         "at_most": [{"relation": "at_most", "metric": "x", "arm": "a", "value": 0.9}],
         "within": [{"relation": "within", "metric": "x", "arm": "a", "low": 0.9, "high": 99}],
         "ratio": [{"relation": "ratio", "metric": "power", **two, "at_least": 0.5}],
+        # On the edge: both pairs lie a factor of two apart, but for their noise.
+        "spreads_more": [
+            {
+                "relation": "spreads_more",
+                "metric": "power",
+                "arms": ["a", "b"],
+                "versus": ["b", "c"],
+            }
+        ],
         "ordered": [
             {
                 "relation": "ordered",

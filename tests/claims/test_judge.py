@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 
+import numpy as np
 import pytest
 
 from repro.claims.judge import RunResult, judge
@@ -414,3 +415,29 @@ def test_verdicts_survive_json(build):
         outcome = build.verdict(checks, runs)
         text = json.dumps(outcome.to_dict(), allow_nan=False)
         assert ClaimVerdict.from_dict(json.loads(text)) == outcome
+
+
+SPREADS = {"relation": "spreads_more", "arms": ["a", "b", "c"], "versus": ["a", "d"]}
+
+
+def test_spreads_are_compared_in_logarithms(build) -> None:
+    """By hand: log2 of a, b, c is 0, 1, 2 (deviation 1), of a and d 0 and 0.5 (0.354)."""
+    level = [1.0, 3.0, 0.5, 2.0]
+    runs = {"a": level, "b": [2 * x for x in level], "c": [4 * x for x in level]}
+    runs["d"] = [x * 2**e for x, e in zip(level, (0.5, 0.5, 0.4, 0.6), strict=True)]
+    verdict = build.verdict(SPREADS, runs).checks[0]
+    by_hand = np.exp(np.mean(np.log([1 / (e / np.sqrt(2)) for e in (0.5, 0.5, 0.4, 0.6)])))
+    assert verdict.effect == pytest.approx(by_hand)
+    assert (verdict.verdict, verdict.claimed, verdict.unit) == (SUPPORTED, "> 1", "×")
+    turned = {**SPREADS, "arms": SPREADS["versus"], "versus": SPREADS["arms"]}
+    assert build.verdict(turned, runs).verdict is NOT_SUPPORTED
+
+
+def test_spreads_need_positive_metrics_that_differ(build) -> None:
+    for values, reason in (
+        ({"a": [1, 1], "b": [0, 2], "c": [1, 3], "d": [2, 2]}, "logarithms need it positive"),
+        ({"a": [1, 1], "b": [1, 2], "c": [1, 3], "d": [2, 2]}, "the spread of test/accuracy is 0"),
+    ):
+        verdict = build.verdict(SPREADS, values)
+        assert verdict.verdict is INCONCLUSIVE
+        assert reason in verdict.reason

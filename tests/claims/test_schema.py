@@ -31,6 +31,7 @@ claims:
       - {relation: at_most, metric: m, arm: a, value: 0.9, at: {method.ratio: 0.1}}
       - {relation: within, metric: m, arm: a, low: 0.1, high: 0.2, level: 0.9, min_seeds: 5}
       - {relation: ratio, metric: bytes, arm: a, versus: b, at_least: 277, deterministic: true}
+      - {relation: spreads_more, metric: m, arms: [a, b, c], versus: [a, b]}
       - {relation: ordered, metric: m, arms: [a, b, c], direction: increasing}
       - {relation: trend, metric: m, arms: {a: 1, b: 2, c: 4}, direction: decreasing}
       - {relation: slope, metric: m, arm: a, over: model.width, low: -0.6, high: -0.4}
@@ -114,6 +115,14 @@ def test_a_wrong_check(build, change, message):
         (
             {"relation": "ordered", "arms": ["a", "a"], "direction": "increasing"},
             "arms: one is listed twice",
+        ),
+        (
+            {"relation": "spreads_more", "arms": ["a", "b"], "versus": ["c", "c"]},
+            "versus: two or more different arms are needed",
+        ),
+        (
+            {"relation": "spreads_more", "arms": ["a", "b"], "versus": ["b", "a"]},
+            "the two groups are the same",
         ),
         (
             {"relation": "ordered", "arms": ["a"], "direction": "increasing"},

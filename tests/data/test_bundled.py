@@ -9,7 +9,7 @@ from repro.data.modules import SPLIT_NAMES, TensorData, digest
 from repro.errors import UserError
 
 BUNDLED = ["digits", "wine", "iris", "breast_cancer", "diabetes"]
-SIMULATED = ["gaussian_mixture", "linear_regression"]
+SIMULATED = ["gaussian_mixture", "linear_regression", "planted_dictionary"]
 
 
 @pytest.mark.parametrize("name", BUNDLED + SIMULATED)

@@ -52,6 +52,11 @@ def test_cosine_after_warm_up_spans_what_is_left() -> None:
     assert used[30] == pytest.approx(1.0)
 
 
+def test_linear_decay_is_flat_and_then_a_line_to_zero() -> None:
+    used = rates(schedules.linear_decay, start=0.6)
+    assert used == pytest.approx([2.0] * 30 + [2.0 * (STEPS - n) / 20 for n in range(30, STEPS)])
+
+
 def test_plateau_falls_when_the_loss_does_not() -> None:
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     scheduler = schedules.plateau(optimizer, STEPS, gamma=0.5, patience=1)
@@ -69,6 +74,7 @@ def test_plateau_falls_when_the_loss_does_not() -> None:
         (schedules.constant, {"warmup": -0.1}, "schedule.warmup"),
         (schedules.step, {"milestones": [0.8, 0.5]}, "schedule.milestones"),
         (schedules.step, {"milestones": [30]}, "schedule.milestones"),
+        (schedules.linear_decay, {"start": 1.0}, "schedule.start"),
     ],
 )
 def test_senseless_knobs_are_refused(schedule: Any, knobs: Any, words: str) -> None:

@@ -29,7 +29,7 @@ from repro.methods.scalelong import SkipScaler
 
 PAPER = load_paper("scalelong")
 UVIT = ["model=uvit", "model.width=16", "model.heads=2", "model.n_skips=2"]
-UNET = ["model=unet", "model.width=8", "model.multipliers=[1,2]", "model.groups=4"]
+UNET = ["model=ddpm_unet", "model.width=8", "model.multipliers=[1,2]", "model.groups=4"]
 NO_PROBES = ["module.probes.depths=[]"]
 
 
@@ -213,8 +213,8 @@ def test_wrong_knobs_say_so_in_one_line(
         (["model=mlp", "method=none"], "MLP does not predict noise"),
         (["model=uvit", "model.patch=3"], "model.patch=3 does not divide"),
         (["model=uvit", "model.width=20"], "no multiple of 2 x 8 heads"),
-        (["model=unet", "model.groups=7"], "model.groups=7 does not divide"),
-        (["model=unet", "model.multipliers=[1,1,1,1,1]"], "cannot be halved 4 times"),
+        (["model=ddpm_unet", "model.groups=7"], "model.groups=7 does not divide"),
+        (["model=ddpm_unet", "model.multipliers=[1,1,1,1,1]"], "cannot be halved 4 times"),
     ],
 )
 def test_models_that_do_not_fit_say_so_in_one_line(typed: list[str], message: str) -> None:

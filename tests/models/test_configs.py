@@ -20,11 +20,16 @@ LAYERS = {  # weight layers by name of the config
     "mlp": 3,
     "mobilenet": 28,
     "small_cnn": 4,
+    "plain_cnn": 6,
 }
-# Built by the tests of the rooms that feed them: they read stories, symbols or noise, or are many.
-ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu", "skip_mlp", "uvit", "unet"}
+# Built by the tests that feed them: they read stories, symbols or noise, draw masks, or are many.
+ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu", "unet_segmentation"}
+ELSEWHERE |= {"skip_mlp", "uvit", "ddpm_unet"}
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}
-NAMES = sorted(FOUND - ELSEWHERE)
+# Published weights, which test_llama.py and test_gpt2.py look at.
+LOADED = {"llama_7b", "llama_13b", "llama_30b", "llama2_7b", "llama2_13b", "llama2_70b"}
+LOADED |= {"open_llama_3b", "gpt2", "gpt2_medium"}
+NAMES = sorted(FOUND - ELSEWHERE - LOADED)
 
 
 def compose(name: str, *overrides: str) -> DictConfig:
@@ -34,7 +39,8 @@ def compose(name: str, *overrides: str) -> DictConfig:
 
 
 def test_there_is_a_file_for_every_choice() -> None:
-    assert set(NAMES) == set(LAYERS) | {"lstm", "lstm_ptb", "mlp_per_set"}
+    others = {"lstm", "lstm_ptb", "llama_tiny", "mlp_per_set", "vit_b16", "vit_tiny"}
+    assert set(NAMES) == set(LAYERS) | others
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -43,7 +49,7 @@ def test_builds(name: str) -> None:
         model = hydra.utils.instantiate(compose(name).model)
         if name == "mlp_per_set":
             model = model(input_shape=DATASET["input_shape"], classes=DATASET["classes"])
-        if name.startswith("lstm"):
+        if name.startswith(("lstm", "llama")):
             tokens = torch.zeros(2, 5, dtype=torch.int64)
             assert model(tokens).shape == (2, 5, DATASET["vocab_size"])
         else:

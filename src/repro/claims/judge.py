@@ -42,6 +42,7 @@ from repro.claims.schema import (
     Paired,
     Ratio,
     Region,
+    Spread,
     SweptValue,
     Trend,
 )
@@ -245,7 +246,7 @@ def _judge_check(check: Any, study: _Study) -> CheckVerdict:
         seeds=outcome.seeds,
         signed=check.signed,
         percent=check.percent,
-        unit=check.unit or ("×" if isinstance(check, Ratio) else ""),
+        unit=check.unit or ("×" if isinstance(check, Ratio | Spread) else ""),
     )
 
 
@@ -277,7 +278,7 @@ def _(check: MetricCheck, study: _Study) -> _Outcome:
     """Whatever has one number per seed and a region for its mean."""
     sample, unpaired = _sample(check, study)
     estimate, reason = _estimate(check, sample)
-    if isinstance(check, Ratio):
+    if isinstance(check, Ratio | Spread):
         estimate = Estimate(*(_exp(value) for value in estimate))
     if check.region.contains(estimate.low, estimate.high):
         verdict = Verdict.SUPPORTED
@@ -412,6 +413,19 @@ def _(check: Paired, study: _Study) -> tuple[NDArray[np.float64], str]:
     if isinstance(check, Ratio):
         pairs = _log(pairs, check.metric)
     return pairs[:, 0] - pairs[:, 1], _unpaired(ours, theirs)
+
+
+@_sample.register
+def _(check: Spread, study: _Study) -> tuple[NDArray[np.float64], str]:
+    values = {arm: study.values(check, arm, check.metric) for arm in check.arm_names()}
+    seeds = _common_seeds(*values.values())
+    spreads = [
+        _log(np.array([[values[arm][seed] for arm in group] for seed in seeds]), check.metric)
+        .std(axis=1, ddof=1)
+        for group in (check.arms, check.versus)
+    ]  # fmt: skip
+    ratio = _log(np.array(spreads), f"the spread of {check.metric}")
+    return ratio[0] - ratio[1], _unpaired(*values.values())
 
 
 @_sample.register

@@ -307,6 +307,48 @@ class Ratio(Paired):
         )
 
 
+class Spread(MetricCheck):
+    """The metric varies more over some arms than over others: which of two choices matters more.
+
+    The spread of a group of arms is the standard deviation of log(metric) over them, so the metric
+    has to be positive. The effect is the ratio of the two spreads; its mean is geometric.
+
+    Attributes:
+        arms: The arms that should differ more.
+        versus: The arms that should differ less.
+    """
+
+    relation: Literal["spreads_more"]
+    arms: tuple[Text, ...]
+    versus: tuple[Text, ...]
+
+    @model_validator(mode="after")
+    def _groups(self) -> Spread:
+        for name in ("arms", "versus"):
+            group = getattr(self, name)
+            if len(set(group)) < max(2, len(group)):
+                raise ValueError(f"{name}: two or more different arms are needed")
+        if set(self.arms) == set(self.versus):
+            raise ValueError("the two groups are the same")
+        return self
+
+    @property
+    def compared(self) -> str:
+        """Both groups and the metric."""
+        return (
+            f"spread of {', '.join(self.arms)} / spread of {', '.join(self.versus)}, {self.metric}"
+        )
+
+    def arm_names(self) -> tuple[str, ...]:
+        """The arms of both groups."""
+        return tuple(dict.fromkeys((*self.arms, *self.versus)))
+
+    @property
+    def region(self) -> Region:
+        """Ratios above one."""
+        return Region(low=1.0, strict=True)
+
+
 class Ordered(MetricCheck):
     """The metric rises (or falls) from each arm to the next by more than the margin."""
 
@@ -508,6 +550,7 @@ AnyCheck = Annotated[
     | NonInferior
     | Equivalent
     | Ratio
+    | Spread
     | Ordered
     | Trend
     | Slope

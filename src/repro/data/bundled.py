@@ -56,6 +56,8 @@ def digits(
     split: int = 0,
     test_size: float = 0.2,
     val_size: float = 0.1,
+    noise: float = 0.0,
+    copies: int = 1,
     **facts: Any,
 ) -> TensorData:
     """Handwritten digits, 8 × 8 pixels: 1293 train, 144 validation and 360 test images.
@@ -68,17 +70,32 @@ def digits(
         split: another number cuts train, val and test in another way.
         test_size: share of all images.
         val_size: share of what is not test.
+        noise: standard deviation of Gaussian noise on every image, as a share of the range of a
+            pixel; drawn once, so an image is the same in every epoch.
+        copies: of each image, with noise of its own.
         facts: see `TensorData`.
+
+    Raises:
+        UserError: fewer than one copy, or negative noise.
     """
+    check_counts(name, copies=copies)
+    if noise < 0:
+        raise UserError(f"Data set '{name}': noise={noise}. Choose at least 0.")
 
     def load() -> Splits:
         images, labels = bundled.load_digits(return_X_y=True)
         parts = split_indices(len(labels), test_size, val_size, labels, split)
+        parts = {name: np.repeat(index, copies) for name, index in parts.items()}
         # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
         mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
         x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
         y = torch.from_numpy(labels).long()
-        return {name: (x[index], y[index]) for name, index in parts.items()}
+        generator = generator_for(SPLIT_SEED, split)
+        splits = {}
+        for name, index in parts.items():
+            shift = torch.randn(len(index), 1, 8, 8, generator=generator) if noise else 0.0
+            splits[name] = (x[index] + shift * (noise * 16 / std), y[index])
+        return splits
 
     return TensorData(name, load, **facts)
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from repro.data.iterators import BatchIterator, TokenIterator
+from repro.data.iterators import BatchIterator, TokenIterator, generator_for
 from repro.data.transforms import CropFlip, Normalise
 from repro.errors import UserError
 
@@ -290,6 +290,48 @@ class TextData(LightningDataModule):
     def test_dataloader(self) -> TokenIterator:
         """Returns the test stream in contiguous rows."""
         return self._iterator("test", self.eval_batch_size)
+
+    def sample(self, count: int, length: int, seed: int) -> Tensor:
+        """Returns (count, length) int64 training tokens from random places, to calibrate with.
+
+        Args:
+            count: of sequences; they may overlap.
+            length: tokens of each.
+            seed: decides the places, and nothing else does.
+
+        Raises:
+            UserError: the training text is shorter than one sequence.
+        """
+        stream = self.streams["train"]
+        places = len(stream) - length + 1
+        if places < 1:
+            raise UserError(
+                f"Data set '{self.name}' has {len(stream)} training tokens: too few for {length}."
+            )
+        starts = torch.randint(places, (count, 1), generator=generator_for(seed))
+        return stream[starts + torch.arange(length)].long()
+
+    def cut(self, split: str, length: int, most: int | None = None) -> Tensor:
+        """Cuts a split into (windows, length) int64 tokens that do not overlap; drops the tail.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            length: tokens of each.
+            most: keep this many at most, spread evenly over the split; None: all.
+
+        Raises:
+            UserError: the split is shorter than one window.
+        """
+        stream = self.streams[split]
+        count = len(stream) // length
+        if count < 1:
+            raise UserError(
+                f"Data set '{self.name}' has {len(stream)} {split} tokens: too few for {length}."
+            )
+        rows = stream[: count * length].view(count, length)
+        if most is not None and most < count:
+            rows = rows[torch.arange(most) * count // most]
+        return rows.long()
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` (of the files or the tokens) and ``sizes`` in tokens."""

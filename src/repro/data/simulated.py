@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from repro.data.iterators import generator_for
-from repro.data.modules import SPLIT_NAMES, Splits, TensorData
+from repro.data.modules import SPLIT_NAMES, Splits, TensorData, check_counts
+from repro.errors import UserError
 
 
 def gaussian_mixture(
@@ -105,3 +106,152 @@ def linear_regression(
         return splits
 
     return TensorData(name, load, input_shape=input_shape, targets=targets, **facts)
+
+
+class PlantedDictionary(TensorData):
+    """Sparse sums of known directions, of which few decide the label: a test of feature learning.
+
+    x = Σ_i s_i d_i + noise, with random unit vectors d_i in D dimensions, more of them than D, and
+    sparse codes s_i ≥ 0. Most features are *inert*: often on and large. A few are *influential*:
+    small, and the label is the class with the largest random linear score (weights N(0, 4)) of
+    their codes alone. A method that only looks at how much of x a feature makes up overlooks them.
+
+    Args:
+        name: of the data set.
+        input_shape: (D,).
+        classes: number of labels.
+        inert: number of inert features.
+        influential: number of influential ones.
+        inert_active: inert features that are on in an example, on average.
+        influential_active: influential ones, likewise.
+        influential_size: their magnitude, in units of that of the inert ones.
+        noise: standard deviation of what is added to each coordinate.
+        train_size: examples of the training split.
+        val_size: of the validation split.
+        test_size: of the test split.
+        data_seed: decides the features, the labels' weights and the sample.
+        facts: see `TensorData`.
+
+    Raises:
+        UserError: a size below 1, or more features on than there are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        input_shape: Sequence[int],
+        classes: int,
+        inert: int,
+        influential: int,
+        inert_active: float,
+        influential_active: float,
+        influential_size: float,
+        noise: float,
+        train_size: int,
+        val_size: int,
+        test_size: int,
+        data_seed: int = 0,
+        **facts: Any,
+    ):
+        check_counts(
+            name, inert=inert, influential=influential,
+            train_size=train_size, val_size=val_size, test_size=test_size,
+        )  # fmt: skip
+        for kind, on, count in (
+            ("inert", inert_active, inert),
+            ("influential", influential_active, influential),
+        ):
+            if not 0 < on <= count:
+                raise UserError(
+                    f"Data set '{name}': {kind}_active={on}. Choose more than 0, at most {count}."
+                )
+        generator = generator_for(data_seed)
+        D, F = math.prod(input_shape), inert + influential
+        directions_FD = torch.randn(F, D, generator=generator)
+        # (F, D) unit vectors, the influential ones last; `is_influential` says which.
+        self.features = directions_FD / directions_FD.norm(dim=1, keepdim=True)
+        self.is_influential = torch.arange(F) >= inert
+        weight_KF = 2 * torch.randn(classes, influential, generator=generator)
+        rates = (influential_active / influential, inert_active / inert)
+        rate_F = torch.where(self.is_influential, *rates)
+        size_F = torch.where(self.is_influential, influential_size, 1.0)
+
+        def split(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+            on_NF = torch.rand(size, F, generator=generator) < rate_F
+            code_NF = on_NF * size_F * (0.5 + torch.rand(size, F, generator=generator))
+            x_ND = code_NF @ self.features + noise * torch.randn(size, D, generator=generator)
+            y_N = (code_NF[:, inert:] @ weight_KF.T).argmax(dim=1)
+            return x_ND.view(size, *input_shape), y_N
+
+        sizes = zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True)
+        super().__init__(
+            name,
+            lambda: {name: split(size) for name, size in sizes},
+            input_shape=input_shape,
+            classes=classes,
+            **facts,
+        )
+
+
+def sine(
+    name: str,
+    *,
+    train_size: int,
+    val_size: int,
+    test_size: int,
+    half_width: float = math.pi,
+    noise: float = 0.1,
+    df: float | None = None,
+    standardise: bool = False,
+    data_seed: int = 0,
+    **facts: Any,
+) -> TensorData:
+    """A sine seen through noise: y = sin(x) + noise, x in [−half_width, half_width].
+
+    Training inputs are evenly spaced and include both ends; those of the other splits are the
+    middles of as many equal cells, so that none is a training input.
+
+    Args:
+        name: of the data set.
+        train_size: examples of the training split, at least 2.
+        val_size: of the validation split.
+        test_size: of the test split.
+        half_width: the largest input.
+        noise: scale of what is added to the sine.
+        df: degrees of freedom of Student's t noise; None for Gaussian noise.
+        standardise: whether inputs and targets are standardised by the training split.
+        data_seed: decides the noise.
+        facts: see `TensorData`.
+    """
+    check_counts(name, train_size=train_size - 1, val_size=val_size, test_size=test_size)
+
+    def inputs(size: int, middles: bool) -> torch.Tensor:
+        cells = size if middles else size - 1
+        place = (torch.arange(size, dtype=torch.float64) + 0.5 * middles) / cells
+        return half_width * (2 * place[:, None] - 1)
+
+    def draw() -> Splits:
+        generator = generator_for(data_seed)
+        splits = {}
+        for split, size in zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True):
+            x_N1 = inputs(size, split != "train")
+            error_N1 = torch.randn(size, 1, generator=generator, dtype=torch.float64)
+            if df is not None:  # t = normal / √(χ²/ν), χ²/2 being Gamma(ν/2)
+                shape_N1 = torch.full((size, 1), df / 2, dtype=torch.float64)
+                gamma_N1 = torch._standard_gamma(shape_N1, generator=generator)
+                error_N1 = error_N1 / (2 * gamma_N1 / df).sqrt()
+            splits[split] = (x_N1, x_N1.sin() + noise * error_N1)
+        return splits
+
+    splits = draw()
+    target_std = None
+    if standardise:
+        x, y = splits["train"]
+        target_std = [float(y.std(correction=0))]
+        splits = {
+            split: ((x_ - x.mean()) / x.std(correction=0), (y_ - y.mean()) / y.std(correction=0))
+            for split, (x_, y_) in splits.items()
+        }
+    splits = {split: (x_.float(), y_.float()) for split, (x_, y_) in splits.items()}
+    return TensorData(name, splits, target_std=target_std, **facts)

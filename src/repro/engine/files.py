@@ -112,17 +112,25 @@ def explain_os_error(error: OSError, path: Path) -> ReproError:
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Holds an exclusive lock on ``path``; the system frees it when the process dies.
 
+    Args:
+        path: of the lock file; it stays there.
+        wait: until whoever else holds it lets go, however long that takes.
+
     Raises:
-        UserError: another process holds it, or the file cannot be written.
+        UserError: another process holds it and ``wait`` is false, or the file cannot be written.
     """
     try:
         file = path.open("a")
     except OSError as error:
         raise explain_os_error(error, path) from error
     with file:
+        if wait:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            return
         # `is_locked` holds the lock for an instant, so one refusal does not mean much.
         for attempt in range(LOCK_ATTEMPTS):
             try:

@@ -99,14 +99,14 @@ def results_markdown(recorded: dict[str, Any]) -> str:
     claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
     typed = " ".join(recorded["typed"])
     lines = [f"`repro run {typed}`, code {recorded['code']['sha256']}:", ""]
-    lines += _markdown(
+    lines += markdown(
         ("claim", "statement", "the paper", "measured here", "seeds", "verdict"),
         [row for claim in claims for row in _claim_rows(claim)],
     )
     lines += ["", "Mean ± standard deviation over seeds:", ""]
     arms = recorded["arms"]
     metrics = list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
-    lines += _markdown(
+    lines += markdown(
         ("arm", "runs", *metrics),
         [
             (name, arm["runs"], *(arm["metrics"].get(metric, "–") for metric in metrics))
@@ -127,7 +127,7 @@ def overview_markdown() -> str:
                 text = ", ".join(f"{given.count(v)} {v}" for v in dict.fromkeys(given))
                 link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
                 rows.append((link, paper.title, scale, text))
-    return "\n".join(_markdown(("paper", "title", "scale", "verdicts"), rows)) + "\n"
+    return "\n".join(markdown(("paper", "title", "scale", "verdicts"), rows)) + "\n"
 
 
 def _latest(wanted: dict[str, str], outputs: Path) -> Study:
@@ -203,7 +203,9 @@ def _claim_rows(claim: ClaimVerdict) -> list[tuple[str, ...]]:
     return rows
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, as lines."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 

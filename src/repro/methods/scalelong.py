@@ -232,7 +232,7 @@ class SkipScaling(Method):
         if features is None:
             raise UserError(
                 f"{type(model).__name__} has no long skip connections to scale: choose model=uvit, "
-                "skip_mlp or unet."
+                "skip_mlp or ddpm_unet."
             )
         if not isinstance(model.scaler, SkipScaler):
             model.scaler = self.scaler(features)

@@ -106,13 +106,17 @@ class DDPMUNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(multipliers)
-        require_positive("unet", width=width, blocks=blocks, groups=groups, levels=levels)
-        require_probability("unet", dropout=dropout)
-        C, H, W = image_shape("unet", input_shape)
+        require_positive("ddpm_unet", width=width, blocks=blocks, groups=groups, levels=levels)
+        require_probability("ddpm_unet", dropout=dropout)
+        C, H, W = image_shape("ddpm_unet", input_shape)
         if H % 2 ** (levels - 1) or W % 2 ** (levels - 1):
-            raise UserError(f"unet: images of {H}x{W} pixels cannot be halved {levels - 1} times.")
+            raise UserError(
+                f"ddpm_unet: images of {H}x{W} pixels cannot be halved {levels - 1} times."
+            )
         if width % groups:
-            raise UserError(f"unet: model.groups={groups} does not divide model.width={width}.")
+            raise UserError(
+                f"ddpm_unet: model.groups={groups} does not divide model.width={width}."
+            )
         self.width = width
         block = partial(ResBlock, time_width=4 * width, groups=groups, dropout=dropout)
         channels = [width * factor for factor in multipliers]

@@ -104,10 +104,11 @@ class MemoryNetwork(nn.Module):
         u_BD = rows_HBSD[0, :, -1]
         memories_HBSD = rows_HBSD[:, :, :-1] + self.ages[:, None]
         for memory_BSD, output_BSD in pairwise(memories_HBSD):
-            scores_BS = torch.einsum("bsd,bd->bs", memory_BSD, u_BD)
+            # Products and sums: stories are short, and `einsum` costs more than these under `vmap`.
+            scores_BS = (memory_BSD * u_BD[:, None]).sum(-1)
             if self.linear:
                 attention_BS = scores_BS * used_BS
             else:
                 attention_BS = scores_BS.masked_fill(~used_BS, -1e9).softmax(-1)
-            u_BD = u_BD + torch.einsum("bs,bsd->bd", attention_BS, output_BSD)
+            u_BD = u_BD + (attention_BS[:, :, None] * output_BSD).sum(1)
         return u_BD @ self.embeddings[-1].T

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -82,21 +81,38 @@ class StackedMLP(nn.Module):
             )
         self.members = members
         self.dropout = dropout
-        sizes = [math.prod(input_shape), *[width] * depth, classes]
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.randn(members, rows, columns) * INITS[init](rows))
-            for rows, columns in pairwise(sizes)
-        )
-        self.biases = nn.ParameterList(
-            nn.Parameter(torch.zeros(members, 1, columns)) for columns in sizes[1:]
-        )
+        inputs, sigma = math.prod(input_shape), INITS[init]
+
+        def draw(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(members, *shape) * sigma(shape[-2]))
+
+        # The hidden layers are alike, so they share a tensor: whatever is done to every parameter
+        # in every step (clipping, noise, the optimizer) then has six of them to visit.
+        self.first, self.first_bias = draw(inputs, width), _zeros(members, 1, width)
+        self.hidden = draw(depth - 1, width, width)
+        self.hidden_bias = _zeros(members, depth - 1, 1, width)
+        self.last, self.last_bias = draw(width, classes), _zeros(members, 1, classes)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights (R, in, out) of each layer, from the input to the logits."""
+        return [self.first, *self.hidden.unbind(1), self.last]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """The biases (R, 1, out) of each layer."""
+        return [self.first_bias, *self.hidden_bias.unbind(1), self.last_bias]
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits (R, B, classes) for x (B, *input_shape)."""
         h_RBI = x.flatten(1).expand(self.members, -1, -1)
-        *hidden, last = zip(self.weights, self.biases, strict=True)
+        *hidden, (last, last_bias) = zip(self.weights, self.biases, strict=True)
         for weight, bias in hidden:
-            h_RBI = torch.baddbmm(bias, h_RBI, weight).relu()
+            h_RBI = torch.baddbmm(bias, h_RBI, weight).relu_()
             if self.dropout:
                 h_RBI = F.dropout(h_RBI, self.dropout, self.training)
-        return torch.baddbmm(last[1], h_RBI, last[0])
+        return torch.baddbmm(last_bias, h_RBI, last)
+
+
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(*shape))

@@ -1,0 +1,205 @@
+"""A model as units that are reconstructed one after the other, and what flows into them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.errors import UserError
+
+WEIGHTED = (nn.Linear, nn.Conv2d)
+
+
+@dataclass
+class Unit:
+    """Layers whose weights are learned together.
+
+    Attributes:
+        name: of the module in the model; its forward maps the unit's input to its output.
+        layers: names of the weight layers inside, in forward order (``[name]`` for a layer).
+    """
+
+    name: str
+    layers: list[str]
+
+    def inside(self, layer: str) -> str:
+        """A layer's name as the unit's module knows it ("" for the unit itself)."""
+        return layer.removeprefix(self.name).removeprefix(".") if self.name else layer
+
+
+@dataclass
+class Flow:
+    """What flows into a unit, and out of it.
+
+    Attributes:
+        x: (N, …) first argument, all calibration examples.
+        rest: further positional arguments, taken from the first batch.
+        named: keyword arguments, likewise.
+        output: (N, …) output, if it was asked for.
+    """
+
+    x: Tensor
+    rest: tuple[Any, ...] = ()
+    named: dict[str, Any] = field(default_factory=dict)
+    output: Tensor | None = None
+
+
+class _Stop(Exception):  # noqa: N818 - a signal: what follows the unit need not be computed
+    pass
+
+
+def weight_layers(model: nn.Module, x: Tensor, skip: Sequence[str] = ()) -> list[str]:
+    """Names of the linear and convolutional layers, in the order in which they run.
+
+    Args:
+        model: in evaluation mode.
+        x: one batch of inputs.
+        skip: patterns such as ``lm_head`` or ``*.downsample.*`` of layers to leave alone.
+    """
+    order: dict[str, None] = {}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, WEIGHTED)}
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in order if not any(fnmatch(name, pattern) for pattern in skip)]
+
+
+def blocks_of(model: nn.Module) -> list[str]:
+    """Names of the blocks: the units of ``model.chain()``, else the members of module lists."""
+    if hasattr(model, "chain"):
+        chain: Any = model.chain
+        wanted = {id(module) for module in chain().units}
+        return [name for name, module in model.named_modules() if id(module) in wanted]
+    return [
+        f"{name}.{member}" if name else member
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        for member, _ in module.named_children()
+    ]
+
+
+def units_of(model: nn.Module, layers: Sequence[str], unit: str) -> list[Unit]:
+    """Groups layers into units, in forward order.
+
+    Args:
+        model: the model.
+        layers: from `weight_layers`.
+        unit: ``layer``, or ``block`` for whole blocks; layers outside blocks are units themselves.
+
+    Raises:
+        UserError: another unit, or a model without blocks.
+    """
+    if unit not in ("layer", "block"):
+        raise UserError(f"method.unit is layer or block, not {unit}.")
+    if unit == "layer":
+        return [Unit(name, [name]) for name in layers]
+    blocks = blocks_of(model)
+    if not blocks:
+        raise UserError(
+            f"{type(model).__name__} has no blocks (a chain() or module lists): "
+            "set method.unit=layer."
+        )
+    units: dict[str, Unit] = {}
+    for layer in layers:
+        owner = next((b for b in blocks if layer == b or layer.startswith(f"{b}.")), layer)
+        units.setdefault(owner, Unit(owner, [])).layers.append(layer)
+    return list(units.values())
+
+
+@torch.no_grad()
+def capture(model: nn.Module, name: str, x: Tensor, batch: int, output: bool = False) -> Flow:
+    """Runs calibration inputs through a model up to one of its modules and keeps what flows there.
+
+    Args:
+        model: in evaluation mode.
+        name: of the module.
+        x: (N, …) inputs of the model.
+        batch: examples at a time.
+        output: also keep the module's output.
+    """
+    module = model.get_submodule(name)
+    flow: dict[str, Any] = {"x": [], "output": []}
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first, *rest = args
+        flow["x"].append(first)
+        flow.setdefault("rest", tuple(rest))
+        flow.setdefault("named", kwargs)
+        if not output:
+            raise _Stop
+
+    def after(_: nn.Module, args: Any, result: Tensor) -> None:
+        flow["output"].append(result)
+        raise _Stop
+
+    # First of the hooks: what the prefix delivers, before the module's own quantiser sees it.
+    hooks = [module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)]
+    if output:
+        hooks.append(module.register_forward_hook(after))
+    try:
+        for part in x.split(batch):
+            with _until_stopped():
+                model(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Flow(
+        torch.cat(flow["x"]),
+        flow["rest"],
+        flow["named"],
+        torch.cat(flow["output"]) if output else None,
+    )
+
+
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    try:
+        yield
+    except _Stop:
+        return
+
+
+def output_gradients(
+    model: nn.Module, name: str, x: Tensor, task_loss: Callable[[Tensor, slice], Tensor], batch: int
+) -> Tensor:
+    """Gradients (N, …) of the task's loss with respect to a module's output.
+
+    Args:
+        model: in evaluation mode.
+        name: of the module.
+        x: (N, …) inputs.
+        task_loss: maps the model's output for a slice of the inputs to their *summed* loss.
+        batch: examples at a time.
+    """
+    kept: list[Tensor] = []
+
+    def after(_: nn.Module, args: Any, result: Tensor) -> Tensor:
+        # A leaf of its own: nothing before the module needs a backward pass.
+        leaf = result.detach().requires_grad_()
+        kept.append(leaf)
+        return leaf
+
+    hook = model.get_submodule(name).register_forward_hook(after)
+    gradients = []
+    try:
+        with torch.enable_grad():
+            for start in range(0, len(x), batch):
+                part = slice(start, start + batch)
+                loss = task_loss(model(x[part]), part)
+                gradients.append(torch.autograd.grad(loss, kept.pop())[0])
+    finally:
+        hook.remove()
+    return torch.cat(gradients)
