@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,9 @@ def test_missing_data_are_one_clear_message(tmp_path: Path) -> None:
     assert run.record()["error"]["kind"] == "user"
 
 
-def test_fid_of_equal_images_is_nought_and_its_package_is_named() -> None:
+def test_fid_of_equal_images_is_nought_and_its_package_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Pixels(nn.Module):
         """Features of a stand-in for the Inception network."""
 
@@ -253,6 +256,7 @@ def test_fid_of_equal_images_is_nought_and_its_package_is_named() -> None:
     same = frechet_inception_distance([images], [images], device, Pixels())
     other = frechet_inception_distance([images], [images * 0.1], device, Pixels())
     assert abs(same) < 1e-3 < abs(other)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"repro\[fid\]"):
         frechet_inception_distance([images], [images], device)
 
