@@ -103,7 +103,7 @@ def test_figures_are_written_and_samples_kept(study: Study) -> None:
 
 
 def test_arms_see_the_same_times_and_noises_and_start_alike(study: Study) -> None:
-    modules = [build_module(run.config()) for run in study.runs]
+    modules: list[Any] = [build_module(run.config()) for run in study.runs]
     x0 = torch.zeros(3, 1, 8, 8)
     draws = [module._draws(x0, 1, 0, 0, 5) for module in modules]
     for time, noise in draws[1:]:

@@ -48,6 +48,13 @@ def batch(size: int = 4) -> tuple[Tensor, Tensor]:
     )
 
 
+def weight(block: nn.Module, layer: int) -> Tensor:
+    assert isinstance(block, nn.Sequential)
+    linear = block[layer]
+    assert isinstance(linear, nn.Linear)
+    return linear.weight.detach()
+
+
 def test_the_docstrings_loop_runs() -> None:
     assert doctest.testmod(repro.methods.scalelong).failed == 0
 
@@ -109,8 +116,7 @@ def test_each_coefficient_scales_exactly_one_linear_path() -> None:
     SkipScaling("cs", kappa=0.3).attach(model)
 
     def matrix(block: nn.Module) -> Tensor:
-        assert isinstance(block, nn.Sequential)
-        return block[2].weight @ block[0].weight
+        return weight(block, 2) @ weight(block, 0)
 
     a1, a2 = map(matrix, model.encoder)
     b2, b1 = map(matrix, model.decoder)  # in decoder order
@@ -191,10 +197,8 @@ def test_theorem_3_4_bounds_the_measured_sensitivity(kind: str) -> None:
     SkipScaling(kind, kappa=0.5).attach(model)
 
     def lipschitz(block: nn.Module) -> float:
-        assert isinstance(block, nn.Sequential)
-        return math.prod(
-            float(torch.linalg.matrix_norm(block[i].weight.detach(), 2)) for i in (0, 2)
-        )
+        norms = (torch.linalg.matrix_norm(weight(block, layer), 2) for layer in (0, 2))
+        return math.prod(map(float, norms))
 
     decoder = list(model.decoder)[::-1]
     pairs = [lipschitz(a) * lipschitz(b) for a, b in zip(model.encoder, decoder, strict=True)]
