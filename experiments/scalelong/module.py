@@ -96,9 +96,8 @@ class Denoising(Supervised):
         self.sampling = sampling
         self.process = VPProcess()
         if isinstance(self.method, SkipScaling):
-            self.method.attach(
-                self.model
-            )  # now, because a checkpoint may hold the scaler's weights
+            # Now, because a checkpoint may hold the scaler's weights.
+            self.method.attach(self.model)
         self.average = _moving_average(self.model, ema)
         decoder = getattr(self.model, "decoder", None)
         if decoder is None:
@@ -293,9 +292,10 @@ class Denoising(Supervised):
     def _draw_samples(self) -> None:
         """Keeps sampled images as an array, for the figures."""
         count = self.sampling["pictures"]
-        if not count or not self.trainer.is_global_zero:
-            return
         assert self.first_test_batch is not None
+        is_image = self.first_test_batch.ndim == 4
+        if not count or not is_image or not self.trainer.is_global_zero:
+            return
         real = self.first_test_batch[: count // 2]
         images = torch.cat([real, self._sample(count - len(real), 0)])
         folder = Path(self.trainer.default_root_dir) / "artifacts"

@@ -224,6 +224,13 @@ def test_models_that_do_not_fit_say_so_in_one_line(typed: list[str], message: st
         refuse(run.config, message)
 
 
+def test_vectors_can_be_denoised_too(tmp_path: Path) -> None:
+    typed = ["paper=scalelong", "scale=smoke", "arm=ls", "seed=0", "from=null", "dataset=wine"]
+    run = Study.create(plan_study(typed), tmp_path).runs[0]
+    assert execute(run.folder) == Status.FINISHED
+    assert run.summary()["test/loss"] > 0
+
+
 def test_probes_need_the_theorys_network(tmp_path: Path) -> None:
     typed = ["paper=scalelong", "scale=smoke", "arm=org", "seed=0", *UVIT, "training.max_steps=1"]
     run = Study.create(plan_study(typed), tmp_path).runs[0]
