@@ -210,7 +210,6 @@ def test_aloha_pays_and_counts() -> None:
 
 
 def test_particle_worlds_share_the_interface() -> None:
-    pytest.importorskip("mpe2")
     world = bn_marl.ParticleWorld(agents=2, horizon=3)
     play = BayesNetPPO(world, graph="full", envs=2, updates=1, hidden=8, eval_graphs=2)
     play.advance(torch.optim.Adam(play.parameters()), 1)
@@ -231,8 +230,8 @@ def test_ppo_says_what_is_wrong(knobs: dict[str, object], complaint: str) -> Non
         small(**knobs)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_everything_runs_on_a_gpu() -> None:
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_everything_runs_on_a_device(device: str) -> None:
     players = (
         small("learned", annealing={"enabled": True}, resimulate_parents=True),
         small("random"),
@@ -240,7 +239,7 @@ def test_everything_runs_on_a_gpu() -> None:
         bn_marl.GradientPlay([2, 3], "full", starts=2),
     )
     for player in players:
-        player = player.cuda()
+        player = player.to(device)
         player.advance(torch.optim.SGD(player.parameters(), lr=0.01), 2)
         measured = player.measure()
         assert all(torch.isfinite(value) for value in measured.values())
