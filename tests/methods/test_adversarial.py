@@ -117,7 +117,7 @@ def test_what_it_cannot_train() -> None:
     tokens = torch.zeros(4, 6, dtype=torch.int64)
     model, _, _ = problem()
     for method in (AdversarialTraining(FGSM(EPS)), FreeAdversarialTraining(EPS)):
-        with pytest.raises(UserError, match="integers"):
+        with pytest.raises(UserError, match="real-valued"):
             train(method, [(tokens, tokens)], model)
     with pytest.raises(UserError, match="clip_norm=null"):
         FreeAdversarialTraining(EPS).clip(model.parameters(), 1.0)

@@ -22,8 +22,12 @@ LAYERS = {  # weight layers by name of the config
     "small_cnn": 4,
     "plain_cnn": 6,
 }
-# Built by the tests of the rooms that feed them: they read stories or symbols, or are many at once.
-ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu"}
+# Built by the tests that feed them: they read stories, symbols, noise or radio channels, draw
+# masks, or are many at once.
+ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu", "unet_segmentation"}
+ELSEWHERE |= {"icgnn", "classical_precoder", "classical_power", "mlp_precoder"}
+ELSEWHERE |= {"skip_mlp", "uvit", "ddpm_unet"}
+ELSEWHERE |= {"none"}  # for methods that bring their own
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}
 # Published weights, which test_llama.py and test_gpt2.py look at.
 LOADED = {"llama_7b", "llama_13b", "llama_30b", "llama2_7b", "llama2_13b", "llama2_70b"}

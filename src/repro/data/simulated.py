@@ -192,3 +192,66 @@ class PlantedDictionary(TensorData):
             classes=classes,
             **facts,
         )
+
+
+def sine(
+    name: str,
+    *,
+    train_size: int,
+    val_size: int,
+    test_size: int,
+    half_width: float = math.pi,
+    noise: float = 0.1,
+    df: float | None = None,
+    standardise: bool = False,
+    data_seed: int = 0,
+    **facts: Any,
+) -> TensorData:
+    """A sine seen through noise: y = sin(x) + noise, x in [−half_width, half_width].
+
+    Training inputs are evenly spaced and include both ends; those of the other splits are the
+    middles of as many equal cells, so that none is a training input.
+
+    Args:
+        name: of the data set.
+        train_size: examples of the training split, at least 2.
+        val_size: of the validation split.
+        test_size: of the test split.
+        half_width: the largest input.
+        noise: scale of what is added to the sine.
+        df: degrees of freedom of Student's t noise; None for Gaussian noise.
+        standardise: whether inputs and targets are standardised by the training split.
+        data_seed: decides the noise.
+        facts: see `TensorData`.
+    """
+    check_counts(name, train_size=train_size - 1, val_size=val_size, test_size=test_size)
+
+    def inputs(size: int, middles: bool) -> torch.Tensor:
+        cells = size if middles else size - 1
+        place = (torch.arange(size, dtype=torch.float64) + 0.5 * middles) / cells
+        return half_width * (2 * place[:, None] - 1)
+
+    def draw() -> Splits:
+        generator = generator_for(data_seed)
+        splits = {}
+        for split, size in zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True):
+            x_N1 = inputs(size, split != "train")
+            error_N1 = torch.randn(size, 1, generator=generator, dtype=torch.float64)
+            if df is not None:  # t = normal / √(χ²/ν), χ²/2 being Gamma(ν/2)
+                shape_N1 = torch.full((size, 1), df / 2, dtype=torch.float64)
+                gamma_N1 = torch._standard_gamma(shape_N1, generator=generator)
+                error_N1 = error_N1 / (2 * gamma_N1 / df).sqrt()
+            splits[split] = (x_N1, x_N1.sin() + noise * error_N1)
+        return splits
+
+    splits = draw()
+    target_std = None
+    if standardise:
+        x, y = splits["train"]
+        target_std = [float(y.std(correction=0))]
+        splits = {
+            split: ((x_ - x.mean()) / x.std(correction=0), (y_ - y.mean()) / y.std(correction=0))
+            for split, (x_, y_) in splits.items()
+        }
+    splits = {split: (x_.float(), y_.float()) for split, (x_, y_) in splits.items()}
+    return TensorData(name, splits, target_std=target_std, **facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import itertools
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,12 +30,30 @@ from repro.errors import UserError, did_you_mean
 Point = dict[str, Any]  # one point of a grid: override key -> value
 
 
+class _ReadOnce(CachingConfigRepository):
+    """Config files as parsed once for all compositions; Hydra's own memory lasts for one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ReadOnce:
+        copied = copy.copy(self)  # which shares the cache
+        copied.delegate = copy.deepcopy(self.delegate, memo)
+        return copied
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """A copy, because what is composed from it writes into it."""
+        found = copy.copy(super().load_config(config_path))
+        if found is not None:
+            found.config = copy.deepcopy(found.config)
+        return found
+
+
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Makes Hydra's compose API available over the project's and the user's config folders."""
     GlobalHydra.instance().clear()
     choices.cache_clear()
     with initialize_config_module("repro.conf", version_base="1.3"):
+        loader: Any = GlobalHydra.instance().config_loader()
+        loader.repository = _ReadOnce(loader.repository)
         yield
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from repro.engine import compose, extras
 from repro.engine.compose import Layer, Point
@@ -149,6 +149,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
                     bases[defaults] = compose.compose_config([f"paper={slug}", *defaults])
                 compose.check_types(config, bases[defaults], user_layer)
             config["from"] = parents[arm]
+            config = _without_lists(config)
             for seed in seeds:
                 runs.append(
                     PlannedRun(
@@ -267,18 +268,18 @@ def _group_choices(layer: Layer) -> Layer:
     return Layer(tuple(o for o in layer.overrides if compose.choices(o.key_or_group)))
 
 
+def _without_lists(config: DictConfig) -> DictConfig:
+    """A config without what concerns a study as a whole."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    study = ("arms", "scales", "seeds", "report")
+    return OmegaConf.create({key: value for key, value in plain.items() if key not in study})
+
+
 def _finish(config: DictConfig, scale: str, arm: str, seed: int) -> DictConfig:
-    """The config of one run: study settings filled in, the study's own lists taken out."""
-    finished = OmegaConf.create(
-        {
-            key: value
-            for key, value in OmegaConf.to_container(config, resolve=False).items()  # type: ignore[union-attr]
-            if key not in ("arms", "scales", "seeds", "report")
-        }
-    )
-    with open_dict(finished):
-        finished.scale, finished.arm, finished.seed = scale, arm, seed
-    resolved = compose.resolve(finished)
+    """The config of one run; ``config`` takes its arm and seed."""
+    config.scale, config.arm, config.seed = scale, arm, seed
+    resolved = compose.resolve(config)
     _check_values(resolved)
     compose.check_launcher(str(resolved.hardware.launcher.name))
     return resolved

@@ -152,7 +152,7 @@ class FreeAdversarialTraining(Method):
 def _real_valued(batch: Batch) -> Batch:
     if not batch[0].is_floating_point():
         raise UserError(
-            "Adversarial training changes real-valued inputs, but this data set's are integers"
-            f" ({batch[0].dtype}): choose another dataset or method."
+            "Adversarial training changes real-valued inputs, but this data set's are"
+            f" {batch[0].dtype}: choose another dataset or method."
         )
     return batch

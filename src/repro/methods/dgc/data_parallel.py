@@ -139,7 +139,9 @@ class DataParallel(Method):
         buffers_Kn = self._rows_of_gradients()
         parts = zip(*(tensor.tensor_split(self.workers) for tensor in batch), strict=True)
         losses = []
-        for worker, part in enumerate(parts):
+        # A batch whose tensors have names keeps them.
+        kind = getattr(type(batch), "_make", tuple)
+        for worker, part in enumerate(map(kind, parts)):
             share = part[0].shape[0] / samples
             for parameter in self.parameters:
                 parameter.grad = None

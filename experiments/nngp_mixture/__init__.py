@@ -1,0 +1,1 @@
+"""Scale Mixtures of Neural Network Gaussian Processes (Lee, Yun, Yang, Lee; ICLR 2022)."""

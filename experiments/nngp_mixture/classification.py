@@ -1,0 +1,293 @@
+"""Classifiers under shift: sparse Gaussian and t processes, and ensembles of finite networks."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from repro.experiments.nngp_mixture.base import Room
+from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
+
+from repro.data.iterators import generator_for
+from repro.data.modules import TensorData
+from repro.errors import UserError
+from repro.methods.base import Batch
+from repro.methods.nngp_mixture import (
+    NNGPKernel,
+    ScalePrior,
+    SparseProcess,
+    heavy_tailed_readout,
+)
+
+
+class Classifier(Room):
+    """What both kinds share: the spoilt training set, and measures on shifted test images.
+
+    Args:
+        classes: number of classes.
+        training_set: how it is spoilt.
+        shifts: name: [kind, amount], see `shifts`; None for none.
+        room: see `Room`.
+    """
+
+    def __init__(
+        self,
+        classes: int | None,
+        training_set: TrainingSet,
+        shifts: Mapping[str, Sequence[Any]] | None,
+        **room: Any,
+    ) -> None:
+        super().__init__(**room)
+        if classes is None:
+            raise UserError(
+                "nngp_mixture: this arm classifies images; choose a data set that has classes."
+            )
+        self.classes, self.training_set, self.shifts = classes, training_set, dict(shifts or {})
+        self.spoilt = False
+
+    def setup(self, stage: str) -> None:
+        """Spoils training and validation data, once.
+
+        Raises:
+            UserError: the data set is streamed, or not of images.
+        """
+        if self.spoilt:
+            return
+        data: Any = self.trainer.datamodule
+        if not isinstance(data, TensorData) or data.splits["train"][0].dim() != 4:
+            raise UserError("nngp_mixture: this arm takes images in memory, (N, C, H, W).")
+        for number, split in enumerate(("train", "val")):
+            x, y = data.splits[split]
+            generator = generator_for(self.seed, number)
+            data.splits[split] = self.training_set.spoil(x, y, self.classes, generator)
+        self.size = len(data.splits["train"][1])
+        self.spoilt = True
+
+    @abstractmethod
+    def log_probabilities(self, x: Tensor, final: bool) -> Tensor:
+        """Log of the predicted class probabilities, (B, C); `final` asks for more samples."""
+
+    def on_validation_start(self) -> None:
+        """Starts collecting."""
+        self.collected: dict[str, list[Tensor]] = {}
+
+    on_test_start = on_validation_start
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects predictions."""
+        x, y = batch
+        self._collect("", self.log_probabilities(x, final=False), y)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the likelihood and the accuracy."""
+        log_p, y = self._gathered("")
+        measured = {"nll": float(F.nll_loss(log_p, y))}
+        self.watch(measured | {"accuracy": float((log_p.argmax(1) == y).double().mean())})
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collects predictions for the images as they are, and for each shift."""
+        x, y = batch
+        self._collect("", self.log_probabilities(x, final=True), y)
+        for number, (name, (kind, amount)) in enumerate(self.shifts.items()):
+            generator = generator_for(self.seed, batch_idx, number)
+            seen = shifted(x, kind, amount, generator)
+            self._collect(name, self.log_probabilities(seen, final=True), y)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs measures of each kind of image, and their mean over the shifts."""
+        values = {f"test/{name}": value for name, value in self._measures("").items()}
+        each = [self._measures(name) for name in self.shifts]
+        for name, measured in zip(self.shifts, each, strict=True):
+            values |= {f"test/{name}/{metric}": value for metric, value in measured.items()}
+        if each:
+            for metric in each[0]:
+                values[f"test/shifted/{metric}"] = sum(m[metric] for m in each) / len(each)
+        drop = torch.tensor(list(self.training_set.drop), device=self.device)
+        if len(drop):
+            log_p, y = self._gathered("")
+            unknown = torch.isin(y, drop)
+            values["test/unknown_auroc"] = float(
+                binary_auroc(1 - log_p.exp().amax(1), unknown.long())
+            )
+            values["test/known/nll"] = float(F.nll_loss(log_p[~unknown], y[~unknown]))
+        self.log_dict(values)
+
+    def _collect(self, name: str, log_p: Tensor, y: Tensor) -> None:
+        for key, value in ((f"{name}/p", log_p), (f"{name}/y", y)):
+            self.collected.setdefault(key, []).append(value)
+
+    def _gathered(self, name: str) -> tuple[Tensor, Tensor]:
+        return torch.cat(self.collected[f"{name}/p"]), torch.cat(self.collected[f"{name}/y"])
+
+    def _measures(self, name: str) -> dict[str, float]:
+        log_p, y = self._gathered(name)
+        ece = multiclass_calibration_error(log_p.exp(), y, self.classes, n_bins=15)
+        return {
+            "nll": float(F.nll_loss(log_p, y)),
+            "accuracy": float((log_p.argmax(1) == y).double().mean()),
+            "ece": float(ece),
+        }
+
+
+class SparseClassifier(Classifier):
+    """SVGP (``alpha`` null) and SVTP: see `repro.methods.nngp_mixture.SparseProcess`.
+
+    Args:
+        kernel: its starting point.
+        input_shape: of one image.
+        inducing: number of inducing inputs, the first training images of each class.
+        alpha: shape of the prior of σ_v², or None for the NNGP, whose σ_v is trained instead.
+        beta: its scale.
+        jitter: added to the kernel matrix of the inducing inputs.
+        samples: draws in training.
+        val_samples: draws in validation.
+        test_samples: draws at test.
+        sampling: shared | official_iid.
+        options: see `Classifier`.
+    """
+
+    def __init__(
+        self,
+        kernel: NNGPKernel,
+        input_shape: Sequence[int],
+        inducing: int,
+        alpha: float | None,
+        beta: float,
+        jitter: float,
+        samples: int,
+        val_samples: int,
+        test_samples: int,
+        sampling: Any = "shared",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if min(inducing, samples, val_samples, test_samples) < 1:
+            raise UserError("nngp_mixture: inducing and all samples are at least 1.")
+        self.samples, self.val_samples, self.test_samples = samples, val_samples, test_samples
+        kernel.raw_last.requires_grad_(alpha is None)
+        places = torch.zeros(inducing, *input_shape)
+        self.process = SparseProcess(kernel, places, self.classes, alpha, beta, jitter, sampling)
+
+    def setup(self, stage: str) -> None:
+        """Takes the first training images of each class as inducing inputs."""
+        first = not self.spoilt
+        super().setup(stage)
+        if first and stage == "fit":
+            x, y = next(iter(self.whole("train").values()))
+            # Sorted by how many of the class came before: class-balanced, first images first.
+            chosen = torch.argsort(_rank_in_class(y) * self.classes + y)[
+                : len(self.process.inducing)
+            ]
+            if len(chosen) < len(self.process.inducing):
+                raise UserError(
+                    f"nngp_mixture: {len(self.process.inducing)} inducing inputs, but only"
+                    f" {len(chosen)} training images."
+                )
+            with torch.no_grad():
+                self.process.inducing.copy_(self._prepare(x[chosen]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One step on the evidence lower bound."""
+        x, y = batch
+        loss = -self.process.elbo(x.double(), y, self.size, self.samples)
+        self.descend(loss)
+        self.log("train/loss", loss.detach())
+        return {"loss": loss.detach()}
+
+    def log_probabilities(self, x: Tensor, final: bool) -> Tensor:
+        """Log of the mean over draws of the latent functions."""
+        count = self.test_samples if final else self.val_samples
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        return self.process.log_predictive(x.double(), count, generator)
+
+    def on_test_epoch_end(self) -> None:
+        """Adds the posterior of the scale."""
+        super().on_test_epoch_end()
+        if self.process.alpha is not None:
+            a, b = self.process.scale_posterior()
+            self.log_dict({"test/df": float(2 * a), "test/scale_mean": float(b / a)})
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """Normalises stored bytes as the loaders do."""
+        data: Any = self.trainer.datamodule
+        return x if data.normalise is None else data.normalise(x)
+
+
+class NetworkEnsemble(Classifier):
+    """Convolutional networks trained side by side, their logits averaged.
+
+    Args:
+        input_shape: of one image.
+        members: how many.
+        channels: of every convolution.
+        depth: convolutions.
+        prior: of the variance of each member's last layer at its birth; None for the usual one.
+        options: see `Classifier`.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        members: int,
+        channels: int,
+        depth: int,
+        prior: ScalePrior | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        if min(members, channels, depth) < 1:
+            raise UserError("nngp_mixture: members, channels and depth are at least 1.")
+        networks = [plain_cnn(input_shape, self.classes, channels, depth) for _ in range(members)]
+        self.members = nn.ModuleList(networks)
+        self.sigmas = torch.ones(members)
+        if prior is not None:
+            for number, member in enumerate(networks):
+                generator = generator_for(self.seed, number)
+                self.sigmas[number] = heavy_tailed_readout(
+                    cast(nn.Linear, member[-1]), prior, generator
+                )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One step of every member, on its own loss."""
+        x, y = batch
+        loss = torch.stack([F.cross_entropy(member(x), y) for member in self.members]).sum()
+        self.descend(loss)
+        self.log("train/loss", loss.detach() / len(self.members))
+        return {"loss": loss.detach()}
+
+    def log_probabilities(self, x: Tensor, final: bool) -> Tensor:
+        """Those of the mean of the members' logits."""
+        logits = torch.stack([member(x) for member in self.members])
+        return torch.log_softmax(logits.mean(0).double(), 1)
+
+    def on_test_epoch_end(self) -> None:
+        """Adds how far apart the members' last layers began."""
+        super().on_test_epoch_end()
+        self.log("test/largest_sigma", float(self.sigmas.max()))
+
+
+def plain_cnn(input_shape: Sequence[int], classes: int, channels: int, depth: int) -> nn.Sequential:
+    """Convolutions of 3 × 3 with ReLU, then one linear layer on all positions; no pooling."""
+    before, height, width = input_shape
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()]
+        before = channels
+    last = nn.Linear(channels * height * width, classes)
+    nn.init.normal_(last.weight, std=1 / math.sqrt(last.in_features))
+    return nn.Sequential(*layers, nn.Flatten(), last)
+
+
+def _rank_in_class(y: Tensor) -> Tensor:
+    """How many examples of its own class stand before each, (N,)."""
+    rank = torch.zeros_like(y)
+    for label in y.unique():
+        mine = (y == label).nonzero()[:, 0]
+        rank[mine] = torch.arange(len(mine), device=y.device)
+    return rank

@@ -1,0 +1,49 @@
+"""The Fréchet Inception distance of natural images, as an optional dependency."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.errors import UserError
+
+
+def require_inception() -> None:
+    """Checks that the Inception network's package is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise UserError(
+            "module.sampling.fid_samples needs: pip install 'repro[fid]' (or set it to 0)."
+        )
+
+
+def frechet_inception_distance(
+    reals: Iterable[Tensor], fakes: Iterable[Tensor], device: torch.device, network: Any = 2048
+) -> float:
+    """FID of two streams of images (B, C, H, W) in [-1, 1] (torchmetrics' implementation).
+
+    Args:
+        reals: batches of real images.
+        fakes: batches of samples; values beyond the range are cut.
+        device: where to compute.
+        network: features of the Inception network, or a module that maps bytes to features.
+
+    Raises:
+        UserError: the Inception network's package is not installed.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    if not isinstance(network, nn.Module):
+        require_inception()
+    metric = FrechetInceptionDistance(feature=network, normalize=True).to(device)
+    for images, real in ((reals, True), (fakes, False)):
+        for batch in images:
+            metric.update(((batch + 1) / 2).clamp(0, 1), real=real)
+    return float(metric.compute())

@@ -1,0 +1,332 @@
+"""Noise prediction whose skips are scaled, and what its features and gradients do meanwhile."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from repro.experiments.scalelong.fid import frechet_inception_distance, require_inception
+from repro.experiments.scalelong.probes import at_initialisation, sensitivity
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
+
+from repro.data.iterators import generator_for, process_rank
+from repro.diffusion import VPProcess
+from repro.engine import files
+from repro.errors import UserError, did_you_mean
+from repro.methods.base import Batch
+from repro.methods.scalelong import SkipScaling
+from repro.models.uvit import UViT
+from repro.monitors import FeatureNorms, gradient_norm, oscillation, steps_to_loss
+from repro.training import Supervised
+
+SAMPLERS = ("ddim", "euler_maruyama")
+# Keys of the random streams: what is drawn for evaluation never depends on the run.
+TRAINING, EVALUATION, PICTURES = 1, 2, 3
+
+
+class Denoising(Supervised):
+    """Trains a network to predict the noise in x_t, on the images of any image data set.
+
+    The times and noises of a training step are a function of (seed, step): arms see the same ones,
+    and a resumed run goes on with those it would have seen. Beyond losses it logs, at the test:
+
+    * ``monitor/feature_norm``, ``monitor/grad_norm``: norm of the last decoder block's output, and
+      of the whole gradient: means over the last tenth of training.
+    * ``monitor/feature_oscillation``, ``monitor/grad_oscillation``: `oscillation` after the first
+      steps.
+    * ``monitor/sensitivity``: of the trained network to its input.
+    * ``init/n<N>/…``: the theory's quantities of fresh networks with N skips
+      (`at_initialisation`).
+    * ``compare/…``, in arms that start ``from`` a baseline: how many times sooner this run reaches
+      the baseline's last validation loss (``speedup``), and the baseline's feature norm over its
+      own (``feature_ratio``).
+    * ``scaler/…``: parameters of the scaler, here and on the paper's U-ViT.
+
+    Args:
+        *args: see `Supervised`.
+        seed: of times and noises.
+        time_scale: networks get the time in [0, 1] times this.
+        ema: decay of the weights' moving average, which is then evaluated; None: no average.
+        eval_draws: times and noises per evaluated image.
+        monitor: ``every`` so many steps norms are recorded; ``settle``, share of the records that
+            count as warm-up; ``window``, records in the moving average of `oscillation`.
+        probes: ``depths`` (numbers of skips), ``networks`` of each depth, ``batch`` of examples.
+        sampling: ``pictures`` to draw at the test, ``method``, ``steps``, ``fid_samples``.
+        **kwargs: see `Supervised`.
+
+    Raises:
+        UserError: an argument lies outside its range.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        seed: int,
+        time_scale: float,
+        ema: float | None,
+        eval_draws: int,
+        monitor: dict[str, Any],
+        probes: dict[str, Any],
+        sampling: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        # Whatever the data set is made for, what is learnt here is the noise.
+        super().__init__(*args, **kwargs | {"task": "regression"})
+        if ema is not None and not 0 <= ema < 1:
+            raise UserError(f"module.ema is null or lies in [0, 1), not {ema}.")
+        for name, count in {"eval_draws": eval_draws, "monitor.every": monitor["every"]}.items():
+            if count < 1:
+                raise UserError(f"module.{name} is a whole number of at least 1, not {count}.")
+        if sampling["method"] not in SAMPLERS:
+            raise UserError(
+                f"There is no module.sampling.method '{sampling['method']}'."
+                f"{did_you_mean(sampling['method'], SAMPLERS)} Known: {', '.join(SAMPLERS)}."
+            )
+        self.seed = seed
+        self.time_scale = time_scale
+        self.eval_draws = eval_draws
+        self.monitor = monitor
+        self.probes = probes
+        self.sampling = sampling
+        self.process = VPProcess()
+        if isinstance(self.method, SkipScaling):
+            # Now, because a checkpoint may hold the scaler's weights.
+            self.method.attach(self.model)
+        self.average = _moving_average(self.model, ema)
+        decoder = getattr(self.model, "decoder", None)
+        if decoder is None:
+            raise UserError(
+                f"{type(self.model).__name__} does not predict noise: choose model=uvit, skip_mlp "
+                "or ddpm_unet."
+            )
+        self.features = FeatureNorms(decoder)
+        self.records: list[Tensor] = []  # each (2,): feature norm, gradient norm
+        self.curve: list[list[float]] = []  # each [step, validation loss]
+        self.baseline: dict[str, Any] | None = None
+        self.first_test_batch: Tensor | None = None
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that is evaluated: the moving average if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def start_from(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the baseline's curves, to be compared with; the weights are this arm's own."""
+        self.baseline = {"curve": checkpoint["curve"], "records": checkpoint["records"]}
+
+    def on_train_start(self) -> None:
+        """Misses packages now rather than after days of training."""
+        super().on_train_start()
+        if self.sampling["fid_samples"]:
+            require_inception()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean squared error of the predicted noise, at random times."""
+        x0 = batch[0]
+        rank, _ = process_rank()
+        time_B, noise = self._draws(x0, TRAINING, self.seed, rank, self.global_step)
+        return self._error(self.model, x0, time_B, noise).mean()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One update; records norms every so many steps."""
+        recorded = self.global_step % self.monitor["every"] == 0
+        self.features.active = recorded
+        outputs = super().training_step(batch, batch_idx)
+        self.features.active = False
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        if recorded:
+            # Gradients are those of the update just made: they are zeroed before the next.
+            gradient = gradient_norm(self.model.parameters())
+            self.records.append(torch.stack([self.features.latest[-1], gradient]).detach())
+        if self.global_step % self.log_every == 0:
+            norms = {f"feature/{j}": float(norm) for j, norm in enumerate(self.features.latest)}
+            feature, gradient = self.records[-1].tolist()
+            latest = {"train/feature_norm": feature, "train/grad_norm": gradient}
+            self._log_now(norms | latest)
+        return outputs
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accumulates the loss at fixed times and noises."""
+        self._evaluate_noise(batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accumulates the loss at fixed times and noises."""
+        if batch_idx == 0:
+            self.first_test_batch = batch[0]
+        self._evaluate_noise(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Adds a point to the validation curve."""
+        loss = float(self.evaluation["loss"].compute())
+        super().on_validation_epoch_end()
+        self.curve.append([self.global_step, loss])
+
+    def on_test_epoch_end(self) -> None:
+        """Logs everything that is known at the end, and draws pictures."""
+        super().on_test_epoch_end()
+        self.log_dict(self._monitored() | self._compared() | self._probed() | self._counted())
+        self._draw_samples()
+        if self.sampling["fid_samples"]:
+            self.log("test/fid", self._fid())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the records, for a resumed run and for arms that are compared with this one."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["records"] = torch.stack(self.records) if self.records else torch.empty(0, 2)
+        checkpoint["curve"] = self.curve
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the records."""
+        super().on_load_checkpoint(checkpoint)
+        self.records = list(checkpoint["records"])
+        self.curve = checkpoint["curve"]
+
+    def _draws(self, x0: Tensor, *key: int) -> tuple[Tensor, Tensor]:
+        """Times (B,) and noise like ``x0``: a function of the key alone."""
+        generator = self._generator(*key)
+        time_B = torch.rand(len(x0), generator=generator, device=x0.device)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        return time_B, noise
+
+    def _generator(self, *key: int) -> torch.Generator:
+        """A generator on this device; drawing there spares GPUs the way over the CPU."""
+        return torch.Generator(self.device).manual_seed(generator_for(*key).initial_seed() >> 1)
+
+    def _error(self, network: nn.Module, x0: Tensor, time_B: Tensor, noise: Tensor) -> Tensor:
+        x_t = self.process.noised(x0, time_B, noise)
+        predicted = network(x_t, self.time_scale * time_B)
+        return (predicted.float() - noise).square().flatten(1).mean(1)
+
+    def _predict(self, x_t: Tensor, time_B: Tensor) -> Tensor:
+        """The evaluated network as a sampler wants it."""
+        noise: Tensor = self.denoiser(x_t, self.time_scale * time_B)
+        return noise.float()
+
+    def _evaluate_noise(self, batch: Batch, batch_idx: int) -> None:
+        x0 = batch[0].repeat(self.eval_draws, *[1] * (batch[0].ndim - 1))
+        time_B, noise = self._draws(x0, EVALUATION, batch_idx)
+        error_B = self._error(self.denoiser, x0, time_B, noise)
+        if "loss" not in self.evaluation:
+            self.evaluation["loss"] = MeanMetric().to(self.device)
+        self.evaluation["loss"].update(error_B.mean(), len(error_B))
+
+    def _monitored(self) -> dict[str, float]:
+        """The norms' level and oscillation, and how sensitive the trained network is."""
+        measured = {}
+        if self.records:
+            records_T2 = torch.stack(self.records).cpu()
+            settled = records_T2[int(self.monitor["settle"] * len(records_T2)) :]
+            for column, name in enumerate(("feature", "grad")):
+                measured[f"monitor/{name}_norm"] = _end_level(records_T2[:, column])
+                swing = oscillation(settled[:, column], self.monitor["window"])
+                if math.isfinite(swing):
+                    measured[f"monitor/{name}_oscillation"] = swing
+        x, time_B, _ = self._probe_batch()
+        measured["monitor/sensitivity"] = sensitivity(
+            self.denoiser, x, time_B, self._generator(EVALUATION, 1, 0)
+        )
+        return measured
+
+    def _compared(self) -> dict[str, float]:
+        """This run against the baseline that it starts from."""
+        if self.baseline is None or not self.baseline["curve"] or not self.curve:
+            return {}
+        last_step, target = self.baseline["curve"][-1]
+        own = steps_to_loss([(int(step), loss) for step, loss in self.curve], target)
+        # A run that never gets there is credited with its last step, which flatters it: such a
+        # speed-up of 1 (at equal lengths) means "1 or less".
+        compared = {"compare/speedup": last_step / max(1.0, min(own, self.curve[-1][0]))}
+        if len(self.baseline["records"]) and self.records:
+            baseline = _end_level(self.baseline["records"][:, 0].cpu())
+            own_level = _end_level(torch.stack(self.records)[:, 0].cpu())
+            compared["compare/feature_ratio"] = baseline / own_level
+        return compared
+
+    def _probed(self) -> dict[str, float]:
+        if not self.probes["depths"] or not isinstance(self.method, SkipScaling):
+            return {}
+        x, time_B, noise = self._probe_batch()
+        return at_initialisation(self.model, self.method, x, time_B, noise, self.probes, self.seed)
+
+    def _probe_batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Noised test examples, their times (as networks take them) and their noise."""
+        assert self.first_test_batch is not None
+        x0 = self.first_test_batch[: self.probes["batch"]]
+        time_B, noise = self._draws(x0, EVALUATION, 0, 1)
+        return self.process.noised(x0, time_B, noise), self.time_scale * time_B, noise
+
+    def _counted(self) -> dict[str, float]:
+        """The scaler's parameters: of this network, and what they would be on U-ViT-S/2."""
+        if not isinstance(self.method, SkipScaling):
+            return {}
+        with torch.device("meta"):
+            paper = UViT([3, 32, 32])
+            backbone = _size(paper)
+            self.method.attach(paper)
+        scaler = getattr(self.model, "scaler", None)
+        return {
+            "scaler/parameters": 0 if scaler is None else _size(scaler),
+            "scaler/paper_parameters": _size(paper) - backbone,
+            "scaler/paper_share": (_size(paper) - backbone) / backbone,
+        }
+
+    def _sample(self, count: int, number: int) -> Tensor:
+        """``count`` samples; ``number`` decides their noise."""
+        real = self.first_test_batch
+        assert real is not None
+        shape = (count, *real.shape[1:])
+        generator = self._generator(PICTURES, self.seed, number)
+        steps = self.sampling["steps"]
+        if self.sampling["method"] == "euler_maruyama":
+            return self.process.euler_maruyama(self._predict, shape, steps, generator)
+        limits = float(real.min()), float(real.max())
+        return self.process.ddim(self._predict, shape, steps, generator, limits=limits)
+
+    def _draw_samples(self) -> None:
+        """Keeps sampled images as an array, for the figures."""
+        count = self.sampling["pictures"]
+        assert self.first_test_batch is not None
+        is_image = self.first_test_batch.ndim == 4
+        if not count or not is_image or not self.trainer.is_global_zero:
+            return
+        real = self.first_test_batch[: count // 2]
+        images = torch.cat([real, self._sample(count - len(real), 0)])
+        folder = Path(self.trainer.default_root_dir) / "artifacts"
+        files.make_folder(folder)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, images=images.cpu().numpy(), real=len(real))
+        files.write_atomically(folder / "samples.npz", lambda file: file.write(buffer.getvalue()))
+
+    def _fid(self) -> float:
+        """FID of fresh samples against the training images."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        total, size = self.sampling["fid_samples"], 500
+        fakes = (
+            self._sample(min(size, total - start), 1 + start // size)
+            for start in range(0, total, size)
+        )
+        reals = (batch[0].to(self.device) for batch in data.train_dataloader())
+        return frechet_inception_distance(reals, fakes, self.device)
+
+
+def _moving_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    if decay is None:
+        return None
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return average.requires_grad_(False)  # data-parallel training waits for gradients otherwise
+
+
+def _end_level(series_T: Tensor) -> float:
+    """The mean of a series' last tenth."""
+    return float(series_T[-max(1, len(series_T) // 10) :].mean())
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,259 @@
+"""What a skeletonisation does to the topology of many shapes, and what it costs."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from repro.experiments.skeleton.operations import foreign_operations
+from torch import Tensor, nn
+
+from repro.data.iterators import generator_for
+from repro.data.shapes import ShapeData
+from repro.errors import UserError
+from repro.methods.base import Method
+from repro.methods.skeleton import LearnedSkeleton, Skeletonize, betti_errors, dice
+
+Batch = tuple[Tensor, Tensor]
+KINDS = {2: "2d", 3: "3d"}
+
+
+@dataclass
+class SoftInput:
+    """How soft masks are made and skeletonised; the keys of ``module.soft`` in the paper's config.
+
+    Attributes:
+        shapes: names of the shapes that are made soft.
+        confidence: probability of a foreground point, and one minus that of a background point.
+        noise: half the width of a uniform draw around it; stays on the right side of 1/2.
+        passes: numbers of random skeletons whose rounded mean is compared with the true one.
+        betas: scales of the binarisation's noise to compare.
+        seed: of the masks and the binarisation.
+    """
+
+    shapes: list[str]
+    confidence: float = 0.9
+    noise: float = 0.1
+    passes: tuple[int, ...] = (1, 5, 20)
+    betas: tuple[float, ...] = (0.05, 0.33, 1.0)
+    seed: int = 0
+
+
+def skeletonizer_of(method: object) -> nn.Module | None:
+    """The skeletonisation that a config's ``method`` names; None for ``method=none``.
+
+    Raises:
+        UserError: it names something else.
+    """
+    if type(method) is Method:
+        return None
+    if not isinstance(method, nn.Module):
+        raise UserError(
+            "paper=skeleton takes method=skeleton, soft_skeleton, classical_skeleton or none; "
+            f"{type(method).__name__} changes the updates of a model instead."
+        )
+    return method
+
+
+class Benchmark(pl.LightningModule):
+    """Skeletonises each shape of `repro.data.shapes.ShapeData` once and counts what changed.
+
+    One training step is one shape; after the last one training is over. Logged, on average over the
+    2-D shapes (``2d``) and the 3-D ones (``3d``): ``test/2d/betti_0_error`` (and 1, and 2 in 3-D),
+    their sum ``betti_error``, ``wrong`` (share of the shapes with an error), ``size`` (skeleton
+    points per point of the shape), ``thick`` (share of skeleton points in a full 2×2 or 2×2×2
+    block), ``time/2d_ms``. Over all shapes: ``test/betti_error``, ``test/wrong``,
+    ``test/usable_gradient`` (share with a finite gradient that is not zero). For `Skeletonize`,
+    ``test/foreign_operations`` and ``test/soft/…``: the Dice coefficient with the true skeleton,
+    and the Betti error, of skeletons of soft input.
+
+    Args:
+        model: with ``method=none``, the network that has learnt to skeletonise.
+        method: the skeletonisation.
+        soft: about soft input; None leaves it out.
+        log_every: steps between rows of metrics.csv.
+        unused: what other modules are given.
+
+    Raises:
+        UserError: the method is no skeletonisation.
+    """
+
+    resumes_mid_epoch = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: object,
+        soft: SoftInput | None = None,
+        log_every: int = 50,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        skeletonizer = skeletonizer_of(method)
+        self.skeletonizer = LearnedSkeleton(model) if skeletonizer is None else skeletonizer
+        self.soft = soft
+        self.clock = nn.Parameter(torch.zeros(()))  # steps need an optimizer to be counted
+        self.rows: list[dict[str, float]] = []
+        self.soft_rows: list[dict[str, float]] = []
+
+    def setup(self, stage: str) -> None:
+        """Checks that the data are shapes.
+
+        Raises:
+            UserError: they are not.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, ShapeData):
+            raise UserError(
+                "The skeleton benchmark looks at single shapes: dataset=shapes, or "
+                "dataset=drive (or vessap) with dataset.as_shapes=true."
+            )
+        self.names = list(data.shapes)
+
+    def configure_optimizers(self) -> Any:
+        """An optimizer of nothing: Lightning counts its steps."""
+        return torch.optim.SGD([self.clock], lr=0.0)
+
+    def start_from(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over a network from an arm that trained it.
+
+        Raises:
+            UserError: the skeletonisation of this arm has nothing to learn.
+        """
+        if not isinstance(self.skeletonizer, LearnedSkeleton):
+            raise UserError("skeleton: only method=none starts from an arm that trained a network.")
+        weights = {
+            key.removeprefix("model."): value
+            for key, value in checkpoint["state_dict"].items()
+            if key.startswith("model.")
+        }
+        self.skeletonizer.network.load_state_dict(weights)
+
+    def on_train_epoch_start(self) -> None:
+        """Nothing here is trained: batch norm of a learned skeletonisation stays as it is."""
+        self.skeletonizer.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Skeletonises one shape."""
+        mask, number = batch
+        self.optimizers().step()  # type: ignore[union-attr]
+        name, dims = self.names[int(number)], mask.dim() - 2
+        if int(number) + 1 == len(self.names):
+            self.trainer.should_stop = True
+        if dims not in getattr(self.skeletonizer, "dims", (2, 3)):
+            return
+        skeleton, milliseconds = self._timed(mask)
+        row = {"dims": dims, "ms": milliseconds, **measured(mask, skeleton > 0.5)}
+        row["usable_gradient"] = float(self._has_gradient(mask))
+        self.rows.append(row)
+        how = self.soft
+        if how is not None and name in how.shapes and isinstance(self.skeletonizer, Skeletonize):
+            self.soft_rows.append(self._skeletons_of_soft(mask, int(number), how))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Everything was measured while training."""
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the means over shapes.
+
+        Raises:
+            UserError: the skeletonisation can handle none of the shapes.
+        """
+        if not self.rows:
+            raise UserError("skeleton: none of the shapes has a dimension that the method takes.")
+        means: dict[str, float] = {}
+        for dims, kind in KINDS.items():
+            rows = [row for row in self.rows if row["dims"] == dims]
+            if rows:
+                mean = _means(rows)
+                means[f"time/{kind}_ms"] = mean.pop("ms")
+                means |= {f"test/{kind}/{key}": v for key, v in mean.items() if key != "dims"}
+        overall = _means([{key: row[key] for key in OVERALL} for row in self.rows])
+        means |= {f"test/{key}": value for key, value in overall.items()}
+        if self.soft_rows:
+            means |= {f"test/soft/{key}": v for key, v in _means(self.soft_rows).items()}
+        if isinstance(self.skeletonizer, Skeletonize):
+            foreign = foreign_operations(self.skeletonizer)
+            means["test/foreign_operations"] = float(len(foreign))
+        self.log_dict(means)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what was measured so far."""
+        checkpoint["rows"] = (self.rows, self.soft_rows)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores it."""
+        self.rows, self.soft_rows = checkpoint["rows"]
+
+    @torch.no_grad()
+    def _timed(self, mask: Tensor) -> tuple[Tensor, float]:
+        """The skeleton, and the time that the faster of two passes took."""
+        times = []
+        for _ in range(2):
+            started = time.perf_counter()
+            skeleton = self.skeletonizer(mask)
+            if mask.is_cuda:
+                torch.cuda.synchronize(mask.device)
+            times.append(1e3 * (time.perf_counter() - started))
+        return skeleton, min(times)
+
+    def _has_gradient(self, mask: Tensor) -> bool:
+        with torch.enable_grad():
+            x = mask.clone().requires_grad_()
+            skeleton = self.skeletonizer(x)
+            if not skeleton.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(skeleton.sum(), x)
+        return bool(gradient.isfinite().all() and (gradient != 0).any())
+
+    @torch.no_grad()
+    def _skeletons_of_soft(self, mask: Tensor, number: int, how: SoftInput) -> dict[str, float]:
+        """Agreement with the true skeleton, for every beta and number of passes."""
+        true = self.skeletonizer(mask)
+        generator = generator_for(how.seed, number)
+        away = how.noise * (2 * torch.rand(mask.shape, generator=generator) - 1).to(mask.device)
+        right = (how.confidence + away).clamp(0.5 + 1e-3, 1)
+        soft = torch.where(mask > 0, right, 1 - right)
+        thin = copy.deepcopy(self.skeletonizer)
+        row: dict[str, float] = {}
+        for beta in how.betas:
+            thin.beta = beta  # type: ignore[assignment]
+            draws = torch.Generator(mask.device).manual_seed(how.seed)
+            many = thin(soft.expand(max(how.passes), *soft.shape[1:]), draws)
+            for passes in how.passes:
+                mean = (many[:passes].mean(0, keepdim=True) > 0.5).float()
+                row[f"beta_{beta:g}/dice_{passes}"] = float(dice(mean, true, smooth=0.0))
+                errors = betti_errors(*(x[0, 0].cpu().numpy() > 0.5 for x in (mask, mean)))
+                row[f"beta_{beta:g}/betti_error_{passes}"] = float(sum(errors))
+        return row
+
+
+OVERALL = ("betti_error", "wrong", "usable_gradient")
+
+
+def measured(mask: Tensor, skeleton: Tensor) -> dict[str, float]:
+    """What changed from a mask to its skeleton, both (1, 1, *size)."""
+    shape, thin = (each[0, 0].cpu().numpy() > 0 for each in (mask, skeleton))
+    errors = betti_errors(shape, thin)
+    blocks = torch.from_numpy(thin)
+    for axis in range(thin.ndim):
+        edge = blocks.shape[axis]
+        blocks = blocks.narrow(axis, 0, edge - 1) & blocks.narrow(axis, 1, edge - 1)
+    points = max(1, int(thin.sum()))
+    return {
+        **{f"betti_{k}_error": float(error) for k, error in enumerate(errors)},
+        "betti_error": float(sum(errors)),
+        "wrong": float(any(errors)),
+        "size": points / max(1, int(shape.sum())),
+        "thick": int(blocks.sum()) / points,
+    }
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}

@@ -1,0 +1,144 @@
+"""Affine registration by gradient descent on the overlap of masks and of their skeletons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from repro.experiments.skeleton.benchmark import skeletonizer_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
+
+from repro.errors import UserError
+from repro.methods.base import Batch, OptimizerFactory
+from repro.methods.skeleton import ClassicalSkeleton, dice, overlap_loss
+
+SPLITS = ("val", "test")
+
+
+class Registration(pl.LightningModule):
+    """Finds, for every pair of masks, the affine map that brings moving onto fixed.
+
+    One training step moves the maps of all pairs, each by its own gradient, of the same loss as in
+    `Segmentation`: the share of the centreline term is what arms differ in. Pairs of ``val`` are
+    there to choose hyper-parameters by. Logged for both splits: ``landmark_error``, the mean
+    distance in points between true and found landmarks; ``start_error``, the same before; ``dice``
+    of the masks.
+
+    Args:
+        method: the skeletonisation of the loss; ``method=none`` aligns by Dice alone.
+        optimizer: of the maps.
+        schedule: of its rate.
+        share: weight of the centreline term, in [0, 1].
+        log_every: steps between rows of the training loss.
+        unused: what other modules are given.
+
+    Raises:
+        UserError: the share lies outside [0, 1], or the method cannot pass gradients.
+    """
+
+    resumes_mid_epoch = True
+    fixed: Tensor
+    moving: Tensor
+    there: Tensor
+    here: Tensor
+    fixed_skeleton: Tensor | None
+
+    def __init__(
+        self,
+        method: object,
+        optimizer: OptimizerFactory,
+        schedule: Callable[..., LRScheduler],
+        share: float = 0.5,
+        log_every: int = 50,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self.skeletonizer = skeletonizer_of(method)
+        if not 0 <= share <= 1:
+            raise UserError(f"skeleton: module.share={share}. It lies in [0, 1].")
+        if isinstance(self.skeletonizer, ClassicalSkeleton):
+            raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
+        self.automatic_optimization = False
+        self.optimizer_factory, self.schedule = optimizer, schedule
+        self.share, self.log_every = share, log_every
+
+    def setup(self, stage: str) -> None:
+        """Takes the pairs of both splits, and starts from maps that change nothing.
+
+        Raises:
+            UserError: the data are no pairs with landmarks.
+        """
+        splits = getattr(self.trainer.datamodule, "splits", {})  # type: ignore[attr-defined]
+        if len(splits.get("val", ())) != 4:
+            raise UserError("skeleton: registration takes pairs with landmarks: dataset=arches.")
+        if hasattr(self, "maps"):
+            return
+        self.sizes = [len(splits[name][0]) for name in SPLITS]
+        both = [torch.cat(parts) for parts in zip(*(splits[s] for s in SPLITS), strict=True)]
+        for name, tensor in zip(("fixed", "moving", "there", "here"), both, strict=True):
+            self.register_buffer(name, tensor.to(self.device), persistent=False)
+        same = torch.eye(2, 3, device=self.device)
+        self.maps = nn.Parameter(same.repeat(sum(self.sizes), 1, 1))
+        with torch.no_grad():
+            skeleton = None if self.skeletonizer is None else self.skeletonizer(self.fixed)
+        self.register_buffer("fixed_skeleton", skeleton, persistent=False)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of all maps, and the schedule over all steps."""
+        optimizer = self.optimizer_factory([self.maps])
+        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One step of every map; the batch only says that it is time."""
+        optimizer: Any = self.optimizers()
+        losses = overlap_loss(
+            self.warped(), self.fixed, self.skeletonizer, self.share, self.fixed_skeleton
+        )
+        optimizer.zero_grad()
+        self.manual_backward(losses.sum())  # so that no pair's gradient depends on their number
+        optimizer.step()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.log("train/loss", losses.detach().mean())
+        return {"loss": losses.detach().mean()}
+
+    def warped(self) -> Tensor:
+        """The moving masks as the maps place them, (N, 1, H, W) in [0, 1]."""
+        grid = F.affine_grid(self.maps, list(self.moving.shape), align_corners=False)
+        # Weights of interpolation sum to one up to rounding.
+        return F.grid_sample(self.moving, grid, align_corners=False).clamp(0, 1)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Everything is measured at the end of the epoch."""
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the errors of the pairs that choices may be made by."""
+        self._measure("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the errors of the pairs that are reported."""
+        self._measure("test")
+
+    @torch.no_grad()
+    def _measure(self, split: str) -> None:
+        part = SPLITS.index(split)
+        rows = slice(sum(self.sizes[:part]), sum(self.sizes[: part + 1]))
+        there, here = self.there[rows], self.here[rows]
+        maps = self.maps[rows]
+        found = there @ maps[:, :, :2].mT + maps[:, None, :, 2]
+        half = self.fixed.shape[-1] / 2  # points per unit of the coordinates
+        overlaps = dice((self.warped()[rows] > 0.5).float(), self.fixed[rows])
+        self.log_dict(
+            {
+                f"{split}/landmark_error": half * (found - here).norm(dim=-1).mean(),
+                f"{split}/start_error": half * (there - here).norm(dim=-1).mean(),
+                f"{split}/dice": overlaps.mean(),
+            },
+            batch_size=1,
+        )

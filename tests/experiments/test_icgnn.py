@@ -1,0 +1,154 @@
+"""The room of ICGNN, at scale=smoke and by composition at the others."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from repro.experiments.icgnn.module import Transmission
+
+from repro.claims.schema import check_arms, load_claims
+from repro.claims.verdicts import Verdict
+from repro.engine.callbacks import Interrupted
+from repro.engine.execute import build_module
+from repro.engine.papers import load_paper
+from repro.engine.plan import Plan, plan_study
+from repro.engine.runs import Run, Status
+from repro.engine.study import Study
+from repro.methods.icgnn import CellFree, Downlink
+
+PAPER = load_paper("icgnn")
+SMALL = ["paper=icgnn", "scale=smoke", "n_jobs=1"]
+# What goes the whole way through the engine here; the other arms are composed and built.
+LIGHT = ("rzf_cg8", "wmmse", "icgnn_cg8", "mlp_fixed", "max_min", "icgnn_power")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    """All arms at scale=smoke."""
+    return plan_study([*SMALL, "seed=0"])
+
+
+@pytest.fixture(scope="module")
+def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """One run of every kind at scale=smoke, for all tests here."""
+    light = replace(plan, runs=[run for run in plan.runs if run.arm in LIGHT])
+    made = Study.create(light, tmp_path_factory.mktemp("outputs"))
+    made.run()
+    return made
+
+
+def summaries(study: Study) -> dict[str, dict[str, float]]:
+    return {run.record()["arm"]: run.summary() for run in study.runs}
+
+
+def test_every_claim_of_the_dossier_has_a_row() -> None:
+    claims = load_claims(PAPER.claims_file)
+    assert [claim.id for claim in claims.claims] == [f"C{number}" for number in range(1, 8)]
+    assert claims.claims[-1].paper.source == "inferred"
+    check_arms(claims, PAPER.arms)
+
+
+def test_smoke_measures_and_judges(study: Study) -> None:
+    assert {run.status() for run in study.runs} == {Status.FINISHED}
+    found = summaries(study)
+    for arm in ("rzf_cg8", "wmmse", "icgnn_cg8", "icgnn_power", "max_min"):
+        assert set(PAPER.report) <= found[arm].keys()
+        assert found[arm]["test/power_error"] < 1e-5
+    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    assert verdicts["C6"].verdict == Verdict.SUPPORTED
+    assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
+    written = {path.name for path in study.draw()}
+    assert written >= {"sizes.png", "steps.png", "cost.png", "cost.svg"}
+
+
+def test_the_reference_is_itself_and_measured_like_the_others(study: Study) -> None:
+    found = summaries(study)["wmmse"]
+    assert found["test/relative_se/seen"] == pytest.approx(1, abs=1e-6)
+    assert found["test/savings/seen"] == pytest.approx(1)
+    assert found["test/savings_equal_se/seen"] == pytest.approx(1)
+    assert found["test/iterations_to_match/8x8_10dB"] == 5  # all that scale=smoke has
+    assert found["test/solves"] > 0
+    icgnn = summaries(study)["icgnn_cg8"]
+    assert icgnn["test/solves"] == 0
+    at_eight = icgnn["test/relative_se_at/8/8x8_10dB"]
+    assert at_eight == pytest.approx(icgnn["test/relative_se/8x8_10dB"], rel=1e-6)
+
+
+def test_a_perceptron_is_tested_at_its_own_size_alone(study: Study) -> None:
+    found = summaries(study)["mlp_fixed"]
+    sizes = {name for name in found if name.startswith("test/se/")}
+    assert sizes == {f"test/se/{size}" for size in
+                     ("8x8_10dB", "8x8_20dB", "8x16_10dB", "8x16_20dB", "seen")}  # fmt: skip
+    assert found["test/permutation_error"] > 1e-6
+
+
+def test_every_arm_composes_and_builds(plan: Plan) -> None:
+    full = plan_study(["paper=icgnn", "scale=full", "seed=0"])
+    for each in (plan, full):
+        assert {run.arm for run in each.runs} == set(PAPER.arms)
+        for run in each.runs:
+            problem = build_module(run.config).model.problem
+            assert problem is {"cellular": Downlink, "cellfree": CellFree}[run.config.dataset.kind]
+    configs = {run.arm: run.config for run in full.runs}
+    assert configs["rzf"].dataset.cellular.antennas == 128
+    assert configs["icgnn_power"].model.width == configs["icgnn_cg4"].model.width == 64
+
+
+@pytest.mark.parametrize("arm", ["icgnn_cg8", "icgnn_power"])
+def test_a_killed_run_ends_with_the_same_numbers(
+    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = [*SMALL, f"arm={arm}", "seed=0", "dataset.cellular.eval_size=4", "module.cg_steps=[2]",
+             "training.checkpoint.every_steps=1", "dataset.cellfree.eval_size=4"]  # fmt: skip
+    straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
+    straight.run()
+    step = Transmission.training_step
+
+    def pull_the_plug(self: Transmission, batch: object, index: int) -> object:
+        if (self.current_epoch, index) == (1, 2):  # in the middle of the second epoch
+            raise Interrupted
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transmission, "training_step", pull_the_plug)
+        with contextlib.suppress(KeyboardInterrupt):
+            killed.run()
+    assert killed.runs[0].status() == Status.INTERRUPTED
+    killed.run()
+    ends = [_exact(made.runs[0]) for made in (straight, killed)]
+    assert ends[0] == ends[1]
+    assert killed.runs[0].record()["attempts"] == 2
+
+
+def _exact(run: Run) -> dict[str, float]:
+    assert run.status() == Status.FINISHED
+    return {name: value for name, value in run.summary().items() if not name.startswith("time/")}
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        (["model.cg_steps=0"], "model.cg_steps"),
+        (["model.width=0"], "model.width"),
+        (["model.kind=cellfree"], "LearnedPower does not fit dataset.kind=cellular"),
+        (["dataset.kind=celular"], "Did you mean 'cellular'"),
+        (["dataset=digits"], "simulates its channels: dataset=wireless"),
+        (["module.timed.cellular=[9x9]"], "9x9, which is not tested"),
+        (["dataset.cellular.users=[8,3]"], "dataset.users is a range"),
+    ],
+)
+def test_a_bad_knob_fails_the_run_in_one_line(
+    tmp_path: Path, typed: list[str], complaint: str
+) -> None:
+    kind = ["model.kind=cellular"] if typed == ["dataset=digits"] else []
+    small = [] if kind or "celular" in typed[0] else ["scale=smoke"]
+    plan = plan_study(["paper=icgnn", "n_jobs=1", *small, "arm=icgnn_cg8", "seed=0", *kind, *typed])
+    study = Study.create(plan, tmp_path)
+    study.run()
+    error = study.runs[0].record()["error"]
+    assert error["kind"] == "user", error["traceback"]
+    assert complaint in error["message"]
+    assert "\n" not in error["message"]
