@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,17 @@ def test_claims_see_what_became_of_runs(toy: Path, serial: Study) -> None:
     (verdict,) = serial.verdicts()
     assert verdict.id == "T1"
     assert json.loads(serial.verdicts_file.read_text())[0]["verdict"] == str(verdict.verdict)
+
+
+def test_an_arm_that_equals_another_is_judged_by_its_runs(
+    toy: Path, serial: Study, tmp_path: Path
+) -> None:
+    copied = Study(Path(shutil.copytree(serial.folder, tmp_path / "copied")))
+    copied.update(layers=copied.about["layers"][:1], twins={"tuned": "sgd"})
+    assert {run.record()["arm"] for run in copied.runs} == {"sgd", "adam"}
+    (verdict,) = copied.judge()
+    assert verdict.checks[0].effect == 0
+    assert verdict.checks[0].seeds == len(copied.runs) / 2
 
 
 def test_grids_and_single_arms_are_not_judged(toy: Path) -> None:

@@ -61,6 +61,7 @@ class Plan:
     runs: list[PlannedRun]
     hydra_overrides: list[str]
     notes: list[str] = field(default_factory=list)
+    twins: dict[str, str] = field(default_factory=dict)  # arm that is not run -> arm it equals
 
     @property
     def is_grid(self) -> bool:
@@ -161,13 +162,19 @@ def _plan(typed: list[str], grid: bool) -> Plan:
                         config=_finish(config, scale, arm, seed),
                     )
                 )
+    runs, twins = _without_twins(runs)
+    notes.extend(
+        f"arm '{arm}' is not run: here it equals '{first}', whose runs count for both"
+        for arm, first in twins.items()
+    )
     plan = Plan(
         paper=paper,
         scale=scale,
         typed=typed,
-        runs=_without_twins(runs, notes),
+        runs=runs,
         hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
         notes=list(dict.fromkeys(notes)),
+        twins=twins,
     )
     plan.layers()  # finds circles before anything is written
     return plan
@@ -316,8 +323,12 @@ def _file_name(text: str) -> str:
     return f"{name[:40]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _without_twins(runs: list[PlannedRun], notes: list[str]) -> list[PlannedRun]:
-    """Drops repeated runs, and arms that an override made identical to an earlier one."""
+def _without_twins(runs: list[PlannedRun]) -> tuple[list[PlannedRun], dict[str, str]]:
+    """Drops repeated runs, and arms that an override made identical to an earlier one.
+
+    Returns:
+        The runs, and by arm that has none the one that it equals.
+    """
     seen: dict[str, str] = {}
     kept: list[PlannedRun] = []
     twins: dict[str, str] = {}
@@ -330,8 +341,6 @@ def _without_twins(runs: list[PlannedRun], notes: list[str]) -> list[PlannedRun]
             kept.append(run)
         else:
             twins[run.arm] = first
-    notes.extend(
-        f"arm '{arm}' is left out: with these overrides it equals '{first}'"
-        for arm, first in twins.items()
-    )
-    return [replace(run, parent=twins.get(run.parent or "", run.parent)) for run in kept]
+    kept = [replace(run, parent=twins.get(run.parent or "", run.parent)) for run in kept]
+    ran = {run.arm for run in kept}
+    return kept, {arm: first for arm, first in twins.items() if arm not in ran}

@@ -7,7 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
@@ -51,6 +51,7 @@ class Study:
             "typed": plan.typed,
             "is_grid": plan.is_grid,
             "notes": plan.notes,
+            "twins": plan.twins,
             "created": now(),
             "code": provenance.code_fingerprint(),
             "hydra": plan.hydra_overrides,
@@ -210,7 +211,10 @@ class Study:
         from repro.claims.judge import judge
         from repro.claims.schema import load_claims
 
-        verdicts = judge(load_claims(self.paper.claims_file), self.results(), self.scale)
+        results = self.results()
+        for arm, first in self.about.get("twins", {}).items():
+            results += [replace(result, arm=arm) for result in results if result.arm == first]
+        verdicts = judge(load_claims(self.paper.claims_file), results, self.scale)
         files.write_json(self.verdicts_file, [verdict.to_dict() for verdict in verdicts])
         return verdicts
 
