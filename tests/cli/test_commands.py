@@ -58,10 +58,9 @@ def test_list_names_every_paper(toy: Path) -> None:
 
 
 def test_config_dir_brings_a_papers_room_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REPRO_CONFIG_DIR", raising=False)
+    monkeypatch.setenv("REPRO_CONFIG_DIR", "")  # not delenv: what --config-dir sets must be undone
     assert "toy" not in call("list").stdout
     assert "toy" in call("list", "--config-dir", str(CONFIG)).stdout
-    monkeypatch.delenv("REPRO_CONFIG_DIR", raising=False)
 
 
 def test_show_tells_claims_arms_scales_and_knobs(toy: Path) -> None:

@@ -18,7 +18,8 @@ from repro.errors import UserError
 from repro.methods.base import Method
 
 
-def test_the_page_agrees_with_what_happens() -> None:
+def test_the_page_agrees_with_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPRO_CONFIG_DIR", "")  # the project's own papers
     page = combinations.document().read_text()
     now = recording.fill(page, "combinations", combinations.generate())
     assert now == page, "run: make combinations"

@@ -14,5 +14,5 @@ Report = Callable[..., Result]
 def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
     """Runs ``repro report`` with the temporary folder as the current one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REPRO_CONFIG_DIR", raising=False)
+    monkeypatch.setenv("REPRO_CONFIG_DIR", "")
     return lambda *arguments: CliRunner().invoke(cli, ["report", *arguments])
