@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 INSTALL = "pip install 'repro[data]'"
+INSTALL_HF = "pip install 'repro[hf]'"
 
 
 def cache_home() -> Path:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from repro.data.files import HubFiles, data_root, read_table, sha256_of
+from repro.data.files import INSTALL_HF, HubFiles, data_root, read_table, sha256_of
 from repro.data.modules import TextData
 from repro.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-INSTALL = "pip install 'repro[hf]'"
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 TRIES = 10_000  # documents looked at for one that is long enough
 
@@ -37,7 +36,7 @@ def load_tokenizer(folder: str | Path, root: str | Path | None = None) -> Tokeni
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise UserError(f"Reading a tokenizer needs tokenizers: {INSTALL}") from error
+        raise UserError(f"Reading a tokenizer needs tokenizers: {INSTALL_HF}") from error
     file = data_root(root) / folder / "tokenizer.json"
     if not file.is_file():
         raise UserError(

@@ -8,7 +8,6 @@ Suffixes of tensor names: B sequences, T tokens, D width, H heads, E head width,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from repro.data.files import data_root
 from repro.errors import UserError
 from repro.models.checks import require_positive
-from repro.models.llama import read_weights
+from repro.models.hugging_face import assign_weights, check_sizes, read_config, read_weights
 
 
 class GPT2(nn.Module):
@@ -192,45 +191,20 @@ def load_gpt2(
             heads=config["n_head"],
             norm_eps=config["layer_norm_epsilon"],
         )
-    found = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "vocab_size": config["vocab_size"],
-    }
-    for name, stated in {"parameters": parameters, "vocab_size": vocab_size}.items():
-        if stated is not None and stated != found[name]:
-            raise UserError(f"{path}: {name} is {found[name]}, but the config says {stated}.")
+    check_sizes(path, model, config, parameters=parameters, vocab_size=vocab_size)
     # The first checkpoints have no common prefix; masks and the tied head are stored in some.
     weights = {
         f"transformer.{name.removeprefix('transformer.')}": tensor
         for name, tensor in read_weights(path, torch.float32).items()
         if not name.endswith((".attn.bias", ".attn.masked_bias")) and name != "lm_head.weight"
     }
-    try:
-        missing, unknown = model.load_state_dict(weights, strict=False, assign=True)
-    except RuntimeError as error:
-        last = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: the weights do not fit its config.json: {last}") from error
-    if missing or unknown:
-        raise UserError(
-            f"{path}: the weights lack {missing[:2]} and bring {unknown[:2]} beyond GPT-2's."
-        )
+    assign_weights(model, weights, path, "GPT-2")
     return model
 
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"Model '{name}' is missing: no {file}. Put its Hugging Face checkpoint there, e.g. `hf"
-            f" download {name} --local-dir {path}`, or point data.root= at a local copy."
-        )
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
-    if config.get("model_type") != "gpt2":
-        raise UserError(f"{file}: model_type is {config.get('model_type')!r}, and not 'gpt2'.")
+    config = read_config(path, name, "gpt2")
     for key, value in {"activation_function": "gelu_new", "scale_attn_weights": True}.items():
         if config.get(key, value) != value:
-            raise UserError(f"{file}: {key}={config[key]} is not supported.")
+            raise UserError(f"{path / 'config.json'}: {key}={config[key]} is not supported.")
     return config

@@ -10,7 +10,6 @@ V vocabulary.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from torch.nn import functional as F
 from repro.data.files import data_root
 from repro.errors import UserError, did_you_mean
 from repro.models.checks import require_positive
+from repro.models.hugging_face import assign_weights, check_sizes, read_config, read_weights
 
-INSTALL = "pip install 'repro[hf]'"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What `load_hugging_face` does not do, by the key of config.json and the value that means "off".
 UNSUPPORTED = {"rope_scaling": None, "attention_bias": False, "mlp_bias": False}
@@ -251,47 +250,28 @@ def load_hugging_face(
             rope_theta=_rope_theta(config),
             norm_eps=config["rms_norm_eps"],
         )
-    found = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "vocab_size": config["vocab_size"],
+    check_sizes(path, model, config, parameters=parameters, vocab_size=vocab_size)
+    weights = {
+        name: tensor
+        for name, tensor in read_weights(path, DTYPES[dtype]).items()
+        if not name.endswith(
+            "rotary_emb.inv_freq"
+        )  # old checkpoints store what `rotation` computes
     }
-    for name, stated in {"parameters": parameters, "vocab_size": vocab_size}.items():
-        if stated is not None and stated != found[name]:
-            raise UserError(f"{path}: {name} is {found[name]}, but the config says {stated}.")
-    weights = read_weights(path, DTYPES[dtype])
     if config.get("tie_word_embeddings", False):
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    try:
-        missing, unknown = model.load_state_dict(weights, strict=False, assign=True)
-    except RuntimeError as error:
-        last = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: the weights do not fit its config.json: {last}") from error
-    if missing or unknown:
-        raise UserError(
-            f"{path}: the weights lack {missing[:2]} and bring {unknown[:2]} beyond LLaMA's."
-        )
+    assign_weights(model, weights, path, "LLaMA")
     if config.get("tie_word_embeddings", False):
         model.lm_head.weight = model.model.embed_tokens.weight
     return model
 
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"Model '{name}' is missing: no {file}.\nPut its Hugging Face checkpoint there, e.g."
-            f" `hf download {name} --local-dir {path}`, or point data.root= at a local copy."
-        )
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
-    if config.get("model_type") != "llama":
-        raise UserError(f"{file}: model_type is {config.get('model_type')!r}, and not 'llama'.")
+    config = read_config(path, name, "llama")
     off = {**UNSUPPORTED, "head_dim": config["hidden_size"] // config["num_attention_heads"]}
     for key, value in off.items():
         if config.get(key, value) not in (value, None):
-            raise UserError(f"{file}: {key}={config[key]} is not supported.")
+            raise UserError(f"{path / 'config.json'}: {key}={config[key]} is not supported.")
     return config
 
 
@@ -301,26 +281,3 @@ def _rope_theta(config: dict[str, Any]) -> float:
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"config.json: rope_type={rope['rope_type']} is not supported.")
     return float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-
-
-def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All tensors of a folder's safetensors files; those of the index where there is one."""
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(f"Reading {path} needs safetensors: {INSTALL}") from error
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    weights: dict[str, Tensor] = {}
-    for name in names:
-        try:
-            tensors = load_file(path / name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path / name} is missing or damaged: {error}") from error
-        weights |= {key: tensor.to(dtype) for key, tensor in tensors.items()}
-    # Old checkpoints also store what `rotation` computes.
-    return {key: t for key, t in weights.items() if not key.endswith("rotary_emb.inv_freq")}
