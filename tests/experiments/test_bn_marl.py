@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from interruptions import run_until, timeless
 from repro.experiments.bn_marl.module import Play
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.papers import load_paper
 from repro.engine.plan import Plan, plan_study
@@ -112,34 +111,19 @@ def test_fewer_steps_are_fewer_updates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arm", ["line", "ppo_annealed"])
-def test_a_killed_run_ends_with_the_same_numbers(
-    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> None:
     typed = [
         *SMALL, f"arm={arm}", "seed=0", "training.checkpoint.every_steps=1", "dataset.ticks=3",
         "budget.rollouts=6", "method.annealing.start=0.1" if "ppo" in arm else "budget.updates=60",
     ]  # fmt: skip
     straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
     straight.run()
-    step = Play.training_step
-
-    def pull_the_plug(self: Play, batch: object, index: int) -> object:
-        if self.global_step == 4:  # in the middle of the second epoch
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Play, "training_step", pull_the_plug)
-        with contextlib.suppress(KeyboardInterrupt):
-            killed.run()
-    assert killed.runs[0].status() == Status.INTERRUPTED
+    # In the middle of the second epoch.
+    run_until(killed, Play, lambda module, index: module.global_step == 4)
     torch.manual_seed(123)  # whatever came in between
     killed.run()
     assert killed.runs[0].record()["attempts"] == 2
-    ends = [
-        {k: v for k, v in made.runs[0].summary().items() if not k.startswith("time/")}
-        for made in (straight, killed)
-    ]
+    ends = [timeless(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     weights = [
         torch.load(made.runs[0].last_checkpoint, weights_only=True)["state_dict"]

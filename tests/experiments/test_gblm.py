@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import unplugged
 from repro.experiments.gblm.module import Pruning
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import execute
 from repro.engine.instantiate import instantiate
 from repro.engine.papers import load_paper
@@ -110,19 +110,9 @@ def test_streaming_and_other_batches_change_nothing(study: Study, outputs: Path,
     assert numbers(run) == {name: pytest.approx(expected[name], rel=1e-4) for name in expected}
 
 
-def test_a_killed_run_ends_with_the_same_numbers(
-    study: Study, outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(study: Study, outputs: Path) -> None:
     run = run_of(outputs, "arm=gblm", "training.checkpoint.every_seconds=0")
-    step = Pruning.training_step
-
-    def pull_the_plug(self: Pruning, batch: object, index: int) -> object:
-        if self.global_step == 1:
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Pruning, "training_step", pull_the_plug)
+    with unplugged(Pruning, lambda module, index: module.global_step == 1):
         assert execute(run.folder) == Status.INTERRUPTED
     assert execute(run.folder) == Status.FINISHED
     straight = next(r for r in study.runs if (r.record()["arm"], r.record()["seed"]) == ("gblm", 0))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
 import torch
+from interruptions import run_until, timeless
 from repro.experiments.gbnn.module import Comparison
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.papers import load_paper
 from repro.engine.plan import plan_study
@@ -74,9 +73,7 @@ def test_full_has_the_budget_and_the_grid_of_the_official_code() -> None:
 
 
 @pytest.mark.parametrize("arm", ["gbnn", "nn_lbfgs"])
-def test_a_killed_run_ends_with_the_same_numbers(
-    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> None:
     typed = [
         *SMALL, f"arm={arm}", "seed=0", "training.epochs=6", "training.checkpoint.every_seconds=0",
         "~dataset.sets.breast_cancer", "dataset.split=7", "module.comparison.shares=[25]",
@@ -84,23 +81,9 @@ def test_a_killed_run_ends_with_the_same_numbers(
     ]  # fmt: skip
     straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
     straight.run()
-    step = Comparison.training_step
-
-    def pull_the_plug(self: Comparison, batch: object, index: int) -> object:
-        if self.global_step == 3:
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Comparison, "training_step", pull_the_plug)
-        with contextlib.suppress(KeyboardInterrupt):
-            killed.run()
-    assert killed.runs[0].status() == Status.INTERRUPTED
+    run_until(killed, Comparison, lambda module, index: module.global_step == 3)
     killed.run()
-    ends = [
-        {k: v for k, v in made.runs[0].summary().items() if not k.startswith("time/")}
-        for made in (straight, killed)
-    ]
+    ends = [timeless(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     assert killed.runs[0].record()["attempts"] == 2
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pytest
 import torch
+from interruptions import run_until, timeless
 from repro.experiments.gradient_ptq.figures import BY_BITS, FACTORS, PAIRS
 from repro.experiments.gradient_ptq.module import Protocol, Quantized
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.papers import load_paper
 from repro.engine.plan import plan_study
@@ -133,30 +132,15 @@ def test_other_networks_are_quantised_too(arm: str, tmp_path: Path) -> None:
     assert {f"test/{measure}", f"test/float_{measure}", "val/kl"} <= found
 
 
-def test_a_killed_run_ends_with_the_same_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
     typed = [*UNTRAINED, "training.checkpoint.every_steps=1", "activations.together=false",
              "activations.iterations=5"]  # fmt: skip
     straight, killed = (study_of(tmp_path / name, *typed) for name in "ab")
     straight.run()
-    step = Quantized.training_step
-
-    def pull_the_plug(self: Quantized, batch: object, index: int) -> object:
-        if self.global_step == 5:  # in the second pass, that over activations
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Quantized, "training_step", pull_the_plug)
-        with contextlib.suppress(KeyboardInterrupt):
-            killed.run()
-    assert killed.runs[0].status() == Status.INTERRUPTED
+    # In the second pass, that over activations.
+    run_until(killed, Quantized, lambda module, index: module.global_step == 5)
     killed.run()
-    ends = [
-        {k: v for k, v in made.runs[0].summary().items() if not k.startswith("time/")}
-        for made in (straight, killed)
-    ]
+    ends = [timeless(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     assert ends[0]["steps"] == 8
     assert killed.runs[0].record()["attempts"] == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import run_until, timeless
 from omegaconf import OmegaConf
 from repro.experiments.gsae.module import Dictionary, DictionaryLearning
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.instantiate import instantiate
 from repro.engine.papers import load_paper
@@ -146,32 +145,16 @@ def _write_tiny_hub(root: Path) -> None:
     parquet.write_table(pa.table({"text": texts}), shards / "train-00000-of-00080.parquet")
 
 
-def test_a_killed_run_ends_with_the_same_numbers(
-    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(outputs: Path, tmp_path: Path) -> None:
     typed = [
         *SMOKE, f"outputs={outputs}", "arm=lm_gsae", "training.steps_per_epoch=6",
         "training.checkpoint.every_steps=2", "module.dictionary.labels=sampled",
     ]  # fmt: skip
     straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
     straight.run()
-    step = DictionaryLearning.training_step
-
-    def pull_the_plug(self: DictionaryLearning, batch: Any, index: int) -> Any:
-        if self.global_step == 4:
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DictionaryLearning, "training_step", pull_the_plug)
-        with contextlib.suppress(KeyboardInterrupt):
-            killed.run()
-    assert killed.runs[-1].status() == Status.INTERRUPTED
+    run_until(killed, DictionaryLearning, lambda module, index: module.global_step == 4, run=-1)
     killed.run()
-    ends = [
-        {k: v for k, v in made.runs[-1].summary().items() if not k.startswith("time/")}
-        for made in (straight, killed)
-    ]
+    ends = [timeless(made.runs[-1]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     assert killed.runs[-1].record()["attempts"] == 2
 

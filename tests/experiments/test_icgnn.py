@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from interruptions import run_until
 from repro.experiments.icgnn.module import Transmission
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.papers import load_paper
 from repro.engine.plan import Plan, plan_study
@@ -98,25 +97,13 @@ def test_every_arm_composes_and_builds(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize("arm", ["icgnn_cg8", "icgnn_power"])
-def test_a_killed_run_ends_with_the_same_numbers(
-    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> None:
     typed = [*SMALL, f"arm={arm}", "seed=0", "dataset.cellular.eval_size=4", "module.cg_steps=[2]",
              "training.checkpoint.every_steps=1", "dataset.cellfree.eval_size=4"]  # fmt: skip
     straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
     straight.run()
-    step = Transmission.training_step
-
-    def pull_the_plug(self: Transmission, batch: object, index: int) -> object:
-        if (self.current_epoch, index) == (1, 2):  # in the middle of the second epoch
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Transmission, "training_step", pull_the_plug)
-        with contextlib.suppress(KeyboardInterrupt):
-            killed.run()
-    assert killed.runs[0].status() == Status.INTERRUPTED
+    # In the middle of the second epoch.
+    run_until(killed, Transmission, lambda module, index: (module.current_epoch, index) == (1, 2))
     killed.run()
     ends = [_exact(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]

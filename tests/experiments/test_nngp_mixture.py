@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interruptions import run_until, timeless
 from repro.experiments.nngp_mixture.base import Room
 from repro.experiments.nngp_mixture.classification import NetworkEnsemble, SparseClassifier
 from repro.experiments.nngp_mixture.limits import Ensemble
@@ -17,7 +17,6 @@ from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 
 from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
-from repro.engine.callbacks import Interrupted
 from repro.engine.execute import build_module
 from repro.engine.instantiate import instantiate
 from repro.engine.papers import load_paper
@@ -115,9 +114,7 @@ def test_full_is_what_the_paper_did() -> None:
 
 
 @pytest.mark.parametrize("arm", KINDS)
-def test_a_killed_run_ends_with_the_same_numbers(
-    arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> None:
     """Killed in the middle of an epoch, where it has one, and continued from its checkpoint."""
     watches = arm not in ("wide_32", "all_16")
     typed = [
@@ -130,23 +127,9 @@ def test_a_killed_run_ends_with_the_same_numbers(
     ]  # fmt: skip
     straight, killed = made(tmp_path / "a", *typed), made(tmp_path / "b", *typed)
     straight.run()
-    module, step = KINDS[arm], KINDS[arm].training_step
-
-    def pull_the_plug(self: Any, batch: Any, index: int) -> Any:
-        if self.global_step == 2:
-            raise Interrupted
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "training_step", pull_the_plug)
-        with contextlib.suppress(KeyboardInterrupt):
-            killed.run()
-    assert killed.runs[0].status() == Status.INTERRUPTED
+    run_until(killed, KINDS[arm], lambda module, index: module.global_step == 2)
     killed.run()
-    ends = [
-        {k: v for k, v in each.runs[0].summary().items() if not k.startswith("time/")}
-        for each in (straight, killed)
-    ]
+    ends = [timeless(each.runs[0]) for each in (straight, killed)]
     assert straight.runs[0].status() == Status.FINISHED
     assert ends[0] == ends[1]
     assert len(ends[0]) > 5

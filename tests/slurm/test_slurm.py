@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import timeless
 from processes import repro, start, until
 from two_workers import PROCESSES, SIMULATED, assert_same_training
 
@@ -30,10 +31,6 @@ def only_study(outputs: Path) -> Study:
 
 def event(folder: Path, what: str, at: str, arm: str) -> dict[str, str]:
     return {"what": what, "at": at, "arm": arm, "once": str(folder / f"{arm}-was-hit")}
-
-
-def timeless(run: Run) -> dict[str, float]:
-    return {name: value for name, value in run.summary().items() if not name.startswith("time/")}
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:

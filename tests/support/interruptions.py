@@ -1,0 +1,40 @@
+"""Cutting a run short in the middle of its training, and what must be the same at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from repro.engine.callbacks import Interrupted
+from repro.engine.runs import Run, Status
+from repro.engine.study import Study
+
+
+@contextlib.contextmanager
+def unplugged(module: type, at: Callable[[Any, int], bool]) -> Iterator[None]:
+    """Meanwhile training of a module ends before the first step where ``at(module, index)``."""
+    step: Any = module.training_step  # type: ignore[attr-defined]
+
+    def pull_the_plug(self: Any, batch: Any, index: int) -> Any:
+        if at(self, index):
+            raise Interrupted
+        return step(self, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "training_step", pull_the_plug)
+        yield
+
+
+def run_until(study: Study, module: type, at: Callable[[Any, int], bool], run: int = 0) -> None:
+    """Runs a study until one of its runs is interrupted; see `unplugged`."""
+    with unplugged(module, at), contextlib.suppress(KeyboardInterrupt):
+        study.run()
+    assert study.runs[run].status() == Status.INTERRUPTED
+
+
+def timeless(run: Run) -> dict[str, float]:
+    """A run's summary without what may differ between equal runs."""
+    return {name: value for name, value in run.summary().items() if not name.startswith("time/")}
