@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from interruptions import StopAfter, timeless
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
 
 from repro.claims.schema import check_arms, load_claims
@@ -17,7 +18,7 @@ from repro.engine.execute import build_module, execute_here
 from repro.engine.instantiate import instantiate
 from repro.engine.papers import load_paper
 from repro.engine.plan import plan_study
-from repro.engine.runs import Run, Status
+from repro.engine.runs import Status
 from repro.engine.study import Study
 from repro.errors import UserError
 from repro.methods.skeleton import Skeletonize
@@ -102,27 +103,6 @@ def test_an_operation_outside_the_list_is_noticed(monkeypatch: pytest.MonkeyPatc
     assert "exp" not in ALLOWED
 
 
-class StopAfter:
-    """A stop request that comes after so many steps."""
-
-    limit, steps = 5, 0
-
-    def __enter__(self) -> StopAfter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @property
-    def requested(self) -> bool:
-        self.steps += 1
-        return self.steps >= self.limit
-
-
-def results(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in run.summary().items() if not name.startswith("time/")}
-
-
 @pytest.mark.parametrize(
     "typed",
     [
@@ -138,12 +118,12 @@ def test_a_killed_run_ends_with_the_bits_of_a_straight_one(
     straight, killed = (prepared(tmp_path / name, *typed, "seed=1") for name in "ab")
     assert execute_here(straight.runs[0]) == Status.FINISHED
     with monkeypatch.context() as patched:
-        patched.setattr(execute, "_StopRequest", StopAfter)
+        patched.setattr(execute, "_StopRequest", lambda: StopAfter(5))
         with pytest.raises(KeyboardInterrupt):
             execute_here(killed.runs[0])
     assert killed.runs[0].status() == Status.INTERRUPTED
     assert execute_here(killed.runs[0]) == Status.FINISHED
-    assert results(killed.runs[0]) == results(straight.runs[0])
+    assert timeless(killed.runs[0]) == timeless(straight.runs[0])
     weights = [
         torch.load(made.runs[0].last_checkpoint, weights_only=True)["state_dict"]
         for made in (straight, killed)

@@ -35,6 +35,24 @@ def run_until(study: Study, module: type, at: Callable[[Any, int], bool], run: i
     assert study.runs[run].status() == Status.INTERRUPTED
 
 
+class StopAfter:
+    """A stop request, as the engine makes one of signals, that comes after so many steps."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.steps = limit, 0
+
+    def __enter__(self) -> StopAfter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def requested(self) -> bool:
+        self.steps += 1
+        return self.steps >= self.limit
+
+
 def timeless(run: Run) -> dict[str, float]:
     """A run's summary without what may differ between equal runs."""
     return {name: value for name, value in run.summary().items() if not name.startswith("time/")}
