@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Curves = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> (steps, values) of every seed
 COLOURS = {"org": "C3", "const": "C1", "cs": "C0", "ls": "C2"}
 PLAIN = StrMethodFormatter("{x:g}")
-FAMILIES = {"": "MLP", "uvit_": "U-ViT", "deep_": "deeper"}
+FAMILIES = {"": "MLP", "sgd_": "plain SGD", "uvit_": "U-ViT", "deep_": "deeper"}
 
 
 def figures(study: Study) -> dict[str, Figure]:
@@ -26,8 +26,11 @@ def figures(study: Study) -> dict[str, Figure]:
     curves = {
         name: _curves(study, name) for name in ("val/loss", "train/grad_norm", "train/feature_norm")
     }
-    if curves["val/loss"]:
-        drawn["training"] = _training(study, curves)
+    families = [
+        prefix for prefix in FAMILIES if any(prefix + arm in curves["val/loss"] for arm in COLOURS)
+    ]
+    if families:
+        drawn["training"] = _training(study, curves, families)
     theory = _theory(study)
     if theory is not None:
         drawn["theory"] = theory
@@ -37,9 +40,8 @@ def figures(study: Study) -> dict[str, Figure]:
     return drawn
 
 
-def _training(study: Study, curves: dict[str, Curves]) -> Figure:
-    """One row a backbone: validation loss, gradient norm, feature norm against steps."""
-    rows = [prefix for prefix in FAMILIES if f"{prefix}org" in curves["val/loss"]]
+def _training(study: Study, curves: dict[str, Curves], rows: list[str]) -> Figure:
+    """One row a family of arms: validation loss, gradient norm, feature norm against steps."""
     figure = Figure(figsize=(11, 3.2 * len(rows) + 0.6), layout="constrained")
     titles = {
         "val/loss": "validation loss",

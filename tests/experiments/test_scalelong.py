@@ -102,6 +102,17 @@ def test_figures_are_written_and_samples_kept(study: Study) -> None:
         assert kept["images"].shape == (40, 1, 8, 8)
 
 
+@pytest.mark.parametrize(("arm", "expected"), [("cs", {"training"}), ("ls_separate", set())])
+def test_a_study_of_some_arms_draws_what_it_can(
+    arm: str, expected: set[str], tmp_path: Path
+) -> None:
+    typed = ["paper=scalelong", "scale=smoke", f"arm={arm}", "seed=0", "from=null", *NO_PROBES]
+    plan = plan_study([*typed, "module.sampling.pictures=0", "training.epochs=1"])
+    made = Study.create(plan, tmp_path)
+    made.run()
+    assert {path.stem for path in made.draw()} == expected
+
+
 def test_arms_see_the_same_times_and_noises_and_start_alike(study: Study) -> None:
     modules: list[Any] = [build_module(run.config()) for run in study.runs]
     x0 = torch.zeros(3, 1, 8, 8)
