@@ -147,7 +147,7 @@ class Supervised(pl.LightningModule):
         """One update."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        loss = self.method.backward(self.loss, batch, self.manual_backward)
+        loss = self.method.backward(self.loss, batch, self._backward)
         self.method.clip(self.model.parameters(), self.clip_norm)
         self.method.before_step(self.model)
         # What Lightning's optimizer.step() does where no loss is scaled, at a fraction of its cost.
@@ -220,6 +220,12 @@ class Supervised(pl.LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss_so_far"]
         if checkpoint["memory"] is not None:
             self.model.memory = checkpoint["memory"]
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.trainer.world_size == 1:  # where Lightning only adds hooks that nobody uses
+            loss.backward()
+        else:
+            self.manual_backward(loss)
 
     def _evaluate(self, batch: Batch) -> None:
         inputs, target = batch

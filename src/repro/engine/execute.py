@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from repro.errors import ReproError, UserError
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import Logger
+    from lightning.pytorch.profilers import Profiler
     from omegaconf import DictConfig
 
     from repro.engine.search.pruning import PruneHopeless
@@ -184,8 +185,22 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
+        profiler=_not_profiling(),
         **extra,
     )
+
+
+def _not_profiling() -> Profiler:
+    """A profiler that does nothing, and faster than Lightning's: a step enters it 20 times."""
+    from lightning.pytorch.profilers import PassThroughProfiler
+
+    class NotProfiling(PassThroughProfiler):
+        nothing = nullcontext()
+
+        def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
+            return self.nothing
+
+    return NotProfiling()
 
 
 def _is_parameter_of(hook: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
