@@ -23,7 +23,6 @@ from repro.experiments.accelat.pretraining import (
 )
 from torch import nn
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.data.files import cache_home
 from repro.engine import execute
@@ -81,12 +80,6 @@ def fitted(config: DictConfig, tmp_path: Path) -> tuple[AdversariallyTrained, An
     trainer.fit(module, datamodule=data)
     assert isinstance(module, AdversariallyTrained)
     return module, data
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert {"C1", "C2", "C3", "C4", "C5"} <= {claim.id for claim in claims.claims}
-    check_arms(claims, PAPER.arms)
 
 
 def test_arms_finish_and_report_their_metrics(study: Study) -> None:

@@ -12,7 +12,6 @@ import torch
 from interruptions import unplugged
 from repro.experiments.gblm.module import Pruning
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine.execute import execute
 from repro.engine.instantiate import instantiate
@@ -51,12 +50,6 @@ def run_of(outputs: Path, *typed: str) -> Run:
 
 def numbers(run: Run) -> dict[str, float]:
     return {k: v for k, v in run.summary().items() if not k.startswith("time/")}
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert [claim.id for claim in claims.claims] == [f"C{number}" for number in range(1, 11)]
-    check_arms(claims, PAPER.arms)
 
 
 def test_smoke_prunes_measures_and_judges(study: Study) -> None:

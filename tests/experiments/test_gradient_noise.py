@@ -8,7 +8,6 @@ import pytest
 import torch
 from interruptions import StopAfter, timeless
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine import execute
 from repro.engine.execute import build_module, execute_here
@@ -34,20 +33,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return made
 
 
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert [claim.id for claim in claims.claims] == [f"G{number}" for number in range(1, 13)]
-    check_arms(claims, PAPER.arms)
-
-
 @pytest.mark.parametrize("scale", list(PAPER.scales))
-def test_every_arm_composes_and_claims_read_only_arms_of_their_scale(scale: str) -> None:
-    plan = plan_study(["paper=gradient_noise", f"scale={scale}", "seed=0"])
-    assert not plan.notes  # no arm equals another
-    arms = {run.arm for run in plan.runs}
-    for claim in load_claims(PAPER.claims_file).claims:
-        for check in claim.checks_at(scale):
-            assert set(check.arm_names()) <= arms, claim.id
+def test_every_arm_composes_and_none_equals_another(scale: str) -> None:
+    assert not plan_study(["paper=gradient_noise", f"scale={scale}", "seed=0"]).notes
 
 
 def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:

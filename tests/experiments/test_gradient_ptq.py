@@ -10,7 +10,6 @@ from interruptions import run_until, timeless
 from repro.experiments.gradient_ptq.figures import BY_BITS, FACTORS, PAIRS
 from repro.experiments.gradient_ptq.module import Protocol, Quantized
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine.execute import build_module
 from repro.engine.papers import load_paper
@@ -36,12 +35,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     made = study_of(tmp_path_factory.mktemp("outputs"))
     made.run()
     return made
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert {f"C{number}" for number in range(1, 10)} <= {claim.id for claim in claims.claims}
-    check_arms(claims, PAPER.arms)
 
 
 def test_figures_speak_of_arms_that_there_are() -> None:

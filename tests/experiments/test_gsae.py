@@ -13,7 +13,6 @@ from interruptions import run_until, timeless
 from omegaconf import OmegaConf
 from repro.experiments.gsae.module import Dictionary, DictionaryLearning
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine.execute import build_module
 from repro.engine.instantiate import instantiate
@@ -65,20 +64,6 @@ def test_smoke_runs_and_judges(study: Study) -> None:
     verdicts = {verdict.id: verdict.verdict for verdict in study.judge()}
     assert set(verdicts.values()) == {Verdict.NOT_AT_SCALE}
     assert {path.name for path in study.draw()} >= {"frontier.png", "recovery.svg", "modes.png"}
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert {f"C{number}" for number in range(1, 9)} <= {claim.id for claim in claims.claims}
-    check_arms(claims, PAPER.arms)
-    for scale in ("mini", "full"):
-        checked = {
-            arm
-            for claim in claims.claims
-            for check in claim.checks_at(scale)
-            for arm in check.arm_names()
-        }
-        assert checked <= {run.arm for run in plan(scale).runs}
 
 
 def test_every_arm_composes_and_builds() -> None:

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig
 from repro.experiments.man.module import LocalTraining
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine import callbacks
 from repro.engine.execute import build_module, execute
@@ -41,12 +40,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def config() -> DictConfig:
     """One run at scale=smoke."""
     return plan_study(["paper=man", "scale=smoke", "arm=dgl_man", "seed=0"]).runs[0].config
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert [claim.id for claim in claims.claims] == [f"C{number}" for number in range(1, 8)]
-    check_arms(claims, PAPER.arms)
 
 
 def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:
@@ -86,16 +79,6 @@ def test_the_other_data_sets_compose(scale: str) -> None:
     assert instantiate(dataset).input_shape == tuple(run.config.method.input_shape)
     # A sample without some of its classes is refused.
     assert dataset.get("train_size", dataset.classes) >= dataset.classes
-
-
-@pytest.mark.parametrize("scale", PAPER.scales)
-def test_a_scale_has_the_arms_of_its_claims(scale: str) -> None:
-    listed = [text[5:-1].split(",") for text in PAPER.scales[scale] if text.startswith("arm=[")]
-    arms = set(listed[0] if listed else PAPER.arms)
-    assert arms <= set(PAPER.arms)
-    for claim in load_claims(PAPER.claims_file).claims:
-        for check in claim.checks_at(scale):
-            assert set(check.arm_names()) <= arms
 
 
 def test_a_missing_data_set_is_one_clear_message(tmp_path: Path) -> None:

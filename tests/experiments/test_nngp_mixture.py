@@ -15,7 +15,6 @@ from repro.experiments.nngp_mixture.limits import Ensemble
 from repro.experiments.nngp_mixture.regression import KernelSearch, KernelTraining
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine.execute import build_module
 from repro.engine.instantiate import instantiate
@@ -49,12 +48,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     small = made(tmp_path_factory.mktemp("outputs"), f"arm=[{arms}]", "seed=0")
     small.run()
     return small
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert [claim.id for claim in claims.claims] == [f"C{number}" for number in range(1, 9)]
-    check_arms(claims, PAPER.arms)
 
 
 def test_smoke_runs_measures_and_draws(study: Study) -> None:

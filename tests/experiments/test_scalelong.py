@@ -16,7 +16,6 @@ from repro.experiments.scalelong.fid import frechet_inception_distance
 from repro.experiments.scalelong.module import Denoising
 from torch import Tensor, nn
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.engine import callbacks
 from repro.engine.execute import build_module, execute
@@ -52,21 +51,6 @@ def config() -> DictConfig:
 def of_arm(study: Study, arm: str) -> Run:
     (run,) = (run for run in study.runs if run.record()["arm"] == arm)
     return run
-
-
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert [claim.id for claim in claims.claims] == [f"C{number}" for number in range(1, 9)]
-    check_arms(claims, PAPER.arms)
-
-
-@pytest.mark.parametrize("scale", PAPER.scales)
-def test_a_scale_has_the_arms_of_its_claims(scale: str) -> None:
-    (listed,) = (text[5:-1].split(",") for text in PAPER.scales[scale] if text.startswith("arm=["))
-    assert set(listed) <= set(PAPER.arms)
-    for claim in load_claims(PAPER.claims_file).claims:
-        for check in claim.checks_at(scale):
-            assert set(check.arm_names()) <= set(listed)
 
 
 def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:

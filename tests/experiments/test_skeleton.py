@@ -10,7 +10,6 @@ import torch
 from interruptions import StopAfter, timeless
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
 
-from repro.claims.schema import check_arms, load_claims
 from repro.claims.verdicts import Verdict
 from repro.data.catalog import describe
 from repro.engine import execute
@@ -45,20 +44,10 @@ def summary_of(study: Study, arm: str) -> dict[str, float]:
     return run.summary()
 
 
-def test_every_claim_of_the_dossier_has_a_row() -> None:
-    claims = load_claims(PAPER.claims_file)
-    assert {claim.id for claim in claims.claims} == {"C4t", *(f"C{n}" for n in range(1, 9))}
-    check_arms(claims, PAPER.arms)
-
-
 @pytest.mark.parametrize("scale", [scale for scale in PAPER.scales if scale != "smoke"])
-def test_every_arm_composes_and_claims_read_only_arms_of_their_scale(scale: str) -> None:
+def test_every_arm_composes_and_builds(scale: str) -> None:
     plan = plan_study(["paper=skeleton", f"scale={scale}", "seed=0"])
     assert not plan.notes  # no arm equals another
-    arms = {run.arm for run in plan.runs}
-    for claim in load_claims(PAPER.claims_file).claims:
-        for check in claim.checks_at(scale):
-            assert set(check.arm_names()) <= arms, claim.id
     for run in plan.runs:
         build_module(run.config)
 
