@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import StopAfter, timeless
+from interruptions import stop_after, timeless
 
 from repro.claims.verdicts import Verdict
-from repro.engine import execute
 from repro.engine.execute import build_module, execute_here
 from repro.engine.papers import load_paper
 from repro.engine.plan import plan_study
@@ -100,17 +99,12 @@ def test_full_scales_build_the_papers_models(scale: str, arm: str, parameters: i
     ],
 )
 def test_an_interrupted_run_ends_with_the_numbers_of_a_straight_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str]
+    tmp_path: Path, typed: list[str]
 ) -> None:
     typed = [*typed, "seed=0", "training.epochs=3"]
     straight, stopped = prepared(tmp_path / "a", *typed), prepared(tmp_path / "b", *typed)
     assert execute_here(straight.runs[0]) == Status.FINISHED
-    with monkeypatch.context() as patched:
-        # Within an epoch of 40, or of 20, steps.
-        patched.setattr(execute, "_StopRequest", lambda: StopAfter(57))
-        with pytest.raises(KeyboardInterrupt):
-            execute_here(stopped.runs[0])
-    assert stopped.runs[0].status() == Status.INTERRUPTED
+    stop_after(57, stopped.runs[0])  # within an epoch of 40, or of 20, steps
     assert execute_here(stopped.runs[0]) == Status.FINISHED
     assert timeless(stopped.runs[0]) == timeless(straight.runs[0])
 

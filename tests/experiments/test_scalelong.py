@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interruptions import stop_after, timeless, unplugged
 from omegaconf import DictConfig
 from repro.experiments.scalelong.fid import frechet_inception_distance
 from repro.experiments.scalelong.module import Denoising
 from torch import Tensor, nn
 
 from repro.claims.verdicts import Verdict
-from repro.engine import callbacks
 from repro.engine.execute import build_module, execute
 from repro.engine.papers import load_paper
 from repro.engine.plan import plan_study
@@ -154,22 +154,15 @@ def test_a_run_stopped_midway_ends_with_the_same_bits(
     for run in straight.runs:
         assert execute(run.folder) == Status.FINISHED
     for run in stopped.runs:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Denoising, "training_step", _dying_before_update(4))
+        with unplugged(Denoising, lambda module, index: module.global_step == 3):
             assert execute(run.folder) == Status.INTERRUPTED
         assert torch.load(run.last_checkpoint, weights_only=True)["global_step"] == 2
         for _ in range(2):  # at the end of the first epoch, then within the second
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(callbacks.Checkpoints, "_agree_to_stop", lambda self, trainer: True)
-                assert execute(run.folder) == Status.INTERRUPTED
+            stop_after(1, run)
         assert execute(run.folder) == Status.FINISHED
 
     for one, other in zip(straight.runs, stopped.runs, strict=True):
-        first, second = (
-            {k: v for k, v in each.summary().items() if not k.startswith("time/")}
-            for each in (one, other)
-        )
-        assert json.dumps(first) == json.dumps(second)
+        assert json.dumps(timeless(one)) == json.dumps(timeless(other))
         assert read_series(one.folder / "metrics.csv") == read_series(other.folder / "metrics.csv")
         left, right = (
             torch.load(each.last_checkpoint, weights_only=True)["state_dict"]
@@ -261,18 +254,6 @@ def test_fid_of_equal_images_is_nought_and_its_package_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"repro\[fid\]"):
         frechet_inception_distance([images], [images], device)
-
-
-def _dying_before_update(number: int) -> Any:
-    """A training step that ends the run as a kill does: nothing is saved on the way out."""
-    step = Denoising.training_step
-
-    def training_step(self: Denoising, batch: Any, batch_idx: int) -> Any:
-        if self.global_step + 1 == number:
-            raise KeyboardInterrupt
-        return step(self, batch, batch_idx)
-
-    return training_step
 
 
 def refuse(config: DictConfig, message: str) -> None:

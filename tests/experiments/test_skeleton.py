@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from interruptions import StopAfter, timeless
+from interruptions import stop_after, timeless
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
 
 from repro.claims.verdicts import Verdict
 from repro.data.catalog import describe
-from repro.engine import execute
 from repro.engine.execute import build_module, execute_here
 from repro.engine.instantiate import instantiate
 from repro.engine.papers import load_paper
@@ -102,15 +101,11 @@ def test_an_operation_outside_the_list_is_noticed(monkeypatch: pytest.MonkeyPatc
     ids=["benchmark", "segmentation", "registration"],
 )
 def test_a_killed_run_ends_with_the_bits_of_a_straight_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str]
+    tmp_path: Path, typed: list[str]
 ) -> None:
     straight, killed = (prepared(tmp_path / name, *typed, "seed=1") for name in "ab")
     assert execute_here(straight.runs[0]) == Status.FINISHED
-    with monkeypatch.context() as patched:
-        patched.setattr(execute, "_StopRequest", lambda: StopAfter(5))
-        with pytest.raises(KeyboardInterrupt):
-            execute_here(killed.runs[0])
-    assert killed.runs[0].status() == Status.INTERRUPTED
+    stop_after(5, killed.runs[0])
     assert execute_here(killed.runs[0]) == Status.FINISHED
     assert timeless(killed.runs[0]) == timeless(straight.runs[0])
     weights = [

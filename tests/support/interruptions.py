@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from repro.engine import execute
 from repro.engine.callbacks import Interrupted
 from repro.engine.runs import Run, Status
 from repro.engine.study import Study
@@ -35,13 +36,19 @@ def run_until(study: Study, module: type, at: Callable[[Any, int], bool], run: i
     assert study.runs[run].status() == Status.INTERRUPTED
 
 
-class StopAfter:
-    """A stop request, as the engine makes one of signals, that comes after so many steps."""
+def stop_after(steps: int, run: Run) -> None:
+    """Executes a run until a polite request to stop, as the engine makes one of signals."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(execute, "_StopRequest", lambda: _StopAfter(steps))
+        execute.execute(run.folder)
+    assert run.status() == Status.INTERRUPTED
 
+
+class _StopAfter:
     def __init__(self, limit: int) -> None:
         self.limit, self.steps = limit, 0
 
-    def __enter__(self) -> StopAfter:
+    def __enter__(self) -> _StopAfter:
         return self
 
     def __exit__(self, *_: object) -> None:
