@@ -27,6 +27,7 @@ from repro.methods.gsae import (
     trace,
 )
 from repro.pretrained import Base
+from repro.training import RunningLoss, step_plainly
 
 TASKS = ("classification", "language")
 LABELS = ("true", "sampled")
@@ -139,7 +140,7 @@ class DictionaryLearning(pl.LightningModule):
         self.clip_norm, self.log_every = clip_norm, log_every
         self.has_weights = False
         self.sae: Any = None  # made in `setup`, once the width of the activations is known
-        self.loss_sum, self.loss_count = torch.zeros(()), 0
+        self.running_loss = RunningLoss()
 
     # -- The start --------------------------------------------------------------------------------
 
@@ -209,14 +210,11 @@ class DictionaryLearning(pl.LightningModule):
         sae.before_step()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(sae.parameters(), self.clip_norm)
-        # What Lightning's optimizer.step() does where no loss is scaled, at a fraction of its cost.
-        optimizer._on_before_step()
-        optimizer.optimizer.step()
-        optimizer._on_after_step()
+        step_plainly(optimizer)
         sae.after_step()
         scheduler.step()
         loss = loss.detach()
-        self.loss_sum, self.loss_count = self.loss_sum.to(loss.device) + loss, self.loss_count + 1
+        self.running_loss.add(loss)
         if self.global_step % self.log_every == 0:
             for logger in self.loggers:
                 logger.log_metrics({"train/step_loss": float(loss)}, step=self.global_step - 1)
@@ -224,16 +222,15 @@ class DictionaryLearning(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean loss."""
-        self.log("train/loss", self.loss_sum / max(1, self.loss_count))
-        self.loss_sum, self.loss_count = torch.zeros((), device=self.device), 0
+        self.log("train/loss", self.running_loss.take())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the running mean of the loss."""
-        checkpoint["loss_so_far"] = (self.loss_sum, self.loss_count)
+        checkpoint["loss_so_far"] = self.running_loss.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores it."""
-        self.loss_sum, self.loss_count = checkpoint["loss_so_far"]
+        self.running_loss.restore(checkpoint["loss_so_far"])
 
     def _activations(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What passes the site, and its gradient if the autoencoder chooses by it."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +58,44 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class RunningLoss:
+    """The mean of the losses so far, summed where they are: no step waits for a number."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Adds a step's detached loss."""
+        self.total = self.total + loss
+        self.count += 1
+
+    def take(self) -> Tensor | float:
+        """Returns the mean and starts anew."""
+        mean = self.total / max(1, self.count)
+        self.total, self.count = 0.0, 0
+        return mean
+
+    def state(self) -> tuple[Tensor | float, int]:
+        """What a checkpoint keeps."""
+        return self.total, self.count
+
+    def restore(self, state: tuple[Tensor | float, int]) -> None:
+        """Takes over a `state`."""
+        self.total, self.count = state
+
+
+def step_plainly(optimizer: Any) -> None:
+    """Does what Lightning's ``optimizer.step()`` does where no loss is scaled, at less cost.
+
+    Args:
+        optimizer: what a module's ``self.optimizers()`` returns.
+    """
+    optimizer._on_before_step()
+    optimizer.optimizer.step()
+    optimizer._on_after_step()
+
+
 class Supervised(pl.LightningModule):
     """Trains a model on (input, target) batches, with a method that may change the update.
 
@@ -101,8 +138,7 @@ class Supervised(pl.LightningModule):
         self.task = task
         self.clip_norm = clip_norm
         self.log_every = log_every
-        self.loss_sum = torch.zeros(())
-        self.loss_count = 0
+        self.running_loss = RunningLoss()
         self.evaluation: dict[str, MeanMetric] = {}
         self.method_state: dict[str, Any] | None = None
 
@@ -150,28 +186,22 @@ class Supervised(pl.LightningModule):
         loss = self.method.backward(self.loss, batch, self._backward)
         self.method.clip(self.model.parameters(), self.clip_norm)
         self.method.before_step(self.model)
-        # What Lightning's optimizer.step() does where no loss is scaled, at a fraction of its cost.
-        optimizer._on_before_step()
-        optimizer.optimizer.step()
-        optimizer._on_after_step()
+        step_plainly(optimizer)
         scheduler: Any = self.lr_schedulers()
         if watched(scheduler) is None:
             scheduler.step()
         self.method.after_step(self.model)
 
-        self.loss_sum = self.loss_sum + loss
-        self.loss_count += 1
+        self.running_loss.add(loss)
         if self.global_step % self.log_every == 0:
             self._log_now({"train/step_loss": float(loss)})
         return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean training loss and what the method measured."""
-        mean = self.loss_sum / max(1, self.loss_count)
+        mean = self.running_loss.take()
         self.log("train/loss", mean, sync_dist=self.trainer.world_size > 1)
         self.log_dict(self.method.metrics())
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.loss_count = 0
 
     def on_validation_start(self) -> None:
         """Starts from empty metrics and, for recurrent models, from a fresh state."""
@@ -211,13 +241,13 @@ class Supervised(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resumed run needs beyond weights, optimizer and schedule."""
         checkpoint["method"] = self.method.state_dict()
-        checkpoint["loss_so_far"] = (self.loss_sum, self.loss_count)
+        checkpoint["loss_so_far"] = self.running_loss.state()
         checkpoint["memory"] = getattr(self.model, "memory", None)  # of stateful recurrent models
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the running mean of the loss; the method follows once it is attached."""
         self.method_state = checkpoint["method"]
-        self.loss_sum, self.loss_count = checkpoint["loss_so_far"]
+        self.running_loss.restore(checkpoint["loss_so_far"])
         if checkpoint["memory"] is not None:
             self.model.memory = checkpoint["memory"]
 
