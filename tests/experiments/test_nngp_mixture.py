@@ -61,6 +61,7 @@ def test_smoke_runs_measures_and_draws(study: Study) -> None:
     assert ends["ig"]["test/nll"] != ends["nngp"]["test/nll"]
     assert 0.8 < ends["ig"]["test/coverage"] <= 1
     assert ends["ig"]["test/sampling/effective"] > 1
+    assert 0 < ends["ig"]["test/sampling/error"] < 10
     assert ends["burr"]["test/effective_samples"] > 1
     assert 0 <= ends["nngp"]["test/matches/nngp_ml2"] <= 1
     difference = ends["ig"]["test/nll"] - ends["nngp"]["test/nll"]
