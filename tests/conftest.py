@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from repro.engine.imports import import_lightning
+
 SUPPORT = Path(__file__).parent / "support"
 TOY_CONFIG = SUPPORT / "toy_project" / "conf"
 
 # Test modules are loaded by path, so their helpers (and the toy's room) need a place to come from.
 sys.path.insert(0, str(SUPPORT))
+import_lightning()  # before a test module does, which takes twice as long
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.engine import files, provenance, slurm
+from repro.engine.imports import import_lightning
 from repro.engine.runs import Run, Status, now, process_identity
 from repro.errors import ReproError, UserError
 
@@ -74,15 +75,14 @@ def execute_here(run: Run) -> Status:
         ReproError: the outcome could not be recorded (the disk is full, say).
         UserError: another process executes the run.
     """
+    started = time.monotonic()
+    import_lightning()  # now, because it sets up loggers that are redirected below
     if not is_main_process():
         if run.has_ended() and run.status().is_final:
             return run.status()  # as the main process will find, too
         with _StopRequest() as stop, _tracked(run) as trackers:
             _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
-    started = time.monotonic()
-    import lightning.pytorch  # noqa: F401 - now, because it sets up loggers that are redirected next
-
     with run.held(), _logged_to(run.folder / "log.txt"), _StopRequest() as stop:
         record = run.record()
         if Status(record["status"]).is_final:
