@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ from repro.errors import ReproError, UserError
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import Logger
-    from lightning.pytorch.profilers import Profiler
     from omegaconf import DictConfig
 
     from repro.engine.search.pruning import PruneHopeless
@@ -168,11 +167,13 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
     import lightning.pytorch as pl
     from lightning.pytorch.loops import training_epoch_loop
 
+    from repro.engine.steps import NotProfiling, Steps
+
     # Lightning inspects the signature of training_step at every step, which takes as long as a
     # small network: once per function is enough.
     training_epoch_loop.is_param_in_hook_signature = _is_parameter_of  # type: ignore[assignment]
     hardware, training = config.hardware, config.training
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
@@ -185,22 +186,12 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        profiler=_not_profiling(),
+        profiler=NotProfiling(),
         **extra,
     )
-
-
-def _not_profiling() -> Profiler:
-    """A profiler that does nothing, and faster than Lightning's: a step enters it 20 times."""
-    from lightning.pytorch.profilers import PassThroughProfiler
-
-    class NotProfiling(PassThroughProfiler):
-        nothing = nullcontext()
-
-        def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
-            return self.nothing
-
-    return NotProfiling()
+    lightnings = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = Steps(trainer, lightnings.min_steps, lightnings.max_steps)
+    return trainer
 
 
 def _is_parameter_of(hook: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
