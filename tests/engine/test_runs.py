@@ -46,6 +46,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield run
 
 
+def test_config_yaml_is_what_omegaconf_writes_and_reads(toy: Path) -> None:
+    typed = ["paper=toy", "scale=smoke", "arm=sgd", "seed=0"]
+    tricky = ["+odd.word='1e-5'", "+odd.truth='yes'", "+odd.long='ä: #'", "+odd.list=[1,null,a]"]
+    plan = plan_study([*typed, *tricky])
+    written = Study.create(plan, toy).runs[0].folder / "config.yaml"
+    assert written.read_text() == OmegaConf.to_yaml(plan.runs[0].config)
+    assert OmegaConf.load(written).odd == {
+        "word": "1e-5", "truth": "yes", "long": "ä: #", "list": [1, None, "a"],
+    }  # fmt: skip
+
+
 def test_the_directory_holds_what_was_promised(finished: Run) -> None:
     held = {str(p.relative_to(finished.folder)) for p in finished.folder.rglob("*") if p.is_file()}
     assert held == {

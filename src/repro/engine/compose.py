@@ -193,8 +193,8 @@ def check_types(config: DictConfig, base: DictConfig, layer: Layer) -> None:
             raise UserError(f"{key} takes {_kind(old)} (default {_plain(old)}), not {_plain(new)}.")
 
 
-def resolve(config: DictConfig) -> DictConfig:
-    """Resolves every interpolation but those of ``module``, which point at the groups above it.
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """A config's content, all resolved but ``module``, which points at the groups above it.
 
     Raises:
         UserError: an interpolation leads nowhere.
@@ -206,7 +206,7 @@ def resolve(config: DictConfig) -> DictConfig:
         assert isinstance(plain, dict)
         if unresolved is not None:
             plain["module"] = unresolved
-        return OmegaConf.create(plain)
+        return plain  # type: ignore[return-value]
 
 
 @contextmanager

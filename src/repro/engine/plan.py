@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,7 +42,12 @@ class PlannedRun:
     point: Point
     parent: str | None  # the arm whose checkpoint of the same seed and point it starts from
     overrides: list[str]
-    config: DictConfig
+    content: dict[str, Any]  # of `config`, which takes far longer to make
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The composed config."""
+        return OmegaConf.create(self.content)
 
     @property
     def folder(self) -> str:
@@ -150,6 +156,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
                     bases[defaults] = compose.compose_config([f"paper={slug}", *defaults])
                 compose.check_types(config, bases[defaults], user_layer)
             config["from"] = parents[arm]
+            config.scale, config.arm = scale, arm
             config = _without_lists(config)
             for seed in seeds:
                 runs.append(
@@ -159,9 +166,10 @@ def _plan(typed: list[str], grid: bool) -> Plan:
                         point=own_point,
                         parent=parents[arm],
                         overrides=[f"paper={slug}", f"scale={scale}", *texts, f"seed={seed}"],
-                        config=_finish(config, scale, arm, seed),
+                        content=_resolved(config, seed),
                     )
                 )
+            _check_values(runs[-1].config)
     runs, twins = _without_twins(runs)
     notes.extend(
         f"arm '{arm}' is not run: here it equals '{first}', whose runs count for both"
@@ -283,13 +291,10 @@ def _without_lists(config: DictConfig) -> DictConfig:
     return OmegaConf.create({key: value for key, value in plain.items() if key not in study})
 
 
-def _finish(config: DictConfig, scale: str, arm: str, seed: int) -> DictConfig:
-    """The config of one run; ``config`` takes its arm and seed."""
-    config.scale, config.arm, config.seed = scale, arm, seed
-    resolved = compose.resolve(config)
-    _check_values(resolved)
-    compose.check_launcher(str(resolved.hardware.launcher.name))
-    return resolved
+def _resolved(config: DictConfig, seed: int) -> dict[str, Any]:
+    """The content of one run's config; ``config`` takes its seed."""
+    config.seed = seed
+    return compose.resolve(config)
 
 
 def _check_values(config: DictConfig) -> None:
@@ -305,6 +310,7 @@ def _check_values(config: DictConfig) -> None:
     if str(OmegaConf.select(config, "training.monitor")).startswith("test/"):
         raise UserError("training.monitor chooses best.ckpt: a val/ metric, never a test metric.")
     extras.require(config.logger.loggers)
+    compose.check_launcher(str(config.hardware.launcher.name))
     if config.n_jobs != "auto" and not _is_count(config.n_jobs):
         raise UserError(f"n_jobs is auto or a whole number from 1 on, not {config.n_jobs!r}.")
     if not isinstance(config.outputs, str) or not config.outputs:
@@ -333,10 +339,7 @@ def _without_twins(runs: list[PlannedRun]) -> tuple[list[PlannedRun], dict[str, 
     kept: list[PlannedRun] = []
     twins: dict[str, str] = {}
     for run in {run.folder: run for run in runs}.values():
-        content = OmegaConf.to_container(run.config)
-        assert isinstance(content, dict)
-        content.pop("arm")
-        first = seen.setdefault(repr((content, run.point)), run.arm)
+        first = seen.setdefault(repr(({**run.content, "arm": None}, run.point)), run.arm)
         if first == run.arm:
             kept.append(run)
         else:

@@ -63,14 +63,19 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: Path, config: DictConfig, overrides: list[str], record: dict[str, Any]
+        cls, folder: Path, content: dict[str, Any], overrides: list[str], record: dict[str, Any]
     ) -> Run:
-        """Prepares a run directory that can be executed at once, or by another process later."""
-        from omegaconf import OmegaConf
+        """Prepares a run directory that can be executed at once, or by another process later.
 
+        Args:
+            folder: the run directory.
+            content: of the composed config.
+            overrides: what led to it.
+            record: the first entries of run.json.
+        """
         files.make_folder(folder)
-        files.write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
-        files.write_text(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        files.write_text(folder / "config.yaml", _as_yaml(content))
+        files.write_text(folder / "overrides.yaml", _as_yaml(overrides))
         run = cls(folder)
         files.write_json(run.record_file, {**record, "status": Status.WAITING, "created": now()})
         return run
@@ -217,6 +222,17 @@ class Run:
     def _is_executed_here(self, record: dict[str, Any]) -> bool:
         is_here = record.get("host") == socket.gethostname()
         return is_here and files.is_locked(self.folder / ".lock")
+
+
+def _as_yaml(content: dict[str, Any] | list[str]) -> str:
+    """What `OmegaConf.to_yaml` writes, without making a config of it first, which takes longer."""
+    import yaml
+    from omegaconf._utils import get_omega_conf_dumper
+
+    text: str = yaml.dump(
+        content, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False
+    )
+    return text
 
 
 def now() -> str:

@@ -304,7 +304,7 @@ def _prepare_runs(plan: Plan, folder: Path) -> None:
             "parent": None if parent is None else "../" * depth + parent,
             "code": provenance.code_fingerprint(),
         }
-        Run.create(folder / run.folder, run.config, run.overrides, record)
+        Run.create(folder / run.folder, run.content, run.overrides, record)
 
 
 def _new_folder(parent: Path) -> Path:
