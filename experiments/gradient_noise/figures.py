@@ -37,7 +37,8 @@ def figures(study: Study) -> dict[str, Figure]:
         axes.grid(alpha=0.3)
     panels[0][0].set(ylabel="validation accuracy")
     panels[0][0].legend(frameon=False)
-    figure.suptitle(f"{study.paper.slug}, scale={study.scale}: mean over restarts, a line a seed")
+    title = f"{study.paper.slug}, scale={study.scale}: mean over restarts, a line a seed"
+    figure.suptitle(title, wrap=True)
     return {"escape": figure}
 
 

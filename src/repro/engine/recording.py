@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import repro.experiments
-from repro.claims.verdicts import ClaimVerdict
+from repro.claims.verdicts import ClaimVerdict, Verdict
 from repro.engine import files
 from repro.engine.papers import Paper, load_paper, load_papers
 from repro.engine.runs import Status
@@ -117,13 +117,15 @@ def results_markdown(recorded: dict[str, Any]) -> str:
 
 
 def overview_markdown() -> str:
-    """The table of all papers for the project's README."""
+    """The table of all papers for the project's README: of the studies that judge a claim."""
     rows = []
     for paper in load_papers():
         for scale in paper.scales:
             if paper.results_file(scale).is_file():
                 claims = files.read_json(paper.results_file(scale))["claims"]
                 given = [claim["verdict"] for claim in claims]
+                if set(given) == {Verdict.NOT_AT_SCALE}:
+                    continue
                 text = ", ".join(f"{given.count(v)} {v}" for v in dict.fromkeys(given))
                 link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
                 rows.append((link, paper.title, scale, text))
