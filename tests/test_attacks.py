@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
@@ -18,16 +17,8 @@ from repro.data.bundled import transfer_digits
 from repro.errors import UserError
 from repro.models import SmallCNN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EPS = 0.1
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks only lose by more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

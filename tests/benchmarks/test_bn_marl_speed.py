@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from timing import fastest
 from torch import Tensor
 
 from repro.methods.bn_marl import (
@@ -21,16 +21,6 @@ from repro.methods.bn_marl import (
 )
 
 pytestmark = pytest.mark.benchmark
-
-
-def best(work: Callable[[], object], rounds: int = 5) -> float:
-    """Seconds of the fastest of several rounds."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def test_gradient_of_five_agents(record_property: Callable[[str, object], None]) -> None:
@@ -57,7 +47,7 @@ def test_gradient_of_five_agents(record_property: Callable[[str, object], None])
 
     for a, b in zip(naive(), ours(), strict=True):
         torch.testing.assert_close(a, b)
-    ratio = best(naive, 3) / best(ours, 20)
+    ratio = fastest(naive, 3) / fastest(ours, 20)
     record_property("gradient_over_naive", round(ratio, 1))
     print(f"exact gradient, 5 agents: {ratio:.0f} times as fast as through the system of Q")
     assert ratio > 5
@@ -71,7 +61,7 @@ def test_orders_of_three_agents(record_property: Callable[[str, object], None]) 
     def naive() -> list[object]:
         return [linear_sum_assignment(each, maximize=True) for each in scores.numpy()]
 
-    ratio = best(naive) / best(lambda: best_permutation(scores))
+    ratio = fastest(naive, 5) / fastest(lambda: best_permutation(scores), 5)
     record_property("orders_over_naive", round(ratio, 1))
     print(f"orders of 3 agents: {ratio:.0f} times as fast as the Hungarian method in a loop")
     assert ratio > 3

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from timing import fastest
 from torch import Tensor
 
 from repro.methods.pruning import (
@@ -25,16 +25,6 @@ from repro.models import Llama
 
 pytestmark = pytest.mark.benchmark
 Record = Callable[[str, object], None]
-
-
-def seconds(work: Callable[[], object], rounds: int = 1) -> float:
-    """Seconds of the fastest of several rounds."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def test_scores_cost_less_than_two_training_passes(record_property: Record) -> None:
@@ -68,7 +58,7 @@ def test_scores_cost_less_than_two_training_passes(record_property: Record) -> N
         x_NTD = model.embed(tokens_NT).detach()
         prune_blocks(model.blocks, x_NTD, pruner, Pattern(0.5), gradients, 8)
 
-    train_s, score_s, prune_s = seconds(train), seconds(score), seconds(prune)
+    train_s, score_s, prune_s = (fastest(work, 1) for work in (train, score, prune))
     record_property("scores_over_training_pass", round(score_s / train_s, 2))
     record_property("pruning_over_training_pass", round(prune_s / train_s, 2))
     print(
@@ -101,8 +91,8 @@ def test_sparsegpt_against_a_loop_over_weights(record_property: Record) -> None:
     x, w = torch.randn(2000, 256), torch.randn(128, 256)
     hessian = x.T @ x / 1000
     naive: list[Tensor] = []
-    slow = seconds(lambda: naive.append(one_by_one(w, hessian, 0.5, 128)))
-    fast = seconds(lambda: sparsegpt(w, hessian, Pattern(0.5)), rounds=5)
+    slow = fastest(lambda: naive.append(one_by_one(w, hessian, 0.5, 128)), 1)
+    fast = fastest(lambda: sparsegpt(w, hessian, Pattern(0.5)), 5)
     torch.testing.assert_close(sparsegpt(w, hessian, Pattern(0.5)), naive[0], atol=1e-3, rtol=1e-3)
     record_property("sparsegpt_over_loop", round(slow / fast, 1))
     print(f"sparsegpt: {slow / fast:.0f} times as fast as a loop over weights")
@@ -124,8 +114,8 @@ def test_gradient_norms_against_single_backward_passes(record_property: Record) 
                 assert layer.weight.grad is not None
                 sums[name] += layer.weight.grad.abs()
 
-    fast = seconds(lambda: decoder_gradients(model, tokens_NT, batch_size=16), rounds=5)
-    ratio = seconds(naive, rounds=3) / fast
+    fast = fastest(lambda: decoder_gradients(model, tokens_NT, batch_size=16), 5)
+    ratio = fastest(naive, 3) / fast
     record_property("gradients_over_single_passes", round(ratio, 1))
     print(f"gradient norms: {ratio:.1f} times as fast as one backward pass a sequence")
     assert ratio > 1.3
@@ -149,8 +139,8 @@ def test_choosing_weights_against_sorting(record_property: Record) -> None:
         ("rows", rows, Pattern(0.5)),
         ("groups", groups, Pattern("2:4")),
     ):
-        ours = seconds(functools.partial(lowest, score, pattern), rounds=3)
-        ratio = seconds(naive, rounds=2) / ours
+        ours = fastest(functools.partial(lowest, score, pattern), 3)
+        ratio = fastest(naive, 2) / ours
         record_property(f"{name}_over_sorting", round(ratio, 1))
         print(f"lowest scores of {name}: {ratio:.1f} times as fast as sorting")
         assert ratio > 1.3

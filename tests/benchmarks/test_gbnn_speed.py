@@ -1,6 +1,5 @@
 """The batched inner solver against what it replaces: one small network after another."""
 
-import time
 import warnings
 
 import pytest
@@ -8,20 +7,12 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
+from timing import fastest
 
 from repro.methods.gbnn import fit_blocks, random_starts
 
 pytestmark = pytest.mark.benchmark
 ROWS, UNITS, ITERATIONS = 8, 4, 100
-
-
-def fastest(run, repeats=3):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def test_fitting_blocks_in_one_batch_beats_scikit_learn_one_by_one():
@@ -46,8 +37,8 @@ def test_fitting_blocks_in_one_batch_beats_scikit_learn_one_by_one():
                 warnings.simplefilter("ignore")  # it stops at max_iter, as it should
                 network.fit(x.numpy(), target.numpy())
 
-    batched = fastest(lambda: fit_blocks(x[None], target[None], start, UNITS, 1e-4, ITERATIONS))
-    alone, reference = fastest(one_by_one), fastest(scikit_learn)
+    batched = fastest(lambda: fit_blocks(x[None], target[None], start, UNITS, 1e-4, ITERATIONS), 3)
+    alone, reference = fastest(one_by_one, 3), fastest(scikit_learn, 3)
     print(
         f"\n{ROWS} networks in one batch: {1e3 * batched:.0f} ms; one by one {alone / batched:.1f} "
         f"times as long; scikit-learn's MLP of the same size {reference / batched:.1f} times"

@@ -16,15 +16,8 @@ from repro.models.memory_network import MemoryNetwork
 from repro.models.restarts import Restarts
 from repro.models.stacked_mlp import StackedMLP
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MEMBERS = 8
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def milliseconds(run: Callable[[], object], repeats: int = 30) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import pytest
 import torch
+from timing import fastest
 from torch.func import functional_call
 
 from repro.methods.gradient_ptq import (
@@ -20,15 +20,6 @@ from repro.methods.gradient_ptq.variables import Free
 from repro.models import ResNetCIFAR
 
 pytestmark = pytest.mark.benchmark
-
-
-def seconds(run, repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def test_cached_inputs_beat_running_the_prefix_at_every_update() -> None:
@@ -59,7 +50,7 @@ def test_cached_inputs_beat_running_the_prefix_at_every_update() -> None:
             l2(outputs["o"], outputs["t"]).backward()
             optimizer.step()
 
-    ours, theirs = seconds(lambda: ptq.step(number)), seconds(naive)
+    ours, theirs = fastest(lambda: ptq.step(number), 3), fastest(naive, 3)
     print(
         f"\n{updates} updates of one layer of a ResNet-20: {1e3 * ours:.0f} ms, captures included; "
         f"running both networks each time takes {theirs / ours:.1f} times as long"
@@ -74,8 +65,8 @@ def test_updates_in_blocks_beat_updates_of_the_whole_matrix() -> None:
     weight = torch.randn(1024, 1024, generator=generator)
     x = torch.randn(2048, 1024, generator=generator)
     hessian, grid = x.T @ x, fit_grid(weight, 4, search="minmax")
-    blocked = seconds(lambda: hessian_rounding(weight, hessian, grid), 2)
-    whole = seconds(lambda: hessian_rounding(weight, hessian, grid, block=1024), 2)
+    blocked = fastest(lambda: hessian_rounding(weight, hessian, grid), 2)
+    whole = fastest(lambda: hessian_rounding(weight, hessian, grid, block=1024), 2)
     print(f"\nin blocks {blocked:.2f} s, without {whole / blocked:.1f} times as long")
     assert blocked < whole
 
@@ -84,7 +75,7 @@ def test_one_search_for_all_channels_beats_one_for_each() -> None:
     """The range search of 512 channels, against a loop over channels."""
     torch.set_num_threads(1)
     weight = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
-    ours = seconds(lambda: fit_grid(weight, 4))
-    loop = seconds(lambda: [fit_grid(row[None], 4) for row in weight], 1)
+    ours = fastest(lambda: fit_grid(weight, 4), 3)
+    loop = fastest(lambda: [fit_grid(row[None], 4) for row in weight], 1)
     print(f"\nat once {1e3 * ours:.0f} ms, channel by channel {loop / ours:.0f} times as long")
     assert ours < loop / 5

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
+from timing import fastest
 
 from repro.methods.man import LocalLearning, update_all
 from repro.models import ResNetCIFAR
 
 pytestmark = pytest.mark.benchmark
-
-
-def best(work: Callable[[], object], rounds: int = 20) -> float:
-    """Seconds of the fastest of several rounds."""
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def test_fused_momentum_update(record_property: Callable[[str, object], None]) -> None:
@@ -39,7 +29,7 @@ def test_fused_momentum_update(record_property: Callable[[str, object], None]) -
             for own, source in pairs:
                 own.copy_(average.momentum * own + (1 - average.momentum) * source)
 
-    ratio = best(naive) / best(lambda: update_all(averages))
+    ratio = fastest(naive, 20) / fastest(lambda: update_all(averages), 20)
     record_property("fused_over_naive", round(ratio, 2))
     print(f"fused momentum update: {ratio:.1f} times as fast as a loop over parameters")
     assert ratio > 1.3

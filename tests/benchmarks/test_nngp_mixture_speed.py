@@ -1,10 +1,10 @@
 """The two short cuts of the room against what they replace."""
 
 import math
-import time
 
 import pytest
 import torch
+from timing import fastest
 
 from repro.methods.nngp_mixture import (
     FixedScale,
@@ -18,15 +18,6 @@ from repro.methods.nngp_mixture import (
 pytestmark = pytest.mark.benchmark
 
 
-def fastest(run, repeats=3):
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def test_one_eigendecomposition_beats_a_factorisation_for_each_noise():
     """Fourteen noises, as the room's grid has, for 500 training and 100 test inputs."""
     torch.set_num_threads(1)
@@ -36,8 +27,8 @@ def test_one_eigendecomposition_beats_a_factorisation_for_each_noise():
     K = NNGPKernel()(x).detach()
     parts = (K[:500, :500], K[:500, 500:], K.diagonal()[500:], y)
     noises = torch.logspace(-3, 4, 14, dtype=torch.float64)
-    together = fastest(lambda: condition_all(*parts, noises))
-    apart = fastest(lambda: [condition(*parts, noise) for noise in noises])
+    together = fastest(lambda: condition_all(*parts, noises), 3)
+    apart = fastest(lambda: [condition(*parts, noise) for noise in noises], 3)
     print(f"\n14 noises at once: {1e3 * together:.0f} ms; one by one {apart / together:.1f} times")
     assert together < apart
 
@@ -56,6 +47,6 @@ def test_drawing_a_layers_units_beats_drawing_its_weights():
     def units():
         draw_features(x, kernel, 256, 100, torch.Generator().manual_seed(0))
 
-    short, long = fastest(units), fastest(weights)
+    short, long = fastest(units, 3), fastest(weights, 3)
     print(f"\n100 networks: {1e3 * short:.0f} ms; drawing all weights {long / short:.0f} times")
     assert short * 3 < long

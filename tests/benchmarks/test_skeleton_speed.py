@@ -13,20 +13,12 @@ from torch.nn import functional as F
 
 from repro.methods.skeleton import Skeletonize, SoftSkeleton
 
-pytestmark = pytest.mark.benchmark
+pytestmark = [pytest.mark.benchmark, pytest.mark.usefixtures("one_thread")]
 SHAPES = {
     "one image of 256 x 256": (1, 1, 256, 256),
     "eight images of 48 x 48": (8, 1, 48, 48),
     "one volume of 24 x 24 x 24": (1, 1, 24, 24, 24),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def timed(run: Callable[[Tensor], Tensor], x: Tensor, repeats: int) -> tuple[float, Tensor, Tensor]:

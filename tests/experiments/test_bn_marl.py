@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from failures import fails_in_one_line
 from interruptions import run_until, timeless
 from repro.experiments.bn_marl.module import Play
 
@@ -130,9 +131,4 @@ def test_a_bad_knob_fails_the_run_in_one_line(
     arm: str, typed: str, complaint: str, tmp_path: Path
 ) -> None:
     plan = plan_study([*SMALL, f"arm={arm}", "seed=0", typed])
-    study = Study.create(plan, tmp_path)
-    study.run()
-    error = study.runs[0].record()["error"]
-    assert error["kind"] == "user", error["traceback"]
-    assert complaint in error["message"]
-    assert "\n" not in error["message"]
+    fails_in_one_line(Study.create(plan, tmp_path), complaint)

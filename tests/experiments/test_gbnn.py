@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import fails_in_one_line
 from interruptions import run_until, timeless
 from repro.experiments.gbnn.module import Comparison
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
@@ -97,12 +98,7 @@ def test_a_bad_knob_fails_the_run_in_one_line(tmp_path: Path, typed: str, compla
     clash = ["module.comparison.seed=0"]
     base = [t for t in SMALL if t != "scale=smoke"] + ["scale=mini"]
     plan = plan_study([*base, *clash, "arm=gbnn", "seed=0", typed, *typed_more])
-    study = Study.create(plan, tmp_path)
-    study.run()
-    error = study.runs[0].record()["error"]
-    assert error["kind"] == "user", error["traceback"]
-    assert complaint in error["message"]
-    assert "\n" not in error["message"]
+    fails_in_one_line(Study.create(plan, tmp_path), complaint)
 
 
 def test_a_single_data_set_works_when_it_comes_whole(tmp_path: Path) -> None:

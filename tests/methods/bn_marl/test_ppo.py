@@ -25,6 +25,8 @@ from repro.methods.bn_marl.layers import ValueNorm
 from repro.methods.bn_marl.ppo import Rollout
 from repro.methods.bn_marl.sampler import gumbel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def small(graph: str = "learned", **knobs: object) -> BayesNetPPO:
     torch.manual_seed(0)

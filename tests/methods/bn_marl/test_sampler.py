@@ -11,6 +11,8 @@ import torch
 from repro.errors import UserError
 from repro.methods.bn_marl import DagSampler, best_permutation, dag_of, is_acyclic, sinkhorn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def test_sinkhorn_is_doubly_stochastic_and_equals_the_log_space_loop() -> None:
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from repro.methods.bn_marl import (
     policy_gradient,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GRAPHS = ("none", "line", "full")
 
 

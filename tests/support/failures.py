@@ -1,0 +1,14 @@
+"""What must hold for a run that fails by its user's mistake."""
+
+from __future__ import annotations
+
+from repro.engine.study import Study
+
+
+def fails_in_one_line(study: Study, complaint: str) -> None:
+    """Runs a study whose first run must blame its user in one line that holds ``complaint``."""
+    study.run()
+    error = study.runs[0].record()["error"]
+    assert error["kind"] == "user", error["traceback"]
+    assert complaint in error["message"]
+    assert "\n" not in error["message"]
