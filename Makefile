@@ -33,7 +33,7 @@ bench: $(DEV)
 
 # Tries every method on every paper and writes docs/combinations.md.
 combinations: $(RUN)
-	$(BIN)/python -m repro.engine.combinations
+	$(BIN)/python -m repro.report.combinations
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
-from repro.engine.papers import config_folders, load_paper, paper_files
 from repro.errors import UserError
+from repro.records.papers import config_folders, load_paper, paper_files
 
 
 def papers(

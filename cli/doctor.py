@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.text import Text
 
-from repro.engine import provenance
-from repro.engine.papers import load_papers
+from repro.records import provenance
+from repro.records.papers import load_papers
 
 from . import render
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from repro.engine.papers import CONFIG_DIR_VARIABLE
 from repro.errors import ReproError, UserError, did_you_mean
+from repro.records.papers import CONFIG_DIR_VARIABLE
 
 from . import complete
 
@@ -144,8 +144,8 @@ def run(
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
     """
-    from repro.engine.plan import plan_study
-    from repro.engine.study import Study, typical_seconds
+    from repro.planning.plan import plan_study
+    from repro.records.study import Study, typical_seconds
 
     from . import render, workflow
 
@@ -157,10 +157,10 @@ def run(
     if dry_run:
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
-    from repro.engine import launch, slurm
+    from repro.launching import local, slurm
 
     workflow.check_claims(plan.paper)
-    launch.check(plan, detach)
+    local.check(plan, detach)
     study = Study.create(plan, outputs)
     try:
         if detach:
@@ -185,7 +185,7 @@ def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     repro sweep paper=dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))' metric=val/loss
     repro sweep paper=dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
     """
-    from repro.engine.search import request as search_request
+    from repro.search import request as search_request
 
     from . import workflow
 
@@ -200,7 +200,7 @@ def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
 @people_readable
 def list_(as_json: bool) -> None:
     """List the papers and what has been measured of them."""
-    from repro.engine.papers import load_papers
+    from repro.records.papers import load_papers
 
     from . import render
 
@@ -214,7 +214,7 @@ def list_(as_json: bool) -> None:
 @people_readable
 def show(slug: str, as_json: bool) -> None:
     """Show a paper: its question, claims, arms, scales and knobs."""
-    from repro.engine.papers import load_paper
+    from repro.records.papers import load_paper
 
     from . import render
 
@@ -232,7 +232,7 @@ def show(slug: str, as_json: bool) -> None:
 @people_readable
 def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) -> None:
     """Show where studies stand, or the runs of one."""
-    from repro.engine.study import Study, find_studies
+    from repro.records.study import Study, find_studies
 
     from . import render
 
@@ -255,7 +255,7 @@ def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) ->
 @people_readable
 def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
-    from repro.engine.study import Study, find_studies
+    from repro.records.study import Study, find_studies
 
     from . import workflow
 
@@ -278,7 +278,7 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
 @people_readable
 def compare(first: Path, second: Path, as_json: bool) -> None:
     """Compare two runs: what differs in their configs, and in their results."""
-    from repro.engine.runs import Run
+    from repro.records.run import Run
 
     from . import render
 
@@ -349,9 +349,9 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None) -> Non
     repro record paper=dgc
     repro record paper=dgc scale=full
     """
-    from repro.engine import recording
+    from repro.report.record import record as write_record
 
-    path = recording.record(dict(o.split("=", 1) for o in overrides if "=" in o), outputs, study)
+    path = write_record(dict(o.split("=", 1) for o in overrides if "=" in o), outputs, study)
     click.echo(f"Recorded in {path}")
 
 
@@ -383,7 +383,7 @@ root_option = click.option(
 @people_readable
 def data_list(root: Path | None, as_json: bool) -> None:
     """List the data sets, and which of them are here."""
-    from repro.data import catalog
+    from repro.data.base import catalog
 
     from . import render
 
@@ -396,7 +396,7 @@ def data_list(root: Path | None, as_json: bool) -> None:
 @people_readable
 def fetch(name: str, root: Path | None) -> None:
     """Download a benchmark data set from the Hugging Face hub."""
-    from repro.data import catalog
+    from repro.data.base import catalog
 
     click.echo(catalog.fetch(name, root))
 
@@ -408,7 +408,7 @@ def fetch(name: str, root: Path | None) -> None:
 @people_readable
 def check(name: str, root: Path | None, as_json: bool) -> None:
     """Check a data set's files: every split is there and can be read."""
-    from repro.data import catalog
+    from repro.data.base import catalog
 
     from . import render
 

@@ -12,19 +12,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from repro.engine.papers import Paper, config_folders
-from repro.engine.runs import Run, Status
-from repro.engine.study import Study, count_statuses
-from repro.engine.summary import Scored, best_first, mean_and_spread, state_counts
+from repro.records.papers import Paper, config_folders
+from repro.records.run import Run, Status
+from repro.records.study import Study, count_statuses
+from repro.records.summary import Scored, best_first, mean_and_spread, state_counts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from optuna.trial import FrozenTrial
 
     from repro.claims.verdicts import ClaimVerdict
-    from repro.data.catalog import DatasetInfo
-    from repro.engine.plan import Plan
-    from repro.engine.search.request import Request
+    from repro.data.base.catalog import DatasetInfo
+    from repro.planning.plan import Plan
+    from repro.search.request import Request
 
 console = Console()
 NARROW = 120  # tables are laid out for this width where the output is not a terminal
@@ -247,7 +247,7 @@ def search_starts(study: Study, request: Request) -> None:
 
 def trial(done: FrozenTrial, request: Request) -> None:
     """One line about a trial that came to its end."""
-    from repro.engine.search.space import write
+    from repro.search.space import write
 
     point = ", ".join(f"{k}={_short_number(write(v))}" for k, v in done.params.items())
     outcome = done.user_attrs["reason"] or f"{request.metric} {number(done.value)}"
@@ -416,7 +416,7 @@ def comparison(first: Run, second: Run, as_json: bool) -> None:
     """What differs between two runs."""
     from omegaconf import OmegaConf
 
-    from repro.engine.compose import flatten
+    from repro.planning.compose import flatten
 
     def settings(run: Run) -> dict[str, Any]:
         plain: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"))

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from repro.claims.verdicts import Verdict
-from repro.engine import files
+from repro.records import files
 from repro.report.collect import Collected, Filters, StudyEntry, collect
 from repro.report.settings import Settings
 

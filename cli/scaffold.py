@@ -13,9 +13,9 @@ import click
 import repro.experiments
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from repro.engine import files
-from repro.engine.papers import paper_files
 from repro.errors import UserError
+from repro.records import files
+from repro.records.papers import paper_files
 
 SLUG = re.compile(r"[a-z][a-z0-9_]*")
 

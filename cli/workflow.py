@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.engine import progress
-from repro.engine.papers import Paper
-from repro.engine.runs import Run, Status
-from repro.engine.study import Study
 from repro.errors import ReproError
+from repro.launching import progress
+from repro.records.papers import Paper
+from repro.records.run import Run, Status
+from repro.records.study import Study
 
 from . import render
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from repro.claims.verdicts import ClaimVerdict
-    from repro.engine.plan import Plan
-    from repro.engine.search.request import Request
+    from repro.planning.plan import Plan
+    from repro.search.request import Request
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
 SHOWN = 3  # logs of failed or lost jobs
@@ -77,10 +77,10 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
     """Starts a search, or continues the one that the same command began; see `search`."""
-    from repro.engine import launch
-    from repro.engine.search import loop
+    from repro.launching import local
+    from repro.search import loop
 
-    launch.check(plan, detach=False)
+    local.check(plan, detach=False)
     return search(loop.start(request, plan, outputs), quiet, as_json)
 
 
@@ -90,7 +90,7 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     Returns:
         0 if all its trials are done, 1 if some are left, 130 if the user stopped it.
     """
-    from repro.engine.search import loop, results
+    from repro.search import loop, results
 
     request = loop.request_of(study)
 
@@ -123,7 +123,7 @@ def check_claims(paper: Paper) -> None:
 
 def continue_run(folder: Path, as_json: bool) -> int:
     """Continues one run in this process."""
-    from repro.engine.execute import execute
+    from repro.training.execute import execute
 
     run = Run.open(folder.absolute())
     status = execute(run.folder)
@@ -139,10 +139,10 @@ def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
     """Sends verdicts and figures to the study's trackers, if it has any."""
     if not study.runs[0].config().logger.loggers:
         return
-    from repro.engine import tracking
+    from repro.training import loggers
 
     try:
-        tracking.publish(study, verdicts)
+        loggers.publish(study, verdicts)
     except Exception as error:  # a tracker is not worth losing the verdicts
         render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 

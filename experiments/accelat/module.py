@@ -14,12 +14,12 @@ from repro.experiments.accelat.pretraining import Start
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from repro.attacks import Attack, in_chunks
-from repro.data.files import cached_arrays
-from repro.data.modules import SPLIT_NAMES, TensorData, digest
+from repro.data.base.files import cached_arrays
+from repro.data.base.modules import SPLIT_NAMES, TensorData, digest
 from repro.errors import UserError
-from repro.methods.base import Batch
-from repro.training import Supervised
+from repro.toolbox.attacks import Attack, in_chunks
+from repro.toolbox.method import Batch
+from repro.training.supervised import Supervised
 
 LATE = 10  # epochs at the end over which the fluctuation is measured
 

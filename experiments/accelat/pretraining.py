@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data.files import cached_arrays
-from repro.data.iterators import generator_for
-from repro.data.modules import TensorData, digest
+from repro.data.base.files import cached_arrays
+from repro.data.base.iterators import generator_for
+from repro.data.base.modules import TensorData, digest
 from repro.errors import UserError
 
 

@@ -10,10 +10,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repro.engine.series import read_series
+from repro.records.series import read_series
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Series = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 SIZES = (2, 3, 5)

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from repro.engine.series import read_series
+from repro.records.series import read_series
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Curve = dict[str, list[np.ndarray]]
 

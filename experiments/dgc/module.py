@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from repro.methods.base import Batch
 from repro.methods.dgc import DataParallel, DeepGradientCompression, NetworkModel
 from repro.models import AlexNet, ResNetImageNet
-from repro.training import Supervised
+from repro.toolbox.method import Batch
+from repro.training.supervised import Supervised
 
 GIGABIT = 125e6  # bytes per second of a 1 Gbit/s link
 IMAGENET = {"input_shape": [3, 224, 224], "classes": 1000}

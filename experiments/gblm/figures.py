@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Values = dict[str, dict[int, dict[str, float]]]  # arm -> seed -> metric -> value
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repro.data.modules import TextData, check_counts
-from repro.engine import files
+from repro.data.base.modules import TextData, check_counts
 from repro.errors import UserError
-from repro.methods.pruning import (
+from repro.records import files
+from repro.toolbox.pretrained import Base
+from repro.toolbox.pruning import (
     Decoder,
     GradientNorms,
     Pattern,
@@ -30,7 +31,6 @@ from repro.methods.pruning import (
     prune_blocks,
     run_blocks,
 )
-from repro.pretrained import Base
 
 PICTURED = 256  # outputs and inputs of a layer of which a mask is kept, at most
 
@@ -89,7 +89,7 @@ class Pruning(pl.LightningModule):
     whose earlier blocks are pruned already.
 
     Args:
-        model: maps tokens to logits and has the stages of `repro.methods.pruning.Decoder`.
+        model: maps tokens to logits and has the stages of `repro.toolbox.pruning.Decoder`.
         method: what prunes a layer.
         base: gives the model its weights.
         patterns: fractions, or N:M such as ``"2:4"``.

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Runs = dict[str, list[dict[str, float]]]
 SHARES = (5, 12.5, 25, 50, 75, 100)

@@ -14,10 +14,9 @@ import torch
 from repro.experiments.gbnn.tries import Boosted, Rivals, Task, boosted_rivals, joint_rivals
 from torch import Tensor, nn
 
-from repro.data.iterators import generator_for
-from repro.data.suite import Suite, SuiteBatch
+from repro.data.base.iterators import generator_for
+from repro.data.tables.suite import Suite, SuiteBatch
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Method
 from repro.methods.gbnn import (
     GradientBoosting,
     keep_units,
@@ -25,6 +24,7 @@ from repro.methods.gbnn import (
     penultimate_features,
     refit_output,
 )
+from repro.toolbox.method import Method
 
 TIMED_ROWS, TIMED_PASSES = 20_000, 15
 
@@ -102,7 +102,7 @@ class Comparison(pl.LightningModule):
     """Trains every try on every data set, chooses by validation, then switches units off.
 
     One training step is one stage of boosting, or one epoch of joint training, on each data set.
-    Data come as `repro.data.suite.Suite`, or as a single data set in one batch.
+    Data come as `repro.data.tables.suite.Suite`, or as a single data set in one batch.
 
     Args:
         model: called with input_shape and classes, builds a network for joint training.

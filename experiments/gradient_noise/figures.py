@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from repro.engine.series import read_series
+from repro.records.series import read_series
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Curves = dict[str, list[tuple[np.ndarray, np.ndarray]]]
 NOISE = "_noise"

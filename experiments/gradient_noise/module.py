@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.methods.base import Batch
 from repro.methods.gradient_noise import GradientNoise
-from repro.training import Supervised
+from repro.toolbox.method import Batch
+from repro.training.supervised import Supervised
 
 
 class RestartTraining(Supervised):

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
-from repro.methods.base import Batch, Method
 from repro.methods.gradient_ptq import PostTrainingQuantization, Recipe
-from repro.models.folding import fold_batch_norm
-from repro.pretrained import Base
-from repro.training import Supervised
+from repro.models.parts.folding import fold_batch_norm
+from repro.toolbox.method import Batch, Method
+from repro.toolbox.pretrained import Base
+from repro.training.supervised import Supervised
 
 SOURCES = ("data", "noise", "unbalanced")
 SPLITS = ("val", "test")

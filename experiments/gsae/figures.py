@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Runs = dict[str, list[dict[str, float]]]
 KS = ("_k2", "_k4", "", "_k8")  # of the planted features' arms; "" is k = 6

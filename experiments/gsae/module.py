@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from repro.data.iterators import generator_for
-from repro.data.simulated import PlantedDictionary
+from repro.data.base.iterators import generator_for
+from repro.data.tables.simulated import PlantedDictionary
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Batch, Method, OptimizerFactory
 from repro.methods.gsae import (
     Fidelity,
     Magnitude,
@@ -26,8 +25,9 @@ from repro.methods.gsae import (
     steering_effects,
     trace,
 )
-from repro.pretrained import Base
-from repro.training import RunningLoss, step_plainly
+from repro.toolbox.method import Batch, Method, OptimizerFactory
+from repro.toolbox.pretrained import Base
+from repro.training.supervised import RunningLoss, step_plainly
 
 TASKS = ("classification", "language")
 LABELS = ("true", "sampled")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.data.wireless import Wireless
+from repro.data.worlds.wireless import Wireless
 from repro.errors import UserError
 from repro.methods.icgnn import (
     CellFree,
@@ -24,8 +24,8 @@ from repro.methods.icgnn import (
     wmmse,
     wmmse_path,
 )
-from repro.operations import count_operations
-from repro.training import Supervised
+from repro.toolbox.operations import count_operations
+from repro.training.supervised import Supervised
 
 Decision = Tensor  # a precoder (B, M, S), or powers (B, L, K)
 TIMED_PASSES = 5

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from repro.memory import PeakMemory
-from repro.methods.base import Batch
 from repro.methods.man import LocalLearning
-from repro.training import Supervised
+from repro.toolbox.memory import PeakMemory
+from repro.toolbox.method import Batch
+from repro.training.supervised import Supervised
 
 MEASURED_STEP = 1  # the second: the optimizer's state exists by then
 

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from repro.data.suite import Suite, SuiteBatch
+from repro.data.tables.suite import Suite, SuiteBatch
 from repro.errors import UserError
-from repro.methods.base import Method
-from repro.schedules import watched
+from repro.toolbox.method import Method
+from repro.toolbox.schedules import watched
 
 
 class Room(pl.LightningModule):

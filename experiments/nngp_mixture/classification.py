@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
-from repro.data.iterators import generator_for
-from repro.data.modules import TensorData
+from repro.data.base.iterators import generator_for
+from repro.data.base.modules import TensorData
 from repro.errors import UserError
-from repro.methods.base import Batch
 from repro.methods.nngp_mixture import (
     NNGPKernel,
     ScalePrior,
     SparseProcess,
     heavy_tailed_readout,
 )
+from repro.toolbox.method import Batch
 
 
 class Classifier(Room):

@@ -12,7 +12,7 @@ from matplotlib.ticker import ScalarFormatter
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Runs = dict[str, list[dict[str, float]]]
 REGRESSORS = {

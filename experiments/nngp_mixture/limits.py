@@ -10,7 +10,7 @@ from repro.experiments.nngp_mixture.base import Room
 from scipy import stats
 from torch import Tensor
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.nngp_mixture import (
     InverseGamma,

@@ -14,7 +14,7 @@ from repro.experiments.nngp_mixture.base import Room
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError, did_you_mean
 from repro.methods.nngp_mixture import (
     Fit,

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from repro.engine.series import read_series
+from repro.records.series import read_series
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Curves = dict[str, list[tuple[np.ndarray, np.ndarray]]]  # arm -> (steps, values) of every seed
 COLOURS = {"org": "C3", "const": "C1", "cs": "C0", "ls": "C2"}

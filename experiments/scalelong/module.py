@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
-from repro.data.iterators import generator_for, process_rank
-from repro.diffusion import VPProcess
-from repro.engine import files
+from repro.data.base.iterators import generator_for, process_rank
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Batch
 from repro.methods.scalelong import SkipScaling
-from repro.models.uvit import UViT
-from repro.monitors import FeatureNorms, gradient_norm, oscillation, steps_to_loss
-from repro.training import Supervised
+from repro.models.diffusion.uvit import UViT
+from repro.records import files
+from repro.toolbox.diffusion import VPProcess
+from repro.toolbox.method import Batch
+from repro.toolbox.norms import FeatureNorms, gradient_norm, oscillation, steps_to_loss
+from repro.training.supervised import Supervised
 
 SAMPLERS = ("ddim", "euler_maruyama")
 # Keys of the random streams: what is drawn for evaluation never depends on the run.

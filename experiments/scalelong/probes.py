@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.scalelong import SkipScaling, coefficients, forward_gain
-from repro.models.skips import PlainSkips
-from repro.monitors import gradient_norm
+from repro.models.parts.skips import PlainSkips
+from repro.toolbox.norms import gradient_norm
 
 STREAM = 4  # of the seeds of fresh networks
 STEP = 1e-2  # length of a perturbation per entry: small against a unit-variance input

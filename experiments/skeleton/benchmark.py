@@ -13,11 +13,11 @@ import torch
 from repro.experiments.skeleton.operations import foreign_operations
 from torch import Tensor, nn
 
-from repro.data.iterators import generator_for
-from repro.data.shapes import ShapeData
+from repro.data.base.iterators import generator_for
+from repro.data.images.shapes import ShapeData
 from repro.errors import UserError
-from repro.methods.base import Method
 from repro.methods.skeleton import LearnedSkeleton, Skeletonize, betti_errors, dice
+from repro.toolbox.method import Method
 
 Batch = tuple[Tensor, Tensor]
 KINDS = {2: "2d", 3: "3d"}
@@ -61,7 +61,7 @@ def skeletonizer_of(method: object) -> nn.Module | None:
 
 
 class Benchmark(pl.LightningModule):
-    """Skeletonises each shape of `repro.data.shapes.ShapeData` once and counts what changed.
+    """Skeletonises each shape of `repro.data.images.shapes.ShapeData` once and counts what changed.
 
     One training step is one shape; after the last one training is over. Logged, on average over the
     2-D shapes (``2d``) and the 3-D ones (``3d``): ``test/2d/betti_0_error`` (and 1, and 2 in 3-D),

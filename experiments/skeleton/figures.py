@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from repro.engine.study import Study
+    from repro.records.study import Study
 
 Runs = dict[str, list[dict[str, float]]]
 SHOWN = ("horse", "retina", "digits")
@@ -98,7 +98,7 @@ def _applications(runs: Runs) -> Figure | None:
 
 def _skeletons() -> Figure:
     """Three bundled pictures with the skeletons of three methods."""
-    from repro.data.shapes import picture_masks
+    from repro.data.images.shapes import picture_masks
     from repro.methods.skeleton import ClassicalSkeleton, Skeletonize, SoftSkeleton, betti_numbers
 
     methods: dict[str, Any] = {

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from repro.errors import UserError
-from repro.methods.base import Batch, OptimizerFactory
 from repro.methods.skeleton import ClassicalSkeleton, dice, overlap_loss
+from repro.toolbox.method import Batch, OptimizerFactory
 
 SPLITS = ("val", "test")
 

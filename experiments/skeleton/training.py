@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from repro.errors import UserError
-from repro.methods.base import Batch, Method
 from repro.methods.skeleton import ClassicalSkeleton, betti_errors, cldice_of, dice, overlap_loss
-from repro.training import Supervised
+from repro.toolbox.method import Batch, Method
+from repro.training.supervised import Supervised
 
 
 class _Masks(Supervised):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repro.attacks import PGD, DeepFool
 from repro.models import SmallCNN
+from repro.toolbox.attacks import PGD, DeepFool
 
 EPS = 0.15
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from repro.data.iterators import BatchIterator
+from repro.data.base.iterators import BatchIterator
 
 pytestmark = pytest.mark.benchmark
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro.engine import callbacks
-from repro.engine.execute import execute_here
-from repro.engine.instantiate import instantiate
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import plan_study
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training import checkpoints
+from repro.training.execute import execute_here
 
 REPEATS = 5
 
@@ -37,14 +37,14 @@ def through_the_engine(
     """The time of `Trainer.fit` between its first and its last step, all callbacks included."""
     taken: list[tuple[float, float]] = []
 
-    class Timed(callbacks.Watch):
+    class Timed(checkpoints.Watch):
         def on_train_start(self, *_: Any) -> None:
             self.clock = Clock()
 
         def on_train_end(self, *_: Any) -> None:
             taken.append(self.clock.stop())
 
-    monkeypatch.setattr(callbacks, "Watch", Timed)
+    monkeypatch.setattr("repro.training.checkpoints.Watch", Timed)
     run = Study.create(plan_study(["paper=toy", *typed]), folder / "outputs").runs[0]
     assert execute_here(run) == Status.FINISHED
     return taken[0]

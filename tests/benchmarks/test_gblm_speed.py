@@ -10,7 +10,8 @@ import torch
 from timing import fastest
 from torch import Tensor
 
-from repro.methods.pruning import (
+from repro.models import Llama
+from repro.toolbox.pruning import (
     InputMoments,
     Pattern,
     ScorePruner,
@@ -21,7 +22,6 @@ from repro.methods.pruning import (
     prune_blocks,
     sparsegpt,
 )
-from repro.models import Llama
 
 pytestmark = pytest.mark.benchmark
 Record = Callable[[str, object], None]

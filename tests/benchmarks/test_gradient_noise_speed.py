@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from repro.methods.gradient_noise import add_noise_
-from repro.models.memory_network import MemoryNetwork
-from repro.models.restarts import Restarts
-from repro.models.stacked_mlp import StackedMLP
+from repro.models.language.memory_network import MemoryNetwork
+from repro.models.parts.restarts import Restarts
+from repro.models.toys.stacked_mlp import StackedMLP
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MEMBERS = 8

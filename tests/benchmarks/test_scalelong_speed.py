@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from repro.methods.scalelong import SkipScaling
-from repro.models.uvit import UViT
+from repro.models.diffusion.uvit import UViT
 
 pytestmark = pytest.mark.benchmark
 ROUNDS = 15

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from repro.cli.main import cli
 
-from repro.engine.study import Study, find_studies
+from repro.records.study import Study, find_studies
 
 CONFIG = Path(__file__).parents[1] / "support" / "toy_project" / "conf"
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from repro.data import catalog
+from repro.data.base import catalog
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
 REPOSITORY = Path(__file__).parents[2]

@@ -24,15 +24,15 @@ from repro.experiments.accelat.pretraining import (
 from torch import nn
 
 from repro.claims.verdicts import Verdict
-from repro.data.files import cache_home
-from repro.engine import execute
-from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper
-from repro.engine.plan import PlannedRun, plan_study
-from repro.engine.runs import Status
-from repro.engine.series import read_series
-from repro.engine.study import Study
+from repro.data.base.files import cache_home
 from repro.errors import UserError
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import PlannedRun, plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.series import read_series
+from repro.records.study import Study
+from repro.training import execute
 
 PAPER = load_paper("accelat")
 SAMPLE = ("accelat", "deepfool_accelat", "pgd_at_accelat", "free_at")
@@ -213,8 +213,11 @@ def test_a_killed_run_ends_like_a_straight_one(
         ("schedule.factor", 2, "schedule.factor"),
         ("schedule.watch", "acuracy", "Did you mean 'accuracy'"),
         ("module.start.weights", "nowhere.pth", "There is no file nowhere.pth"),
-        ("module.attacks", {"l2": {"_target_": "repro.attacks.PGD", "eps": 1, "norm": "l3"}},
-         "no norm 'l3'"),
+        (
+            "module.attacks",
+            {"l2": {"_target_": "repro.toolbox.attacks.PGD", "eps": 1, "norm": "l3"}},
+            "no norm 'l3'",
+        ),
     ],
 )  # fmt: skip
 def test_bad_configs_are_one_clear_line(

@@ -13,12 +13,12 @@ from interruptions import run_until, timeless
 from repro.experiments.bn_marl.module import Play
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module
-from repro.engine.papers import load_paper
-from repro.engine.plan import Plan, plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.methods.bn_marl import Aloha, BayesNetPPO, GradientPlay
+from repro.planning.plan import Plan, plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module
 
 PAPER = load_paper("bn_marl")
 SMALL = ["paper=bn_marl", "scale=smoke", "n_jobs=1", "hardware.threads=1"]

@@ -9,11 +9,11 @@ import torch
 from repro.experiments.dgc.module import counted_ratio, sent_bytes
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module
 
 PAPER = load_paper("dgc")
 

@@ -13,15 +13,15 @@ from interruptions import unplugged
 from repro.experiments.gblm.module import Pruning
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import execute
-from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Run, Status
-from repro.engine.study import Study
 from repro.errors import UserError
-from repro.methods.pruning import Pattern, Pruner
 from repro.models import Llama
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Run, Status
+from repro.records.study import Study
+from repro.toolbox.pruning import Pattern, Pruner
+from repro.training.execute import execute
 
 PAPER = load_paper("gblm")
 SCALES = ["full_13b", "full_30b", "full_llama2", "full_llama2_13b", "full_llama2_70b", "full_open"]

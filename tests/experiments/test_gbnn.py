@@ -12,12 +12,12 @@ from repro.experiments.gbnn.module import Comparison
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.errors import UserError
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module
 
 PAPER = load_paper("gbnn")
 ARMS = "gbnn nn_adam nn_lbfgs nn_sgd nn_deep timing cnn cnn_gbnn resnet resnet_gbnn"

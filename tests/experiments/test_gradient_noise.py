@@ -9,12 +9,12 @@ import torch
 from interruptions import stop_after, timeless
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module, execute_here
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.errors import UserError
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module, execute_here
 
 PAPER = load_paper("gradient_noise")
 TINY = ["model.depth=3", "model.width=8", "model.members=2", "training.val_every=1"]

@@ -11,14 +11,14 @@ from repro.experiments.gradient_ptq.figures import BY_BITS, FACTORS, PAIRS
 from repro.experiments.gradient_ptq.module import Protocol, Quantized
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.errors import UserError
 from repro.models import ResNetCIFAR
-from repro.pretrained import Given, WeightsFile
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.toolbox.pretrained import Given, WeightsFile
+from repro.training.execute import build_module
 
 PAPER = load_paper("gradient_ptq")
 SMALL = ["paper=gradient_ptq", "scale=smoke", "n_jobs=1", "seed=0"]

@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 from repro.experiments.gsae.module import Dictionary, DictionaryLearning
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module
-from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper
-from repro.engine.plan import Plan, plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.errors import UserError
 from repro.methods.gsae import ReLUAutoencoder
-from repro.pretrained import Given
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import Plan, plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.toolbox.pretrained import Given
+from repro.training.execute import build_module
 
 PAPER = load_paper("gsae")
 SMOKE = ["paper=gsae", "scale=smoke", "n_jobs=1", "seed=0"]
@@ -75,7 +75,7 @@ def test_every_arm_composes_and_builds() -> None:
         for run in runs:
             config = copy.deepcopy(run.config)
             if run.arm.startswith("gpt2"):  # the model and the data need their files
-                config.model = {"_target_": "repro.models.gpt2.GPT2", "layers": 24}
+                config.model = {"_target_": "repro.models.language.gpt2.GPT2", "layers": 24}
                 config.dataset = {"task": "language"}
             build_module(config)
 

@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from repro.experiments.man.module import LocalTraining
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module, execute
-from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.errors import UserError
 from repro.methods.man import LocalLearning
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module, execute
 
 PAPER = load_paper("man")
 SIZES = {"train": 6000, "val": 1000, "test": 1500}

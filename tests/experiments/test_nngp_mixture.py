@@ -17,13 +17,13 @@ from repro.experiments.nngp_mixture.regression import KernelSearch, KernelTraini
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module
-from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
 from repro.errors import UserError
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module
 
 PAPER = load_paper("nngp_mixture")
 SMALL = ["paper=nngp_mixture", "scale=smoke", "n_jobs=1"]

@@ -18,14 +18,14 @@ from repro.experiments.scalelong.module import Denoising
 from torch import Tensor, nn
 
 from repro.claims.verdicts import Verdict
-from repro.engine.execute import build_module, execute
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Run, Status
-from repro.engine.series import read_series
-from repro.engine.study import Study
 from repro.errors import UserError
 from repro.methods.scalelong import SkipScaler
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Run, Status
+from repro.records.series import read_series
+from repro.records.study import Study
+from repro.training.execute import build_module, execute
 
 PAPER = load_paper("scalelong")
 UVIT = ["model=uvit", "model.width=16", "model.heads=2", "model.n_skips=2"]

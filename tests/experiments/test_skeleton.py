@@ -11,15 +11,15 @@ from interruptions import stop_after, timeless
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
 
 from repro.claims.verdicts import Verdict
-from repro.data.catalog import describe
-from repro.engine.execute import build_module, execute_here
-from repro.engine.instantiate import instantiate
-from repro.engine.papers import load_paper
-from repro.engine.plan import plan_study
-from repro.engine.runs import Status
-from repro.engine.study import Study
+from repro.data.base.catalog import describe
 from repro.errors import UserError
 from repro.methods.skeleton import Skeletonize
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import plan_study
+from repro.records.papers import load_paper
+from repro.records.run import Status
+from repro.records.study import Study
+from repro.training.execute import build_module, execute_here
 
 PAPER = load_paper("skeleton")
 RUN = "boolean,euler,lee,learned_net,learned,seg_dice,reg_dice"

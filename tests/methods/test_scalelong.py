@@ -21,9 +21,9 @@ from repro.methods.scalelong import (
     forward_gain,
     robustness_bound,
 )
-from repro.models.ddpm_unet import DDPMUNet
-from repro.models.skip_mlp import SkipMLP
-from repro.models.uvit import UViT
+from repro.models.diffusion.ddpm_unet import DDPMUNet
+from repro.models.diffusion.uvit import UViT
+from repro.models.toys.skip_mlp import SkipMLP
 
 IMAGE = [1, 8, 8]
 SMALL: dict[str, Callable[[], nn.Module]] = {

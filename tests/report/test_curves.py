@@ -12,7 +12,7 @@ from fake_outputs import make_study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.engine.series import read_series
+from repro.records.series import read_series
 from repro.report import html, markdown, pictures
 from repro.report.collect import Filters, StudyEntry, collect
 from repro.report.curves import average, curves_of, read_columns

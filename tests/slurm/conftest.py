@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from repro.engine import slurm
-from repro.engine.study import Study
+from repro.launching import slurm
+from repro.records.study import Study
 
 SUPPORT = Path(__file__).parents[1] / "support"
 CONFIG = Path(os.environ.get("REPRO_TEST_SLURM", "/tmp/repro-test-slurm")) / "slurm.conf"

@@ -13,9 +13,9 @@ from interruptions import timeless
 from processes import repro, start, until
 from two_workers import PROCESSES, SIMULATED, assert_same_training
 
-from repro.engine.runs import Run, Status
-from repro.engine.series import read_series
-from repro.engine.study import Study, find_studies
+from repro.records.run import Run, Status
+from repro.records.series import read_series
+from repro.records.study import Study, find_studies
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

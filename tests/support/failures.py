@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repro.engine.study import Study
+from repro.records.study import Study
 
 
 def fails_in_one_line(study: Study, complaint: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from repro.engine import execute
-from repro.engine.callbacks import Interrupted
-from repro.engine.runs import Run, Status
-from repro.engine.study import Study
+from repro.records.run import Run, Status
+from repro.records.study import Study
+from repro.training import execute
+from repro.training.checkpoints import Interrupted
 
 
 @contextlib.contextmanager

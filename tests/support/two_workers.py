@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from repro.engine.runs import Run, Status
+from repro.records.run import Run, Status
 
 TRAINING = [
     "paper=dgc",

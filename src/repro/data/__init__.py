@@ -1,6 +1,6 @@
 """Data sets and the batch iterators that feed them.
 
-`iterators` hands out batches, `modules` joins them to Lightning, `bundled`, `simulated`, `images`,
-`text` and `uci` are where data come from, `catalog` lists them. Nothing is imported here, so that
-the catalogue stays cheap.
+`base` hands out batches and joins them to Lightning; `tables`, `images`, `text` and `worlds` are
+where data come from, and `base.catalog` lists them. Nothing is imported here, so that the catalogue
+stays cheap.
 """

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Method
+from repro.toolbox.method import Method
 
 SCHEDULES = ("poly", "constant", "error_scaled", "none")
 ORDERS = ("after_clip", "before_clip")

@@ -15,7 +15,7 @@ its skips in ``skip_features`` and passes each through its ``scaler``:
 
 >>> import torch
 >>> from repro.methods.scalelong import SkipScaling, coefficients
->>> from repro.models.skip_mlp import SkipMLP
+>>> from repro.models.toys.skip_mlp import SkipMLP
 >>> coefficients("cs", 6, kappa=0.5)
 [0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0]
 >>> _ = torch.manual_seed(0)
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Method
+from repro.toolbox.method import Method
 
 KINDS = ("none", "const", "cs", "ls")
 FOLKLORE = 2**-0.5  # the constant that diffusion code bases used before this paper
@@ -80,7 +80,7 @@ def coefficients(
 def forward_gain(kappas: Sequence[float]) -> float:
     """Theorem 3.1 at initialisation: ``||h_0||^2 / ||z_0||^2`` is about ``1 + sum of kappa^2``.
 
-    For blocks that keep the expected squared norm, such as those of `repro.models.skip_mlp`.
+    For blocks that keep the expected squared norm, such as those of `repro.models.toys.skip_mlp`.
     """
     return 1 + sum(kappa**2 for kappa in kappas)
 

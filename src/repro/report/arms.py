@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from repro.engine.summary import mean_and_spread, state_counts
+from repro.records.summary import mean_and_spread, state_counts
 from repro.report.collect import PaperEntry, RunEntry, StudyEntry
 
 

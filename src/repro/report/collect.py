@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from repro.claims.verdicts import ClaimVerdict, Verdict
-from repro.engine.papers import load_paper
-from repro.engine.runs import Run, Status
-from repro.engine.study import Study, find_studies
 from repro.errors import ReproError, UserError, did_you_mean
+from repro.records.papers import load_paper
+from repro.records.run import Run, Status
+from repro.records.study import Study, find_studies
 
 
 class _FromFile(BaseModel):

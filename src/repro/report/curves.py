@@ -69,7 +69,7 @@ def average(name: str, seeds: Sequence[Series], points: int) -> Curve:
 def read_columns(file: Path, wanted: Sequence[str]) -> dict[str, Series]:
     """The finite values of some columns of metrics.csv; a damaged file counts up to the damage.
 
-    `repro.engine.series.read_series` reads all columns, and its module imports Lightning.
+    `repro.records.series.read_series` reads all columns, and its module imports Lightning.
     """
     found: dict[str, Series] = {}
     try:

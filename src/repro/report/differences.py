@@ -65,7 +65,7 @@ def _has_aliases(text: str) -> bool:
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    # repro.engine.compose has one too, but imports Hydra.
+    # repro.planning.compose has one too, but imports Hydra.
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -7,8 +7,8 @@ from typing import Self
 import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from repro.engine.papers import config_folders
 from repro.errors import UserError, did_you_mean
+from repro.records.papers import config_folders
 
 
 class Settings(BaseModel):

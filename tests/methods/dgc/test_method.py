@@ -11,8 +11,8 @@ from torch import nn
 
 import repro.methods.dgc
 from repro.errors import UserError
-from repro.methods.base import Method
 from repro.methods.dgc import DataParallel, DeepGradientCompression, TernGrad, entries_to_send
+from repro.toolbox.method import Method
 
 LR = 0.1
 EPOCHS, STEPS_PER_EPOCH = 3, 4

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 import repro.methods.gbnn
 import repro.methods.gbnn.estimator
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.gbnn import (
     BinaryLogistic,

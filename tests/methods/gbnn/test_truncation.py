@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from repro.errors import UserError
 from repro.methods.gbnn import keep_units, layers, order_units, refit_output
-from repro.models.mlp import MLP
+from repro.models.toys.mlp import MLP
 
 X = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from repro.errors import UserError
 from repro.methods.man import EmaOf, copy_of, update_all
-from repro.models.residual import BasicBlock
+from repro.models.parts.residual import BasicBlock
 
 
 def unit():

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 import repro.methods.man
 from repro.errors import UserError
-from repro.memory import PeakMemory
-from repro.methods.base import Method
 from repro.methods.man import LocalLearning
 from repro.models import MLP, LSTMLanguageModel, ResNetCIFAR, ResNetImageNet
+from repro.toolbox.memory import PeakMemory
+from repro.toolbox.method import Method
 
 SHAPE, CLASSES = (3, 8, 8), 4
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)

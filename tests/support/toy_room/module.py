@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
-from repro.methods.base import Batch
-from repro.training import Supervised
+from repro.toolbox.method import Batch
+from repro.training.supervised import Supervised
 
 EVENT = "TOY_EVENT"  # one or a list of {"what", "at": "step 30", "arm", "once": file}; see below
 

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from repro.errors import UserError
-from repro.methods.base import Batch, LossOf, Method
 from repro.methods.dgc.cluster import Cluster, ProcessCluster, SimulatedCluster
 from repro.methods.dgc.ddp_hook import BucketExchange, bucket_hook
 from repro.methods.dgc.ledger import CommLedger
 from repro.methods.dgc.random_key import RandomKey
+from repro.toolbox.method import Batch, LossOf, Method
 
 
 class DataParallel(Method):

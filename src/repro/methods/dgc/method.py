@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repro.errors import UserError
-from repro.methods.base import OptimizerFactory
 from repro.methods.dgc.data_parallel import DataParallel
 from repro.methods.dgc.encoding import make_encoding
 from repro.methods.dgc.memory import ErrorFeedbackMemory, MemoryMode, MomentumBuffer
 from repro.methods.dgc.schedule import density_schedule
 from repro.methods.dgc.selection import make_selector
+from repro.toolbox.method import OptimizerFactory
 
 
 class DeepGradientCompression(DataParallel):

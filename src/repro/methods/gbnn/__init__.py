@@ -26,10 +26,10 @@ boosting on top of a deep network. `repro.methods.gbnn.estimator` follows scikit
 from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
 from repro.methods.gbnn.boosting import Booster, GradientBoosting, newton_step, stage
 from repro.methods.gbnn.features import penultimate_features
-from repro.methods.gbnn.lbfgs import minimise
 from repro.methods.gbnn.losses import BinaryLogistic, Loss, Multinomial, SquaredError, loss_for
 from repro.methods.gbnn.network import BoostedNetwork
 from repro.methods.gbnn.truncation import ORDERS, keep_units, layers, order_units, refit_output
+from repro.toolbox.lbfgs import minimise
 
 __all__ = [
     "ORDERS",

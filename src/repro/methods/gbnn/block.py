@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from repro.methods.gbnn.lbfgs import minimise
+from repro.toolbox.lbfgs import minimise
 
 
 class Blocks(NamedTuple):

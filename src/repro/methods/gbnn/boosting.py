@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
-from repro.methods.base import Method
 from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
 from repro.methods.gbnn.losses import Loss
 from repro.methods.gbnn.network import BoostedNetwork
+from repro.toolbox.method import Method
 
 # A Newton step divides by a curvature: on separated data it vanishes, and the block is skipped.
 SMALLEST_CURVATURE = 1e-12

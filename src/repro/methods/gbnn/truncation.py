@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError, did_you_mean
-from repro.methods.gbnn.lbfgs import minimise
+from repro.toolbox.lbfgs import minimise
 
 ORDERS = ("first", "random", "norm")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 
 PATH = 0.9  # μ: each step of the path from W to zero

@@ -193,7 +193,7 @@ class Recipe:
             raise UserError("method.lr is above zero.")
 
     def attach(self, model: nn.Module) -> None:
-        """What `repro.training.Supervised` calls first of a method: refuses.
+        """What `repro.training.supervised.Supervised` calls first of a method: refuses.
 
         Raises:
             UserError: always; there is nothing here that changes an update of training.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from repro.data.iterators import generator_for
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.gradient_ptq.activations import ActivationQuantizer
 from repro.methods.gradient_ptq.allocation import allocate_bits, importance, order_scores

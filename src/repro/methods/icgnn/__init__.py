@@ -37,7 +37,6 @@ from repro.methods.icgnn.cellfree import (
     fractional_power,
     power_from_logits,
 )
-from repro.methods.icgnn.conjugate_gradient import conjugate_gradient
 from repro.methods.icgnn.downlink import (
     ClassicalPrecoder,
     Downlink,
@@ -53,6 +52,7 @@ from repro.methods.icgnn.downlink import (
 from repro.methods.icgnn.network import CompleteGraph, GridGraph, InformationCarryingGNN
 from repro.methods.icgnn.power import LearnedPower
 from repro.methods.icgnn.precoder import FixedSizePrecoder, LearnedPrecoder
+from repro.toolbox.conjugate_gradient import conjugate_gradient
 
 
 def learned(

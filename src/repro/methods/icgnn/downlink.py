@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError, did_you_mean
-from repro.methods.icgnn.conjugate_gradient import conjugate_gradient
+from repro.toolbox.conjugate_gradient import conjugate_gradient
 
 
 class Downlink(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
-from repro.models.residual import he_init
+from repro.models.parts.residual import he_init
 
 Init = Literal["independent", "copy"]
 

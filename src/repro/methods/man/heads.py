@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.models.residual import conv3x3, he_init
+from repro.models.parts.residual import conv3x3, he_init
 
 
 def auxiliary_head(

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from repro.errors import UserError, did_you_mean
-from repro.methods.base import Batch, LossOf, Method, OptimizerFactory
 from repro.methods.man.blocks import block_ends, loss_weight
 from repro.methods.man.follow import EmaOf, Init, copy_of, update_all
 from repro.methods.man.heads import (
@@ -26,7 +25,8 @@ from repro.methods.man.heads import (
     auxiliary_head,
     unit_range,
 )
-from repro.models.chain import Chain
+from repro.models.parts.chain import Chain
+from repro.toolbox.method import Batch, LossOf, Method, OptimizerFactory
 
 LOSSES = ("dgl", "infopro", "predsim")
 

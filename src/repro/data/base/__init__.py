@@ -1,0 +1,1 @@
+"""What every data set needs: batches, Lightning data modules, files, the catalogue."""

@@ -1,0 +1,184 @@
+"""What data sets there are, whether they are here, and how they get here.
+
+A data set is a file of ``conf/dataset``: its first line says what it is, its ``info`` where it
+comes from. Importing this module costs nothing: no torch, no Lightning, no pyarrow.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repro.data.base.files import INSTALL, HubFiles, data_root, read_table
+from repro.errors import UserError, did_you_mean
+
+# The two ways in which the hub names the files of a split.
+ENDS = ("-*.parquet", "/*.parquet")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One line of the catalogue.
+
+    Args:
+        name: of the config, i.e. what ``dataset=`` takes.
+        description: what it is, how large, under which licence.
+        source: where it comes from.
+        licence: of the data.
+        megabytes: size of the download; about 0 where there is none.
+        bundled: comes with Python, with a dependency, or is simulated.
+        place: folder in which it lies; None when bundled or missing.
+        problem: why it cannot be used, in one to three lines; None when it can.
+    """
+
+    name: str
+    description: str
+    source: str
+    licence: str
+    megabytes: float
+    bundled: bool
+    place: Path | None
+    problem: str | None
+
+    @property
+    def present(self) -> bool:
+        """Whether a run can use it now."""
+        return self.problem is None
+
+
+def _configs() -> dict[str, Any]:
+    folder = package_files("repro.conf") / "dataset"
+    found = {file.name[:-5]: file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return dict(sorted(found.items()))
+
+
+def _look_up(file: Any, name: str, root: str | Path | None) -> DatasetInfo:
+    text = file.read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    info = config["info"]
+    place, problem = None, None
+    if "hub" in info:
+        where = HubFiles.of(name, info, root)
+        try:
+            for split in info["splits"]:
+                where.split(split)
+            place = where.folder
+        except UserError as error:
+            problem = str(error)
+    elif not info["bundled"]:
+        folder = data_root(root).parent / info.get("folder", name)
+        pattern = info.get("files", "*.npz")
+        if any(folder.glob(pattern)):
+            place = folder
+        else:
+            problem = (
+                f"Data set '{name}' is missing: no {folder}/{pattern}. Source: {info['source']}."
+            )
+    return DatasetInfo(
+        name=name,
+        description=re.sub(r"^#\s*", "", text.splitlines()[0]),
+        source=info["source"],
+        licence=info["licence"],
+        megabytes=info["megabytes"],
+        bundled=info["bundled"],
+        place=place,
+        problem=problem,
+    )
+
+
+def _config(name: str) -> Any:
+    configs = _configs()
+    if name not in configs:
+        raise UserError(f"There is no data set '{name}'.{did_you_mean(name, configs)}")
+    return configs[name]
+
+
+def describe(root: str | Path | None = None) -> list[DatasetInfo]:
+    """Returns every data set, sorted by name.
+
+    Args:
+        root: folder of benchmark sets, see `repro.data.base.files.data_root`.
+    """
+    return [_look_up(file, name, root) for name, file in _configs().items()]
+
+
+def check(name: str, root: str | Path | None = None) -> dict[str, int]:
+    """Opens every file of a data set and counts its rows.
+
+    Args:
+        name: of the config.
+        root: folder of benchmark sets.
+
+    Returns:
+        Rows of each split on the hub; empty for data sets without such files.
+
+    Raises:
+        UserError: there is no such data set, or it is missing, incomplete or damaged.
+    """
+    file = _config(name)
+    entry = _look_up(file, name, root)
+    if entry.problem is not None:
+        raise UserError(entry.problem)
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if "hub" not in config["info"]:
+        return {}
+    where = HubFiles.of(name, config["info"], root)
+    columns = [value for key, value in config.items() if key.endswith("_column")]
+    # File by file: some sets are larger than memory.
+    return {
+        split: sum(len(read_table([path], columns)) for path in where.split(split))
+        for split in config["info"]["splits"]
+    }
+
+
+def fetch(name: str, root: str | Path | None = None) -> Path:
+    """Downloads a benchmark set from the Hugging Face hub, unless it is here already.
+
+    Args:
+        name: of the config.
+        root: folder of benchmark sets.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        UserError: there is no such data set, it is not on the hub, the hub cannot be reached, or
+            it refuses (ImageNet needs an account that has accepted its terms).
+    """
+    file = _config(name)
+    entry = _look_up(file, name, root)
+    if entry.bundled:
+        raise UserError(f"Data set '{name}' needs no download ({entry.source}).")
+    if entry.place is not None:
+        return entry.place
+    info = yaml.safe_load(file.read_text(encoding="utf-8"))["info"]
+    if "hub" not in info:
+        raise UserError(f"Data set '{name}' cannot be fetched. Source: {entry.source}.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise UserError(f"Fetching '{name}' needs the hub's client: {INSTALL}") from error
+    where, splits = HubFiles.of(name, info, root), info["splits"]
+    try:
+        snapshot_download(
+            where.repository,
+            repo_type="dataset",
+            revision=info.get("revision"),
+            allow_patterns=[f"{where.config}/{split}{end}" for split in splits for end in ENDS],
+            local_dir=where.root / where.repository,
+        )
+    except Exception as error:  # the client raises its own, its HTTP library's and the system's
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"Data set '{name}' could not be fetched from {entry.source}: {reason}\n"
+            "Without a network, copy it from elsewhere and point `data.root=` (or"
+            f" REPRO_DATA_ROOT) at the folder that holds {where.repository}."
+        ) from error
+    for split in splits:
+        where.split(split)
+    return where.folder

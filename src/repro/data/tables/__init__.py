@@ -1,0 +1,1 @@
+"""Tables of numbers, bundled, from UCI, or simulated."""

@@ -1,0 +1,1 @@
+"""Sequences of symbols: language, questions, arithmetic."""

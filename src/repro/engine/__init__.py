@@ -1,1 +1,0 @@
-"""Composition, run directories, studies and execution."""

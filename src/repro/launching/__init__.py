@@ -1,0 +1,1 @@
+"""Executing a study: on this machine, or as jobs of a cluster."""

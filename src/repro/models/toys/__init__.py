@@ -1,0 +1,1 @@
+"""Small networks for tables and small pictures."""

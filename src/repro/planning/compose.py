@@ -1,0 +1,331 @@
+"""From what the user typed to composed configs: paper < scale < arm < user."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from repro.errors import UserError, did_you_mean
+from repro.records.papers import config_folders
+
+Point = dict[str, Any]  # one point of a grid: override key -> value
+
+
+class _ReadOnce(CachingConfigRepository):
+    """Config files as parsed once for all compositions; Hydra's own memory lasts for one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ReadOnce:
+        copied = copy.copy(self)  # which shares the cache
+        copied.delegate = copy.deepcopy(self.delegate, memo)
+        return copied
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        """A copy, because what is composed from it writes into it."""
+        found = copy.copy(super().load_config(config_path))
+        if found is not None:
+            found.config = copy.deepcopy(found.config)
+        return found
+
+
+@contextmanager
+def hydra_ready() -> Iterator[None]:
+    """Makes Hydra's compose API available over the project's and the user's config folders."""
+    GlobalHydra.instance().clear()
+    choices.cache_clear()
+    with initialize_config_module("repro.conf", version_base="1.3"):
+        loader: Any = GlobalHydra.instance().config_loader()
+        loader.repository = _ReadOnce(loader.repository)
+        yield
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Parsed overrides of equal rank: those of a scale, of an arm, or of the user."""
+
+    overrides: tuple[Override, ...]
+
+    @classmethod
+    def parse(cls, texts: Sequence[str], origin: str) -> Layer:
+        """Parses override strings.
+
+        Args:
+            texts: overrides in Hydra's syntax.
+            origin: who wrote them, for the error message.
+
+        Raises:
+            UserError: an override is malformed, or given twice.
+        """
+        parser = OverridesParser.create()
+        parsed: list[Override] = []
+        for text in texts:
+            try:
+                parsed.extend(parser.parse_overrides([text]))
+            except (OverrideParseException, HydraException) as error:
+                raise UserError(
+                    f"{origin}: '{text}' is not an override (write key=value): "
+                    f"{str(error).splitlines()[0]}"
+                ) from None
+        seen: set[str] = set()
+        for override in parsed:
+            name = f"{override.key_or_group}@{override.package}"
+            if name in seen:
+                raise UserError(f"{origin}: '{override.key_or_group}' is given twice.")
+            seen.add(name)
+        return cls(tuple(parsed))
+
+    def pop(self, *keys: str) -> tuple[Layer, dict[str, Any]]:
+        """Splits off plain ``key=value`` overrides: the rest, and the values of ``keys``."""
+        taken = {o.key_or_group: o.value() for o in self.overrides if o.key_or_group in keys}
+        rest = tuple(o for o in self.overrides if o.key_or_group not in keys)
+        return Layer(rest), taken
+
+
+def stack(layers: Sequence[Layer]) -> list[str]:
+    """Merges layers, the last being the strongest, into one list of override strings.
+
+    A later override of the same key replaces the earlier one. Choosing a config group drops what
+    earlier layers said inside that group, because it was meant for another choice.
+    """
+    merged: dict[tuple[str, str | None], Override] = {}
+    for layer in layers:
+        for override in layer.overrides:
+            name = override.key_or_group
+            if choices(name):
+                inside = name.replace("/", ".") + "."
+                for key in [key for key in merged if key[0].startswith(inside)]:
+                    del merged[key]
+        for override in layer.overrides:
+            key = (override.key_or_group, override.package)
+            earlier = merged.pop(key, None)
+            if earlier is not None and earlier.is_add() and not override.is_add():
+                # The earlier layer adds the key; without its `+` the key would be unknown.
+                override = replace(override, input_line=f"++{override.input_line}")
+            merged[key] = override
+    return [override.input_line or "" for override in merged.values()]
+
+
+def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
+    """Expands ``a=1,2`` overrides into the points of their grid, in Hydra's order."""
+    parser = OverridesParser.create()
+    swept = [o for o in layer.overrides if o.is_sweep_override()]
+    fixed = tuple(o for o in layer.overrides if not o.is_sweep_override())
+    axes: list[list[str]] = []
+    for override in swept:
+        if not override.is_discrete_sweep():
+            raise UserError(
+                f"'{override.input_line}' is an interval: a grid needs listed values "
+                "(a,b or range(1,9)); `repro sweep` searches intervals."
+            )
+        element = override.get_key_element()
+        axes.append([f"{element}={value}" for value in override.sweep_string_iterator()])
+    points = []
+    for texts in itertools.product(*axes):
+        chosen = parser.parse_overrides(list(texts))
+        point = {override.key_or_group: override.value() for override in chosen}
+        points.append((Layer((*fixed, *chosen)), point))
+    return points
+
+
+def refuse_grid(layer: Layer) -> None:
+    """Raises UserError if values are listed without ``-m``."""
+    for override in layer.overrides:
+        if override.is_sweep_override():
+            raise UserError(
+                f"'{override.input_line}' lists several values: add -m to run the grid, "
+                "or write [a,b] for a list."
+            )
+
+
+def compose_config(
+    overrides: Sequence[str], config_name: str = "config", with_hydra: bool = False
+) -> DictConfig:
+    """Composes one config; ``with_hydra`` keeps Hydra's own settings in it.
+
+    Raises:
+        UserError: a key, group choice or value is wrong; the message names the closest good one.
+    """
+    folders = [quoted(f"file://{Path(folder).resolve()}") for folder in config_folders()[1:]]
+    texts = [f"hydra.searchpath=[{','.join(folders)}]", *overrides]
+    try:
+        config = compose(config_name, texts, return_hydra_config=with_hydra)
+    except MissingConfigException as error:
+        raise _explain_missing(error) from None
+    except Exception as error:  # Hydra has its own types for only some of what can be wrong
+        raise _explain_composition(error, texts) from None
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def check_types(config: DictConfig, base: DictConfig, layer: Layer) -> None:
+    """Compares each overridden value with the type of the value that it replaces.
+
+    Raises:
+        UserError: e.g. a word where the config holds a number.
+    """
+    for override in layer.overrides:
+        key = override.key_or_group
+        if "@" in key or "/" in key or override.is_delete():
+            continue
+        try:
+            old, new = OmegaConf.select(base, key), OmegaConf.select(config, key)
+        except OmegaConfBaseException:
+            continue
+        if not _same_kind(old, new):
+            raise UserError(f"{key} takes {_kind(old)} (default {_plain(old)}), not {_plain(new)}.")
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """A config's content, all resolved but ``module``, which points at the groups above it.
+
+    Raises:
+        UserError: an interpolation leads nowhere.
+    """
+    with explained(config):
+        module = config.get("module")
+        unresolved = OmegaConf.to_container(module, resolve=False) if module is not None else None
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(plain, dict)
+        if unresolved is not None:
+            plain["module"] = unresolved
+        return plain  # type: ignore[return-value]
+
+
+@contextmanager
+def explained(config: DictConfig) -> Iterator[None]:
+    """Turns what OmegaConf says about interpolations of ``config`` into a line for its user.
+
+    Raises:
+        UserError: an interpolation leads nowhere.
+    """
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a value"
+        reason = str(error).splitlines()[0]
+        missing = re.fullmatch(r"Interpolation key '(\w+)\.(.+)' not found", reason)
+        if missing and missing[1] in config:
+            reason = f"the chosen {missing[1]} has no {missing[2]}. Choose another {missing[1]}."
+        raise UserError(f"{key} cannot be filled in: {reason}") from None
+
+
+def quoted(value: str) -> str:
+    """A text as a quoted value in Hydra's override grammar."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@functools.cache
+def choices(group: str) -> tuple[str, ...]:
+    """The names that a config group offers; Hydra reads files for every answer, so each is kept."""
+    return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to ``{"a.b": value}``; lists stay values."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def launcher_names() -> list[str]:
+    """The Hydra launchers that are installed."""
+    Plugins.instance()
+    return list(choices("hydra/launcher"))
+
+
+def check_launcher(name: str) -> None:
+    """Refuses a launcher that is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    known = launcher_names()
+    if name not in known:
+        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in name else ""
+        raise UserError(
+            f"There is no Hydra launcher '{name}'.{did_you_mean(name, known)}{extra} "
+            f"Installed: {', '.join(known)}."
+        )
+
+
+def _explain_missing(error: MissingConfigException) -> UserError:
+    missing = error.missing_cfg_file or ""
+    group, _, name = missing.rpartition("/")
+    options = list(error.options or [])
+    if not options:
+        return UserError(str(error).splitlines()[0])
+    return UserError(
+        f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."
+    )
+
+
+def _explain_composition(error: Exception, overrides: Sequence[str]) -> UserError:
+    message = str(error)
+    for override in Layer.parse(overrides, "override").overrides:
+        key = override.key_or_group
+        value = override.value()
+        if not isinstance(value, str | list | None) and (not key or choices(key)):
+            return UserError(f"There is no {key or 'setting'} '{value}'. Write key=value.")
+        if f"'{key}'" not in message or override.is_add():
+            continue
+        without = [o for o in overrides if o != override.input_line]
+        try:
+            base = compose("config", without)
+        except Exception:
+            break
+        known = list(flatten(OmegaConf.to_container(base, resolve=False)))
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+            candidate for candidate in known if candidate.endswith("." + key)
+        ]
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        return UserError(f"There is no setting '{key}'.{hint} To add a new one write +{key}=…")
+    return UserError(" ".join(message.split("\n")[:2]) or type(error).__name__)
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    if old is None or new is None or OmegaConf.is_config(old) != OmegaConf.is_config(new):
+        return old is None or new is None or isinstance(old, str)
+    if OmegaConf.is_config(old):
+        return OmegaConf.is_list(old) == OmegaConf.is_list(new)
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) == isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, int | float)
+    if isinstance(old, int):
+        return isinstance(new, int) or (isinstance(new, float) and new.is_integer())
+    return True
+
+
+def _kind(value: Any) -> str:
+    if OmegaConf.is_list(value):
+        return "a list"
+    if OmegaConf.is_dict(value):
+        return "a mapping"
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
+    return names.get(type(value), "text")
+
+
+def _plain(value: Any) -> str:
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return repr(plain)

@@ -1,0 +1,109 @@
+"""Building objects from configs, limited to code that was installed on purpose."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from repro.errors import ReproError, UserError, did_you_mean
+from repro.records.papers import load_papers
+
+# A run directory may come from somebody else: its config must not be able to name, say,
+# os.system. Only these packages may be named, and what a name leads to must live in them too.
+TRUSTED = (
+    "repro",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "optuna.pruners",
+    "optuna.samplers",
+)
+
+
+def instantiate(config: DictConfig, **extra: Any) -> Any:
+    """Builds what ``config._target_`` names, nested targets included.
+
+    Args:
+        config: a config with a ``_target_``.
+        **extra: further keyword arguments of the target.
+
+    Raises:
+        UserError: a target is not trusted, does not exist, or refuses its arguments.
+    """
+    for target in _targets(config):
+        _check_target(target)
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate as hydra_instantiate
+
+    try:
+        return hydra_instantiate(config, **extra)
+    except (InstantiationException, OmegaConfBaseException) as error:
+        cause = _root_cause(error)
+        if isinstance(cause, ReproError):
+            raise cause from None
+        if isinstance(cause, TypeError | OmegaConfBaseException):
+            first_line = str(cause).splitlines()[0]
+            raise UserError(f"{config.get('_target_')}: {first_line}") from error
+        raise cause from error
+
+
+def _targets(node: Any) -> Iterator[str]:
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if isinstance(plain, dict):
+        if isinstance(plain.get("_target_"), str):
+            yield plain["_target_"]
+        for value in plain.values():
+            yield from _targets(value)
+    elif isinstance(plain, list | ListConfig):
+        for value in plain:
+            yield from _targets(value)
+
+
+def _check_target(target: str) -> None:
+    trusted: tuple[str, ...] = TRUSTED
+    if not _inside(target, trusted):  # then perhaps in a room of the user's own
+        trusted = (*TRUSTED, *(paper.room.split(".")[0] for paper in load_papers()))
+
+    if not _inside(target, trusted):
+        raise UserError(
+            f"The config names '{target}', which is outside the packages a config may use "
+            f"({', '.join(dict.fromkeys(trusted))})."
+        )
+    module_name, _, attribute = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError):
+        # A class method such as Class.build: look one level up.
+        owner, _, name = module_name.rpartition(".")
+        try:
+            found = getattr(getattr(importlib.import_module(owner), name), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"The config names '{target}', which does not exist.{_suggest(target)}"
+            ) from error
+    if not _inside(getattr(found, "__module__", None) or "", trusted):
+        raise UserError(f"The config names '{target}', which leads outside the trusted packages.")
+
+
+def _inside(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _suggest(target: str) -> str:
+    module_name, _, attribute = target.rpartition(".")
+    try:
+        return did_you_mean(attribute, dir(importlib.import_module(module_name)))
+    except (ImportError, ValueError):
+        return ""
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

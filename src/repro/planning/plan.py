@@ -1,0 +1,349 @@
+"""From a command to the runs of a study: arms × seeds × grid points, in layers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from repro.errors import UserError, did_you_mean
+from repro.planning import compose, extras
+from repro.planning.compose import Layer, Point
+from repro.records.papers import Paper, load_paper
+
+STUDY_KEYS = ("scale", "arm", "seed", "seeds")  # settings of a study rather than of a run
+OPTIONAL_COUNTS = (
+    "training.steps_per_epoch",
+    "training.max_steps",
+    "training.checkpoint.every_steps",
+)
+COUNTS = (
+    "training.epochs",
+    "training.val_every",
+    "training.log_every",
+    "hardware.threads",
+    "hardware.num_nodes",
+    *OPTIONAL_COUNTS,
+)
+WORDS = {"training.mode": ("min", "max"), "training.test_with": ("last", "best", "none")}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run to be: an arm, a seed and a grid point, with the config composed for them."""
+
+    arm: str
+    seed: int
+    point: Point
+    parent: str | None  # the arm whose checkpoint of the same seed and point it starts from
+    overrides: list[str]
+    content: dict[str, Any]  # of `config`, which takes far longer to make
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """The composed config."""
+        return OmegaConf.create(self.content)
+
+    @property
+    def folder(self) -> str:
+        """The run directory, relative to the study's."""
+        point = ",".join(f"{key}={value}" for key, value in self.point.items())
+        parts = [self.arm, _file_name(point), f"seed={self.seed}"]
+        return "/".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a study, and what led to them."""
+
+    paper: Paper
+    scale: str
+    typed: list[str]
+    runs: list[PlannedRun]
+    hydra_overrides: list[str]
+    notes: list[str] = field(default_factory=list)
+    twins: dict[str, str] = field(default_factory=dict)  # arm that is not run -> arm it equals
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the study varies something beyond arms and seeds."""
+        return any(run.point for run in self.runs)
+
+    def layers(self) -> list[list[PlannedRun]]:
+        """The runs in an order in which every parent is done before its children start."""
+        depth: dict[str, int] = {}
+
+        def depth_of(arm: str, seen: tuple[str, ...] = ()) -> int:
+            if arm in seen:
+                raise UserError(f"Arms start from each other in a circle: {' <- '.join(seen)}.")
+            if arm not in depth:
+                parent = parents.get(arm)
+                depth[arm] = 0 if parent is None else depth_of(parent, (*seen, arm)) + 1
+            return depth[arm]
+
+        parents = {run.arm: run.parent for run in self.runs}
+        deepest = max((depth_of(arm) for arm in parents), default=0)
+        return [[r for r in self.runs if depth_of(r.arm) == d] for d in range(deepest + 1)]
+
+
+def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
+    """Plans the study that the user's overrides ask for.
+
+    Args:
+        typed: overrides from the command line, ``paper=<slug>`` among them.
+        grid: whether ``a=1,2`` spans a grid (the ``-m`` flag).
+
+    Raises:
+        UserError: something in ``typed`` or in the paper's config is wrong.
+    """
+    with compose.hydra_ready():
+        return _plan(list(typed), grid)
+
+
+def _plan(typed: list[str], grid: bool) -> Plan:
+    user = Layer.parse(typed, "command line")
+    user, hydra_layer = _split_hydra(user)
+    for override in hydra_layer.overrides:
+        if override.key_or_group == "hydra/launcher":
+            compose.check_launcher(str(override.value()))
+    for override in user.overrides:
+        if override.key_or_group in ("paper", "scale") and override.is_sweep_override():
+            raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
+    user, chosen = user.pop("paper")
+    if "paper" not in chosen:
+        raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
+    slug = str(chosen["paper"])
+    paper = load_paper(slug)
+    if not grid:
+        compose.refuse_grid(user)
+
+    declared = compose.compose_config(
+        [f"paper={slug}", *stack_text(user, ("scale", "arms", "scales"))]
+    )
+    arms = _named_layers(declared.arms, "arm")
+    scales = _named_layers(declared.scales, "scale")
+    scale = str(declared.scale)
+    if scale not in scales:
+        raise UserError(
+            f"Paper '{slug}' has no scale '{scale}'.{did_you_mean(scale, scales)} "
+            f"Known: {', '.join(scales)}."
+        )
+    scale_layer, scale_settings = scales[scale].pop(*STUDY_KEYS)
+    points = compose.expand_grid(user) if grid else [(user, {})]
+
+    runs: list[PlannedRun] = []
+    notes: list[str] = []
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    for point_layer, point in points:
+        user_layer, settings = point_layer.pop(*STUDY_KEYS)
+        own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
+        settings = {"seeds": list(declared.seeds), **scale_settings, **settings}
+        seeds = _seeds(settings)
+        parents = _parents(declared["from"], scale_layer, arms, user_layer)
+        wanted = _with_parents(_arm_names(settings.get("arm"), arms, slug), arms, parents, notes)
+        for arm in wanted:
+            texts = compose.stack([scale_layer, arms[arm], user_layer])
+            config = compose.compose_config([f"paper={slug}", *texts])
+            groups = _group_choices(user_layer)
+            if arm == wanted[0] and groups != user_layer:
+                defaults = tuple(compose.stack([scale_layer, arms[arm], groups]))
+                if defaults not in bases:
+                    bases[defaults] = compose.compose_config([f"paper={slug}", *defaults])
+                compose.check_types(config, bases[defaults], user_layer)
+            config["from"] = parents[arm]
+            config.scale, config.arm = scale, arm
+            config = _without_lists(config)
+            for seed in seeds:
+                runs.append(
+                    PlannedRun(
+                        arm=arm,
+                        seed=seed,
+                        point=own_point,
+                        parent=parents[arm],
+                        overrides=[f"paper={slug}", f"scale={scale}", *texts, f"seed={seed}"],
+                        content=_resolved(config, seed),
+                    )
+                )
+            _check_values(runs[-1].config)
+    runs, twins = _without_twins(runs)
+    notes.extend(
+        f"arm '{arm}' is not run: here it equals '{first}', whose runs count for both"
+        for arm, first in twins.items()
+    )
+    plan = Plan(
+        paper=paper,
+        scale=scale,
+        typed=typed,
+        runs=runs,
+        hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
+        notes=list(dict.fromkeys(notes)),
+        twins=twins,
+    )
+    plan.layers()  # finds circles before anything is written
+    return plan
+
+
+def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:
+    """The overrides of ``layer`` whose key lies under one of ``roots``."""
+    return [
+        o.input_line or ""
+        for o in layer.overrides
+        if o.key_or_group.split(".")[0] in roots and not o.is_sweep_override()
+    ]
+
+
+def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
+    hydra = tuple(
+        o for o in layer.overrides if o.key_or_group.replace("/", ".").startswith("hydra.")
+    )
+    return Layer(tuple(o for o in layer.overrides if o not in hydra)), Layer(hydra)
+
+
+def _named_layers(node: DictConfig, kind: str) -> dict[str, Layer]:
+    named = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(named, dict)
+    for name in map(str, named):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise UserError(f"{kind} '{name}': a name takes letters, digits, '_', '-' and '.'.")
+    return {
+        str(name): Layer.parse([str(text) for text in texts or []], f"{kind} '{name!s}'")
+        for name, texts in named.items()
+    }
+
+
+def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
+    if asked is None:
+        return list(arms)
+    names = [str(name) for name in (asked if isinstance(asked, list) else [asked])]
+    for name in names:
+        if name not in arms:
+            raise UserError(
+                f"Paper '{slug}' has no arm '{name}'.{did_you_mean(name, arms)} "
+                f"Known: {', '.join(arms)}."
+            )
+    return names
+
+
+def _parents(
+    default: str | None, scale: Layer, arms: dict[str, Layer], user: Layer
+) -> dict[str, str | None]:
+    """The arm from whose checkpoint each arm starts, as the strongest layer says."""
+    parents: dict[str, str | None] = {}
+    for arm, layer in arms.items():
+        own = {"from": default}
+        for each in (scale, layer, user):
+            own |= each.pop("from")[1]
+        parent = None if own["from"] is None else str(own["from"])
+        if parent is not None and parent not in arms:
+            raise UserError(
+                f"Arm '{arm}' starts from '{parent}', which is no arm of this paper."
+                f"{did_you_mean(parent, arms)}"
+            )
+        # A wish for all arms, such as `from=sgd` on the command line, spares the arm it names.
+        spared = parent == arm and "from" not in layer.pop("from")[1]
+        parents[arm] = None if spared else parent
+    return parents
+
+
+def _with_parents(
+    names: list[str], arms: dict[str, Layer], parents: dict[str, str | None], notes: list[str]
+) -> list[str]:
+    """Adds the arms that the wanted ones start from, in the paper's order."""
+    wanted = set(names)
+    todo = list(names)
+    while todo:
+        parent = parents[todo.pop()]
+        if parent is not None and parent not in wanted:
+            wanted.add(parent)
+            todo.append(parent)
+            notes.append(f"arm '{parent}' is run too: another arm starts from its checkpoint")
+    return [arm for arm in arms if arm in wanted]
+
+
+def _seeds(settings: dict[str, Any]) -> list[int]:
+    # `seed=3` is the narrower wish, so it beats any list of seeds.
+    asked = settings["seed"] if settings.get("seed") is not None else settings["seeds"]
+    seeds = asked if isinstance(asked, list) else [asked]
+    if not seeds or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
+        raise UserError(f"seeds takes a list of whole numbers such as [0,1,2], not {asked!r}.")
+    if any(not 0 <= seed < 2**32 for seed in seeds):
+        raise UserError("Seeds lie between 0 and 4294967295.")
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise UserError(f"seeds names {', '.join(map(str, twice))} more than once.")
+    return seeds
+
+
+def _group_choices(layer: Layer) -> Layer:
+    return Layer(tuple(o for o in layer.overrides if compose.choices(o.key_or_group)))
+
+
+def _without_lists(config: DictConfig) -> DictConfig:
+    """A config without what concerns a study as a whole."""
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    study = ("arms", "scales", "seeds", "report")
+    return OmegaConf.create({key: value for key, value in plain.items() if key not in study})
+
+
+def _resolved(config: DictConfig, seed: int) -> dict[str, Any]:
+    """The content of one run's config; ``config`` takes its seed."""
+    config.seed = seed
+    return compose.resolve(config)
+
+
+def _check_values(config: DictConfig) -> None:
+    """Refuses what would fail, or run for ever, only once training has begun."""
+    for key in COUNTS:
+        value = OmegaConf.select(config, key)
+        if not (value is None and key in OPTIONAL_COUNTS) and not _is_count(value):
+            raise UserError(f"{key} takes a whole number from 1 on, not {value!r}.")
+    for key, allowed in WORDS.items():
+        value = OmegaConf.select(config, key)
+        if value not in allowed:
+            raise UserError(f"{key} is {' or '.join(allowed)}, not {value!r}.")
+    if str(OmegaConf.select(config, "training.monitor")).startswith("test/"):
+        raise UserError("training.monitor chooses best.ckpt: a val/ metric, never a test metric.")
+    extras.require(config.logger.loggers)
+    compose.check_launcher(str(config.hardware.launcher.name))
+    if config.n_jobs != "auto" and not _is_count(config.n_jobs):
+        raise UserError(f"n_jobs is auto or a whole number from 1 on, not {config.n_jobs!r}.")
+    if not isinstance(config.outputs, str) or not config.outputs:
+        raise UserError(f"outputs is a folder, not {config.outputs!r}.")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _file_name(text: str) -> str:
+    """A text as part of a path: without what a file name must not hold, and not too long."""
+    name = re.sub(r"[/%\x00-\x1f]", lambda found: f"%{ord(found[0]):02x}", text)
+    if len(name.encode()) <= 200:
+        return name
+    return f"{name[:40]}~{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _without_twins(runs: list[PlannedRun]) -> tuple[list[PlannedRun], dict[str, str]]:
+    """Drops repeated runs, and arms that an override made identical to an earlier one.
+
+    Returns:
+        The runs, and by arm that has none the one that it equals.
+    """
+    seen: dict[str, str] = {}
+    kept: list[PlannedRun] = []
+    twins: dict[str, str] = {}
+    for run in {run.folder: run for run in runs}.values():
+        first = seen.setdefault(repr(({**run.content, "arm": None}, run.point)), run.arm)
+        if first == run.arm:
+            kept.append(run)
+        else:
+            twins[run.arm] = first
+    kept = [replace(run, parent=twins.get(run.parent or "", run.parent)) for run in kept]
+    ran = {run.arm for run in kept}
+    return kept, {arm: first for arm, first in twins.items() if arm not in ran}

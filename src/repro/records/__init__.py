@@ -1,0 +1,1 @@
+"""What lies on disk: papers, studies, runs, series, summaries, and where they came from."""

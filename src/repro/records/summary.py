@@ -1,0 +1,75 @@
+"""How the runs of an arm are put into a few words and numbers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repro.records.run import Status
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A point of a grid or a search, and how good it is.
+
+    Attributes:
+        names: what it is called: its arm, say, or its trial.
+        point: the values that it stands for, by key.
+        values: the validation metric of each seed.
+        state: how its runs ended.
+    """
+
+    names: tuple[str, ...]
+    point: Mapping[str, Any]
+    values: Sequence[float]
+    state: str
+
+
+def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:
+    """Sorts by the mean; rows that have no value, or ended before their time, come last.
+
+    Args:
+        rows: in an order that ties keep.
+        mode: ``min`` or ``max``.
+    """
+    sign = 1.0 if mode == "min" else -1.0
+
+    def rank(row: Scored) -> tuple[bool, bool, float]:
+        whole = bool(row.values) and "finished" in row.state
+        value = sign * statistics.fmean(row.values) if row.values else 0.0
+        return not whole, not row.values, value
+
+    return sorted(rows, key=rank)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds, to the digits worth reading.
+
+    Examples:
+        >>> mean_and_spread([0.97, 0.98, 0.99])
+        '0.98 ± 0.01'
+        >>> mean_and_spread([2604.0, 2604.0])
+        '2604'
+        >>> mean_and_spread([])
+        '–'
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "–"
+    deviation = statistics.stdev(finite) if len(finite) > 1 else 0.0
+    spread = f" ± {deviation:.2g}" if deviation > 0 else ""
+    missing = f" ({len(finite)} of {len(values)})" if len(finite) < len(values) else ""
+    return f"{statistics.fmean(finite):.4g}{spread}{missing}"
+
+
+def state_counts(statuses: Sequence[Status]) -> str:
+    """How many runs ended how.
+
+    Examples:
+        >>> state_counts([Status.FINISHED, Status.DIVERGED, Status.FINISHED])
+        '2 finished, 1 diverged'
+    """
+    return ", ".join(f"{statuses.count(state)} {state}" for state in dict.fromkeys(statuses))

@@ -1,0 +1,214 @@
+"""Recorded results: a finished study's numbers in the paper's room, and tables made from them.
+
+``experiments/<slug>/results/<scale>.json`` is the record; the tables in README files stand between
+marker comments and are generated from it, never typed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import repro.experiments
+from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.errors import UserError, did_you_mean
+from repro.records import files
+from repro.records.papers import Paper, load_paper, load_papers
+from repro.records.run import Status
+from repro.records.study import Study, find_studies
+
+# What a user may type without changing what is measured; folders are not recorded.
+HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
+FOLDERS = {"outputs", "data.root"}
+MARKS = {"read": "", "recalled": " (recalled)", "inferred": " (inferred)"}
+
+
+def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) -> Path:
+    """Writes the results of a finished study into its paper's room and updates its README.
+
+    Args:
+        wanted: ``paper``, and optionally ``scale`` (mini by default).
+        outputs: where studies are.
+        folder: the study; by default the latest whole one, run without further overrides.
+
+    Returns:
+        The results file.
+
+    Raises:
+        UserError: there is no such study, or it is not finished.
+    """
+    unknown = sorted(set(wanted) - {"paper", "scale"})
+    if unknown:
+        hint = did_you_mean(unknown[0], ("paper", "scale"))
+        raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
+    study = Study.open(folder) if folder is not None else _latest(wanted, outputs)
+    unfinished = [run for run in study.runs if not run.status().is_final]
+    if unfinished:
+        raise UserError(
+            f"{study.folder} is not finished ({len(unfinished)} runs are left). "
+            f"Finish it first: repro resume {study.folder}"
+        )
+    if study.about["is_grid"]:
+        raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
+    paper, scale = study.paper, study.scale
+    target = paper.results_file(scale)
+    files.make_folder(target.parent)
+    files.write_json(target, _content(study))
+    for figure in study.draw():
+        if figure.suffix == ".png":
+            picture = target.parent / f"{scale}_{figure.name}"
+            files.write_bytes(picture, figure.read_bytes())
+    update_readmes(paper)
+    return target
+
+
+def update_readmes(paper: Paper) -> None:
+    """Rewrites the generated tables of the room's README and of the project's, where they are."""
+    room = paper.room_folder / "README.md"
+    if room.is_file():
+        files.write_text(room, with_tables(room.read_text(), paper))
+    project = project_readme()
+    if project.is_file():
+        files.write_text(project, fill(project.read_text(), "overview", overview_markdown()))
+
+
+def project_readme() -> Path:
+    """The project's README.md in a checkout; an installed package has none."""
+    return Path(repro.experiments.__path__[0]).parent / "README.md"
+
+
+def with_tables(text: str, paper: Paper) -> str:
+    """A README's text with each ``<!-- results:SCALE -->`` block filled from the record."""
+    for scale in paper.scales:
+        if paper.results_file(scale).is_file():
+            table = results_markdown(files.read_json(paper.results_file(scale)))
+            text = fill(text, f"results:{scale}", table)
+    return text
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """Replaces what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
+    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
+    return pattern.sub(lambda match: match[1] + content + match[2], text)
+
+
+def results_markdown(recorded: dict[str, Any]) -> str:
+    """The claim table and the table of arms, in Markdown."""
+    claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
+    typed = " ".join(recorded["typed"])
+    lines = [f"`repro run {typed}`, code {recorded['code']['sha256']}:", ""]
+    lines += markdown(
+        ("claim", "statement", "the paper", "measured here", "seeds", "verdict"),
+        [row for claim in claims for row in _claim_rows(claim)],
+    )
+    lines += ["", "Mean ± standard deviation over seeds:", ""]
+    arms = recorded["arms"]
+    metrics = list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
+    lines += markdown(
+        ("arm", "runs", *metrics),
+        [
+            (name, arm["runs"], *(arm["metrics"].get(metric, "–") for metric in metrics))
+            for name, arm in arms.items()
+        ],
+    )
+    return "\n".join(lines) + "\n"
+
+
+def overview_markdown() -> str:
+    """The table of all papers for the project's README: of the studies that judge a claim."""
+    rows = []
+    for paper in load_papers():
+        for scale in paper.scales:
+            if paper.results_file(scale).is_file():
+                claims = files.read_json(paper.results_file(scale))["claims"]
+                given = [claim["verdict"] for claim in claims]
+                if set(given) == {Verdict.NOT_AT_SCALE}:
+                    continue
+                text = ", ".join(f"{given.count(v)} {v}" for v in dict.fromkeys(given))
+                link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
+                rows.append((link, paper.title, scale, text))
+    return "\n".join(markdown(("paper", "title", "scale", "verdicts"), rows)) + "\n"
+
+
+def _latest(wanted: dict[str, str], outputs: Path) -> Study:
+    if "paper" not in wanted:
+        raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
+    slug, scale = load_paper(wanted["paper"]).slug, wanted.get("scale", "mini")
+    for study in reversed(find_studies(outputs)):
+        is_plain = {_key(text) for text in study.about["typed"]} <= HARMLESS | FOLDERS
+        if study.about["paper"] == slug and study.scale == scale and is_plain:
+            return study
+    raise UserError(
+        f"There is no study of {slug} at scale={scale} without further overrides in {outputs}. "
+        f"Run one: repro run paper={slug} scale={scale}"
+    )
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _content(study: Study) -> dict[str, Any]:
+    records = [run.record() for run in study.runs]
+    return {
+        "paper": study.about["paper"],
+        "scale": study.scale,
+        "typed": [text for text in study.about["typed"] if _key(text) not in FOLDERS],
+        "code": {"sha256": study.about["code"]["sha256"]},
+        "versions": records[0]["versions"],
+        "hardware": records[0]["hardware"],
+        "claims": [verdict.to_dict() for verdict in study.judge()],
+        "arms": _arms(study),
+        "runs": [
+            {
+                **{key: record[key] for key in ("arm", "seed", "status", "seconds")},
+                "metrics": run.summary(),
+            }
+            for run, record in zip(study.runs, records, strict=True)
+        ],
+    }
+
+
+def _arms(study: Study) -> dict[str, Any]:
+    from repro.records.summary import mean_and_spread, state_counts
+
+    arms: dict[str, list[Any]] = {}
+    for result in study.results():
+        arms.setdefault(result.arm, []).append(result)
+    return {
+        arm: {
+            "runs": state_counts([Status(run.status) for run in runs]),
+            "metrics": {
+                metric: mean_and_spread([r.metrics[metric] for r in runs if metric in r.metrics])
+                for metric in study.paper.report
+                if any(metric in run.metrics for run in runs)
+            },
+        }
+        for arm, runs in arms.items()
+    }
+
+
+def _claim_rows(claim: ClaimVerdict) -> list[tuple[str, ...]]:
+    paper = f"{claim.paper.value}{MARKS[claim.paper.source]}"
+    head = (claim.id, claim.statement, paper)
+    if not claim.checks:
+        return [(*head, "–", "", f"**{claim.verdict}**: {claim.reason}")]
+    rows: list[tuple[str, ...]] = []
+    for number, check in enumerate(claim.checks):
+        measured = f"{check.effect_text} ({check.compared}; claimed {check.claimed})"
+        verdict = f"**{claim.verdict}**" if number == 0 else ""
+        if len(claim.checks) > 1:
+            verdict = f"{verdict} ({check.verdict})".strip()
+        rows.append((*(head if number == 0 else ("", "", "")), measured, str(check.seeds), verdict))
+    return rows
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, as lines."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]

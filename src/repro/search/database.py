@@ -1,0 +1,81 @@
+"""trials.db: Optuna's storage of a search, opened by the search itself and by each of its runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import OmegaConf
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import SQLAlchemyError
+
+from repro.errors import ReproError, UserError
+from repro.planning.instantiate import instantiate
+from repro.search.request import Request
+
+FILE = "trials.db"
+NAME = "search"
+
+
+@contextmanager
+def opened(folder: Path, request: Request) -> Iterator[optuna.Study]:
+    """Opens the trials of the search in ``folder``, and creates them the first time.
+
+    Raises:
+        UserError: the file is locked by another process, or is no database.
+        ReproError: it cannot be written to.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    file = folder / FILE
+    with _explained(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # NullPool-like care is not needed, but a lock must not be waited for without end.
+        connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
+        storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
+        try:
+            yield optuna.create_study(
+                storage=storage,
+                study_name=NAME,
+                direction="minimize" if request.mode == "min" else "maximize",
+                sampler=sampler(request, 0),
+                pruner=instantiate(OmegaConf.create(request.settings["pruner"])),
+                load_if_exists=True,
+            )
+        finally:
+            storage.engine.dispose()
+
+
+def sampler(request: Request, number: int) -> Any:
+    """The sampler for one trial: its own seed each, so that a search goes on as if never killed."""
+    config = OmegaConf.create(request.settings["sampler"])
+    config.seed = config.get("seed", 0) + number
+    return instantiate(config)
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """Turns what SQLite has to say into a line for people."""
+    logger = optuna.logging.get_logger("optuna.storages")
+    before, logger.disabled = logger.disabled, True  # it would print the whole SQL statement
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        if "locked" in reason:
+            raise UserError(
+                f"{file} is locked by another process. End that one, then: "
+                f"repro resume {file.parent}"
+            ) from error
+        if "not a database" in reason or "malformed" in reason:
+            raise UserError(
+                f"{file} is damaged or not a database. Delete it to search again; the runs that "
+                "are done are not repeated."
+            ) from error
+        raise ReproError(f"{file}: {reason}") from error
+    finally:
+        logger.disabled = before

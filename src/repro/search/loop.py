@@ -1,0 +1,242 @@
+"""The search itself: ask for points, run them like any study's runs, tell what came of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial, TrialState
+
+from repro.errors import ReproError, UserError
+from repro.launching.local import launch, launcher_overrides, local_jobs
+from repro.planning.plan import Plan
+from repro.records import files
+from repro.records.run import Run, Status
+from repro.records.study import Study, find_studies
+from repro.search import database
+from repro.search.pruning import unknown_metric
+from repro.search.request import Request
+
+Layers = list[list[Run]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        state: Optuna's word for it.
+        values: the metric of each seed, as far as it was measured.
+        reason: why there is no objective; empty if there is one.
+    """
+
+    state: TrialState
+    values: list[float]
+    reason: str = ""
+
+
+def start(request: Request, plan: Plan, outputs: Path) -> Study:
+    """Continues the search that the same command began, or creates a new one.
+
+    The number of trials may differ: more of them make a finished search go on.
+    """
+    wanted = _without_trials(request.typed)
+    for study in reversed(find_studies(outputs)):
+        about = study.about
+        if "search" not in about or _without_trials(about["typed"]) != wanted:
+            continue
+        if _is_unfinished(study, request.trials):
+            kept = about["search"] | {"trials": request.trials}
+            study.update(typed=request.typed, search=kept)
+            return study
+    empty = replace(plan, runs=[], notes=[], typed=request.typed)
+    return Study.create(empty, outputs, search=request.to_dict(), is_grid=True)
+
+
+def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
+    """Runs what is left of a search.
+
+    Args:
+        study: a study with ``search`` in its study.json.
+        announce: called after each trial.
+
+    Returns:
+        Whether all trials are done; if not, somebody stopped one of them.
+
+    Raises:
+        UserError: the metric does not exist, say, or the database is locked.
+        ReproError: too many trials in a row failed.
+        KeyboardInterrupt: the user stopped the search.
+    """
+    request = request_of(study)
+    side_by_side = _side_by_side(request)
+    with (
+        files.exclusive_lock(study.folder / ".lock"),
+        database.opened(study.folder, request) as trials,
+    ):
+        while batch := _next_batch(trials, request, side_by_side):
+            executed = _execute(study, request, batch, side_by_side)
+            for trial, runs in zip(batch, executed, strict=True):
+                outcome = _outcome(request, runs, trials)
+                if outcome is None:
+                    return False
+                announce(_tell(trials, trial, outcome, [r for layer in runs for r in layer]))
+                _give_up_if_hopeless(trials, request, runs)
+    return True
+
+
+def request_of(study: Study) -> Request:
+    """What the search in a study's folder is about."""
+    return Request.from_dict(study.about["typed"], study.about["search"])
+
+
+def settled(trials: optuna.Study) -> list[FrozenTrial]:
+    """The trials whose outcome is known, by number."""
+    return [each for each in trials.get_trials(deepcopy=False) if "values" in each.user_attrs]
+
+
+def _without_trials(typed: list[str]) -> list[str]:
+    return [text for text in typed if not text.startswith("trials=")]
+
+
+def _is_unfinished(study: Study, trials: int) -> bool:
+    with database.opened(study.folder, request_of(study)) as known:
+        return len(settled(known)) < trials
+
+
+def _next_batch(trials: optuna.Study, request: Request, size: int) -> list[FrozenTrial]:
+    """Trials that a kill left open, or fresh ones: as many as may run side by side."""
+    left = [t for t in trials.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
+    keys = {each.key for each in request.parameters}
+    for torn in [trial for trial in left if set(trial.params) != keys]:  # killed while being asked
+        trials.tell(torn.number, state=TrialState.FAIL)
+        left.remove(torn)
+    if left:
+        return left
+    done = len(settled(trials))
+    for number in range(done, min(done + size, request.trials)):
+        trials.sampler = database.sampler(request, number)
+        asked = trials.ask({each.key: each.distribution for each in request.parameters})
+        left.append(trials.get_trials(deepcopy=False)[asked.number])
+    return left
+
+
+def _side_by_side(request: Request) -> int:
+    """How many trials run at a time."""
+    asked = request.settings["parallel"]
+    if asked != "auto":
+        return int(asked)
+    plan = request.plan({each.key: each.examples()[0] for each in request.parameters})
+    config = plan.runs[0].config
+    hardware = config.hardware
+    if hardware.launcher.name == "basic":
+        return max(1, local_jobs(hardware, config.n_jobs, request.trials))
+    return int(hardware.launcher.get("array_parallelism", 1))
+
+
+def _execute(
+    study: Study, request: Request, batch: list[FrozenTrial], side_by_side: int
+) -> list[Layers]:
+    """Runs the trials of a batch; returns the runs of each.
+
+    The first seed goes first: if it is pruned or fails, the other seeds are spared.
+    """
+    planned = [study.add(request.plan(trial.params)) for trial in batch]
+    for trial, layers in zip(batch, planned, strict=True):
+        scout = _of_arm(layers, request.arm)[0]
+        if not scout.status().is_final:
+            scout.update(trial=trial.number)
+    hardware = planned[0][0][0].config().hardware
+    _launch(study, hardware, side_by_side, [_first_seed(layers) for layers in planned])
+    survivors = [
+        layers for layers in planned if _of_arm(layers, request.arm)[0].status() is Status.FINISHED
+    ]
+    _launch(study, hardware, side_by_side, survivors)
+    return planned
+
+
+def _launch(study: Study, hardware: DictConfig, n_jobs: int, trials: list[Layers]) -> None:
+    """Launches what is not done of several trials, layer by layer, side by side."""
+    depth = max(map(len, trials), default=0)
+    todo: list[list[Run]] = []
+    for level in range(depth):
+        runs = [run for layers in trials if level < len(layers) for run in layers[level]]
+        waiting = [run for run in runs if not run.status().is_final]
+        todo.append(list(dict.fromkeys(waiting)))  # two trials may have drawn the same point
+    count = sum(map(len, todo))
+    if count:
+        jobs = launcher_overrides(hardware, n_jobs, study.about["hydra"], count)
+        launch(todo, study.folder, jobs)
+        study.wait()
+
+
+def _of_arm(layers: Layers, arm: str) -> list[Run]:
+    return [run for layer in layers for run in layer if run.record()["arm"] == arm]
+
+
+def _first_seed(layers: Layers) -> Layers:
+    first = layers[0][0].record()["seed"]
+    return [[run for run in layer if run.record()["seed"] == first] for layer in layers]
+
+
+def _outcome(request: Request, layers: Layers, trials: optuna.Study) -> Outcome | None:
+    """The outcome of a trial; None while some of its runs are to be continued."""
+    runs = _of_arm(layers, request.arm)
+    records = [run.record() for run in runs]
+    states = [Status(record["status"]) for record in records]
+    values = [run.summary()[request.metric] for run in runs if request.metric in run.summary()]
+    for state, record in zip(states, records, strict=True):
+        if state is Status.FAILED:
+            return Outcome(TrialState.FAIL, values, record["error"]["message"])
+        if state in (Status.PRUNED, Status.DIVERGED):
+            return Outcome(TrialState.PRUNED, values, str(state))
+    if any(state is not Status.FINISHED for state in states):
+        return None
+    if len(values) < len(runs):
+        if not _completed(trials):
+            raise UserError(unknown_metric(request.metric, runs[0].summary()))
+        return Outcome(TrialState.FAIL, values, f"{request.metric} is not finite at the end")
+    return Outcome(TrialState.COMPLETE, values)
+
+
+def _tell(
+    trials: optuna.Study, trial: FrozenTrial, outcome: Outcome, runs: list[Run]
+) -> FrozenTrial:
+    """Writes the outcome of a trial down: what counts is the last line, for a kill may come."""
+    for key, value in (("reason", outcome.reason), ("values", outcome.values)):
+        trials._storage.set_trial_user_attr(trial._trial_id, key, value)
+    for run in runs:
+        if run.status() is Status.WAITING:  # a seed that the first one spared
+            run.update(status=Status.PRUNED)
+    complete = outcome.state is TrialState.COMPLETE
+    objective = statistics.fmean(outcome.values) if complete else None
+    return trials.tell(trial.number, objective, state=outcome.state)
+
+
+def _give_up_if_hopeless(trials: optuna.Study, request: Request, layers: Layers) -> None:
+    """Ends a search whose trials fail one after the other."""
+    latest = settled(trials)[-request.settings["failures"] :]
+    if latest[-1].state is not TrialState.FAIL:
+        return
+    reason = latest[-1].user_attrs["reason"]
+    errors = [run.record().get("error") or {} for run in _of_arm(layers, request.arm)]
+    if not _completed(trials) and any(error.get("kind") == "user" for error in errors):
+        raise UserError(f"No trial has worked so far: {reason}")
+    if len(latest) == request.settings["failures"] and _all_failed(latest):
+        raise ReproError(
+            f"The last {len(latest)} trials failed: {reason}\n"
+            f"Details: log.txt in {_of_arm(layers, request.arm)[0].folder}"
+        )
+
+
+def _all_failed(trials: Iterable[FrozenTrial]) -> bool:
+    return all(trial.state is TrialState.FAIL for trial in trials)
+
+
+def _completed(trials: optuna.Study) -> list[Any]:
+    return [each for each in settled(trials) if each.state is TrialState.COMPLETE]

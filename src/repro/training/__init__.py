@@ -1,0 +1,1 @@
+"""Executing one run: modules, checkpoints, loggers, and Lightning around them."""

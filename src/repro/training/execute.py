@@ -1,0 +1,475 @@
+"""Executing a run is one function of its run directory, in this process or any other.
+
+``python -m repro.training.execute RUN_DIR`` does it in a process of its own, which is also what
+Lightning's data-parallel launcher starts again for every further rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from repro.errors import ReproError, UserError
+from repro.launching import slurm
+from repro.records import files, provenance
+from repro.records.run import Run, Status, now, process_identity
+from repro.training.imports import import_lightning
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.loggers import Logger
+    from omegaconf import DictConfig
+
+    from repro.search.pruning import PruneHopeless
+
+log = logging.getLogger("repro")
+PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
+
+
+def job(config: DictConfig) -> str:
+    """What a Hydra launcher calls for each run of a study.
+
+    Raises:
+        KeyboardInterrupt: somebody asked to stop, so that the launcher starts no further run.
+    """
+    parent = _worker_of()
+    try:
+        return str(execute(Path(config.run)))
+    except KeyboardInterrupt:
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)  # nobody is left to tell; a worker would wait for work for minutes
+        raise
+
+
+def execute(folder: Path) -> Status:
+    """Executes or continues the run in ``folder``; several devices get a process of their own.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
+        UserError: another process executes the run.
+    """
+    run = Run.open(folder)
+    if _is_multi_process(run.config().hardware):
+        return _execute_apart(run)
+    return execute_here(run)
+
+
+def execute_here(run: Run) -> Status:
+    """Executes or continues a run in this process; failures end up in run.json, not in the air.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
+        ReproError: the outcome could not be recorded (the disk is full, say).
+        UserError: another process executes the run.
+    """
+    started = time.monotonic()
+    import_lightning()  # now, because it sets up loggers that are redirected below
+    if not is_main_process():
+        if run.has_ended() and run.status().is_final:
+            return run.status()  # as the main process will find, too
+        with _StopRequest() as stop, _tracked(run) as trackers:
+            _train_and_test(run, stop, trackers, is_main=False)
+        return Status.FINISHED
+    with run.held(), _logged_to(run.folder / "log.txt"), _StopRequest() as stop:
+        record = run.record()
+        if Status(record["status"]).is_final:
+            return Status(record["status"])
+        if run.job != slurm.current_job():
+            run.forget_job()
+        run.update(
+            status=Status.RUNNING,
+            started=now(),
+            error=None,
+            attempts=record.get("attempts", 0) + 1,
+            **process_identity(),
+        )
+        outcome: dict[str, Any]
+        try:
+            with _tracked(run) as trackers:
+                outcome = _train_and_test(run, stop, trackers, is_main=True)
+        except Exception as error:
+            outcome = {"status": Status.FAILED, "error": describe_error(error, run)}
+            log.error("%s", traceback.format_exc())
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
+            outcome = {"status": Status.INTERRUPTED}
+        seconds = record.get("seconds", 0.0) + time.monotonic() - started
+        if outcome["status"].is_final:
+            outcome["progress"] = 1.0
+        run.update(
+            **outcome,
+            ended=now(),
+            seconds=round(seconds, 3),
+            peak_memory_mb=_peak_memory_mb(),
+        )
+    if stop.requested:
+        raise KeyboardInterrupt
+    return Status(outcome["status"])
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of a run's processes: the one that writes files."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(rank, "0") == "0" for rank in ranks)
+
+
+def describe_error(error: BaseException, run: Run) -> dict[str, str]:
+    """The record of a failure: whose fault, what happened, where to read more."""
+    if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
+        error = files.explain_os_error(error, run.folder)
+    message = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
+    kind = "user" if isinstance(error, UserError) else "run"
+    return {"kind": kind, "message": message.strip(), "traceback": traceback.format_exc()}
+
+
+def _execute_apart(run: Run) -> Status:
+    """Executes a run in a process of its own, which hears of every signal that this one gets."""
+    # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
+    command = [sys.executable, "-m", "repro.training.execute", str(run.folder)]
+    with _StopRequest() as stop:
+        # Lightning starts the ranks, also within an allocation of Slurm, which has its own way.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+        environment[PARENT_VARIABLE] = str(os.getpid())
+        process = subprocess.Popen(command, start_new_session=True, env=environment)
+        stop.tell = process.send_signal
+        code = process.wait()
+    if stop.requested:
+        raise KeyboardInterrupt
+    status = run.status()
+    if status is Status.WAITING:  # it did not come far enough to say so itself
+        message = f"Its process ended with exit code {code} before the run began."
+        status = Status.FAILED
+        run.update(status=status, error={"kind": "run", "message": message, "traceback": ""})
+    return status
+
+
+def build_module(config: DictConfig) -> pl.LightningModule:
+    """Builds the LightningModule that a composed config describes."""
+    from repro.planning.instantiate import instantiate
+
+    module: pl.LightningModule = instantiate(config.module)
+    return module
+
+
+def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
+    """Builds the Lightning trainer that a composed config describes."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.loops import training_epoch_loop
+
+    from repro.training.lightning import NotProfiling, Steps
+
+    # Lightning inspects the signature of training_step at every step, which takes as long as a
+    # small network: once per function is enough.
+    training_epoch_loop.is_param_in_hook_signature = _is_parameter_of  # type: ignore[assignment]
+    hardware, training = config.hardware, config.training
+    trainer = pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=hardware.strategy,
+        precision=hardware.precision,
+        max_epochs=training.epochs,
+        max_steps=-1 if training.max_steps is None else training.max_steps,
+        limit_train_batches=training.steps_per_epoch,
+        check_val_every_n_epoch=training.val_every,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        profiler=NotProfiling(),
+        **extra,
+    )
+    lightnings = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = Steps(trainer, lightnings.min_steps, lightnings.max_steps)
+    return trainer
+
+
+def _is_parameter_of(hook: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+    return _is_parameter_of_function(getattr(hook, "__func__", hook), *args, **kwargs)
+
+
+@functools.cache
+def _is_parameter_of_function(function: Any, *args: Any, **kwargs: Any) -> bool:
+    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+    return is_param_in_hook_signature(function, *args, **kwargs)
+
+
+def _train_and_test(
+    run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
+) -> dict[str, Any]:
+    import lightning.pytorch as pl
+    import torch
+
+    from repro.planning.instantiate import instantiate
+    from repro.records.series import CsvLogger
+    from repro.training.checkpoints import Checkpoints, Diverged, Interrupted, Watch
+
+    config = run.config()
+    training = config.training
+    torch.set_num_threads(config.hardware.threads)
+    on_cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+    torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+
+    data = instantiate(config.dataset)
+    module = build_module(config)
+    _start_from_parent(run, module)
+    series = CsvLogger(run.folder / "metrics.csv")
+    watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
+    checkpoints = Checkpoints(
+        folder=run.folder / "checkpoints",
+        monitor=training.monitor,
+        mode=training.mode,
+        should_stop=lambda: stop.requested,
+        **training.checkpoint,
+    )
+    pruning = _pruning(run)
+    trainer = build_trainer(
+        config,
+        default_root_dir=run.folder,
+        logger=[series, *trackers],
+        callbacks=[watch, *pruning, checkpoints],
+    )
+    # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    resume_from = _readable_checkpoint(run.last_checkpoint)
+    if resume_from is not None:
+        series.continue_from(resume_from["global_step"])
+        log.info("continuing after step %d", resume_from["global_step"])
+    if is_main:
+        run.update(versions=provenance.versions(), hardware=provenance.hardware())
+
+    outcome: dict[str, Any] = {"status": Status.FINISHED}
+    try:
+        trainer.fit(
+            module,
+            datamodule=data,
+            ckpt_path=run.last_checkpoint if resume_from is not None else None,
+            weights_only=True,
+        )
+    except Interrupted:
+        return {"status": Status.INTERRUPTED}
+    except Diverged as reason:
+        log.warning("diverged: %s", reason)
+        outcome = {"status": Status.DIVERGED, "reason": str(reason)}
+    except (RuntimeError, KeyError, ValueError) as error:
+        if resume_from is not None and not watch.steps:
+            raise _explain_foreign(run.last_checkpoint, error) from error
+        raise
+    if stop.requested and outcome["status"] == Status.FINISHED:
+        return {"status": Status.INTERRUPTED}
+    final = checkpoints.logged
+    if any(each.pruned for each in pruning):
+        outcome = {"status": Status.PRUNED}
+    elif outcome["status"] == Status.FINISHED:
+        if training.test_with != "none":
+            _load_for_test(run, module, config)
+            trainer.test(module, datamodule=data, verbose=False)
+        final = checkpoints.final_metrics(trainer)
+        lost = _not_finite(final)
+        if lost is not None:
+            log.warning("diverged: %s", lost)
+            outcome = {"status": Status.DIVERGED, "reason": lost}
+    if is_main:
+        series.write()
+        final = {name: value for name, value in final.items() if math.isfinite(value)}
+        final |= {"steps": trainer.global_step, **watch.times()}
+        files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
+        outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
+    return outcome
+
+
+@contextmanager
+def _tracked(run: Run) -> Iterator[list[Logger]]:
+    """The trackers of a run beside metrics.csv; importing them takes long, so only if asked for."""
+    config = run.config()
+    if not config.logger.loggers:
+        yield []
+        return
+    from repro.training import loggers
+
+    with loggers.tracked(run, config) as trackers:
+        yield trackers
+
+
+def _pruning(run: Run) -> list[PruneHopeless]:
+    """The callback of a run that is a search's trial; none otherwise."""
+    if run.record().get("trial") is None:
+        return []
+    from repro.search.pruning import PruneHopeless
+
+    return [PruneHopeless(run)]
+
+
+def _not_finite(metrics: dict[str, float]) -> str | None:
+    """Says which loss is not finite, if one is; other metrics may be undefined without harm."""
+    lost = [name for name, value in metrics.items() if not math.isfinite(value)]
+    for name in lost:
+        log.warning("%s is %s at the end and is left out of the summary", name, metrics[name])
+    losses = [name for name in lost if name.endswith("/loss")]
+    return f"{', '.join(losses)} not finite at the end" if losses else None
+
+
+def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
+    parent = run.parent()
+    if parent is None:
+        return
+    checkpoint = _readable_checkpoint(parent.last_checkpoint)
+    if checkpoint is None:
+        raise ReproError(
+            f"It starts from {parent.folder}, which has no checkpoint ({parent.status()}). "
+            "Resume the study once that run is finished."
+        )
+    start_from = getattr(module, "start_from", None)
+    if start_from is not None:
+        start_from(checkpoint)
+    else:
+        module.load_state_dict(checkpoint["state_dict"])
+
+
+def _load_for_test(run: Run, module: pl.LightningModule, config: DictConfig) -> None:
+    if config.training.test_with == "best":
+        checkpoint = _readable_checkpoint(run.best_checkpoint)
+        if checkpoint is None:
+            raise UserError(
+                f"training.test_with=best, but nothing named {config.training.monitor} was logged."
+            )
+        module.load_state_dict(checkpoint["state_dict"])
+
+
+def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
+    """Loads a checkpoint without executing anything in it; None if there is none."""
+    import torch
+
+    if not file.is_file():
+        return None
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if "state_dict" not in checkpoint or "global_step" not in checkpoint:
+            raise ValueError("it holds no training state")
+    except Exception as error:
+        raise UserError(
+            f"{file} is damaged or not a checkpoint of repro: {str(error).splitlines()[0]}\n"
+            "Delete it to start this run again."
+        ) from error
+    return checkpoint
+
+
+def _explain_foreign(file: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{file} does not belong to this run's model: {str(error).splitlines()[0]}\n"
+        "Delete it to start this run again."
+    )
+
+
+def _is_multi_process(hardware: DictConfig) -> bool:
+    one_device = hardware.devices in (1, "1") and hardware.num_nodes == 1
+    return hardware.strategy != "auto" or not one_device
+
+
+def _peak_memory_mb() -> float:
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
+
+
+def _worker_of() -> int | None:
+    """The process that started this one for a run, if one did."""
+    parent = os.getppid()
+    return parent if os.environ.get(PARENT_VARIABLE) == str(parent) else None
+
+
+class _StopRequest:
+    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final.
+
+    The death of the command that started this process for a run is such a request, too.
+    """
+
+    def __init__(self) -> None:
+        self.signalled = False
+        self.parent = _worker_of()
+        self.tell: Callable[[int], Any] | None = None  # for who else should hear of signals
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.previous[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: its owner handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process should save and stop."""
+        return self.signalled or (self.parent is not None and os.getppid() != self.parent)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.tell is not None:
+            self.tell(number)
+        elif self.signalled:
+            raise KeyboardInterrupt
+        self.signalled = True
+
+
+@contextmanager
+def _logged_to(file: Path) -> Iterator[None]:
+    """Sends log messages and warnings of a run to its log.txt instead of the terminal."""
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    levels = {
+        "repro": logging.INFO,
+        "lightning.pytorch": logging.WARNING,
+        "lightning.fabric": logging.WARNING,
+        "py.warnings": logging.WARNING,
+    }
+    loggers = [logging.getLogger(name) for name in levels]
+    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
+    for each in loggers:
+        each.handlers, each.propagate = [handler], False
+        each.setLevel(levels[each.name])
+    logging.captureWarnings(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("once")
+            yield
+    finally:
+        logging.captureWarnings(False)
+        for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            each.handlers, each.propagate = handlers, propagate
+            each.setLevel(level)
+        handler.close()
+
+
+def main() -> int:
+    """Executes the run directory given on the command line."""
+    try:
+        status = execute_here(Run.open(Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        return 130
+    except ReproError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0 if status.is_final else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""Trackers beside metrics.csv: what a run's logger is called, where it writes, what it is given.
+
+Each function named in conf/logger/ makes the Lightning logger of one subject: a run, or a study,
+whose verdicts and figures have no run of their own. Lightning sends it the metrics; `tracked` and
+`publish` send the rest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import html
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, singledispatch
+from pathlib import Path
+from shutil import copy
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from repro.planning import extras
+from repro.planning.compose import flatten
+from repro.planning.instantiate import instantiate
+from repro.records.run import Run
+from repro.records.study import Study
+
+if TYPE_CHECKING:
+    from repro.claims.verdicts import ClaimVerdict
+
+Subject = Run | Study
+
+
+def loggers(config: DictConfig, subject: Subject) -> list[Logger]:
+    """The trackers that a run's config asks for, besides metrics.csv.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    extras.require(config.logger.loggers)
+    made = [instantiate(each) for each in config.logger.loggers.values()]
+    return [each(subject) if isinstance(each, partial) else each for each in made]
+
+
+def tensorboard(subject: Subject) -> TensorBoardLogger:
+    """Event files in the run directory: ``tensorboard --logdir outputs`` finds them."""
+    return TensorBoardLogger(
+        save_dir=subject.folder, name="", version="tensorboard", default_hp_metric=False
+    )
+
+
+def mlflow(subject: Subject, tracking_uri: str | None, experiment: str) -> MLFlowLogger:
+    """A run in an MLflow database, which goes on when the run is resumed.
+
+    Args:
+        subject: what is tracked.
+        tracking_uri: the database or server; None: mlflow.db in the outputs folder.
+        experiment: the experiment's name, where ``{paper}`` and ``{scale}`` are filled in.
+    """
+    from mlflow.store.db import utils  # noqa: F401 - sets up loggers, which are silenced next
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    outputs = _study_folder(subject).parents[2]
+    uri = tracking_uri or f"sqlite:///{outputs / 'mlflow.db'}"
+    with _alone(outputs / ".mlflow.lock"):  # creating the database and experiment is a race
+        made = MLFlowLogger(
+            experiment_name=experiment.format(**_names(subject)),
+            run_name=_name(subject),
+            tracking_uri=uri,
+            artifact_location=None if tracking_uri else str(outputs / "mlflow"),
+            run_id=_record(subject).get("mlflow_run"),
+            tags={"study": str(_study_folder(subject))},
+        )
+        if made.run_id != _record(subject).get("mlflow_run"):
+            subject.update(mlflow_run=made.run_id)
+    return made
+
+
+def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
+    """A run of Weights & Biases; offline ones wait in the outputs folder for `wandb sync`.
+
+    Args:
+        subject: what is tracked.
+        project: the project's name.
+        mode: ``offline`` or ``online``.
+    """
+    from wandb import Settings
+
+    study = _study_folder(subject)
+    made = WandbLogger(
+        project=project,
+        group=f"{'/'.join(_names(subject).values())}/{study.name}",
+        name=_name(subject),
+        id=hashlib.sha256(str(subject.folder).encode()).hexdigest()[:16],
+        save_dir=study.parents[2],
+        mode=mode,
+        resume="allow",
+        # The terminal belongs to `repro`, and one machine's load is no result.
+        settings=Settings(silent=True, console="off", x_disable_stats=True),
+    )
+    made._wandb_init.pop("anonymous", None)  # wandb warns of it, and Lightning always gives it
+    return made
+
+
+@contextmanager
+def tracked(run: Run, config: DictConfig) -> Iterator[list[Logger]]:
+    """The trackers of a run, which get its settings now, and its summary and artifacts at the end.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    made = loggers(config, run)
+    succeeded = False
+    try:
+        _describe(made, config)
+        yield made
+        succeeded = True
+        paths = [run.folder / "config.yaml", run.folder / "summary.json"]
+        paths += sorted((run.folder / "artifacts").glob("*.*"))
+        for logger in made:
+            attach(logger, [path for path in paths if path.is_file()], {})
+    finally:
+        close(made, succeeded)
+
+
+def _describe(made: Iterable[Logger], config: DictConfig) -> None:
+    """Gives every tracker the hyper-parameters: the composed config, flattened."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    flat = flatten({key: value for key, value in plain.items() if key not in ("module", "logger")})
+    for logger in made:
+        if isinstance(logger, TensorBoardLogger):  # its table of settings needs a metric's name
+            logger.log_hyperparams(flat, {config.training.monitor: math.nan})
+        else:
+            logger.log_hyperparams(flat)
+
+
+@singledispatch
+def attach(logger: Logger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+    """Gives a tracker files and Markdown texts; one that is not known here gets none."""
+
+
+@attach.register
+def _(logger: TensorBoardLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+    from matplotlib.image import imread
+
+    for path in paths:
+        if path.suffix == ".png":
+            logger.experiment.add_image(path.stem, imread(path), dataformats="HWC")
+        elif path.suffix in (".json", ".yaml"):
+            logger.experiment.add_text(path.name, f"```\n{path.read_text()}\n```")
+    for name, text in texts.items():
+        logger.experiment.add_text(name, text)
+    logger.experiment.flush()
+
+
+@attach.register
+def _(logger: MLFlowLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+    for path in paths:
+        logger.experiment.log_artifact(logger.run_id, str(path))
+    for name, text in texts.items():
+        logger.experiment.log_text(logger.run_id, text, f"{name}.md")
+
+
+@attach.register
+def _(logger: WandbLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+    from wandb import Html, Image
+
+    for path in paths:
+        if path.suffix == ".png":
+            logger.experiment.log({path.stem: Image(str(path))})
+        copy(path, logger.experiment.dir)  # all that lies there belongs to the run
+    for name, text in texts.items():
+        logger.experiment.log({name: Html(f"<pre>{html.escape(text)}</pre>")})
+
+
+def close(made: Iterable[Logger], succeeded: bool = True) -> None:
+    """Ends what would otherwise go on into the next run of this process."""
+    for logger in made:
+        logger.finalize("success" if succeeded else "failed")
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:
+            logger.experiment.finish(exit_code=0 if succeeded else 1)
+            logger._experiment = None
+
+
+def publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
+    """Gives the trackers of a study its verdicts and figures, as a run of the study's own."""
+    config = study.runs[0].config()
+    made = loggers(config, study)
+    table = verdicts_markdown(verdicts)
+    paths = [*sorted(study.figures_folder.glob("*.*")), *_existing(study, "verdicts", "search")]
+    for logger in made:
+        logger.log_hyperparams({key: study.about[key] for key in ("paper", "scale", "typed")})
+        attach(logger, paths, {"verdicts": table} if verdicts else {})
+    close(made)
+
+
+def verdicts_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
+    """The claim table in Markdown."""
+    lines = ["| claim | statement | verdict | measured |", "|---|---|---|---|"]
+    for claim in verdicts:
+        deciding = claim.deciding
+        measured = deciding.effect_text if deciding else claim.reason
+        cells = (claim.id, claim.statement, str(claim.verdict), measured)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _existing(study: Study, *names: str) -> list[Path]:
+    found = [study.folder / f"{name}.json" for name in names]
+    return [path for path in found if path.is_file()]
+
+
+def _study_folder(subject: Subject) -> Path:
+    if isinstance(subject, Study):
+        return subject.folder
+    return next(each for each in subject.folder.parents if (each / "study.json").is_file())
+
+
+def _names(subject: Subject) -> dict[str, str]:
+    about = Study(_study_folder(subject)).about
+    return {"paper": about["paper"], "scale": about["scale"]}
+
+
+def _name(subject: Subject) -> str:
+    study = _study_folder(subject)
+    return subject.folder.relative_to(study.parent).as_posix()
+
+
+def _record(subject: Subject) -> dict[str, Any]:
+    record: dict[str, Any] = subject.about if isinstance(subject, Study) else subject.record()
+    return record
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits until no other process holds the lock on ``path``."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,39 @@
+"""README tables are made from the recorded results, and a stale one is an error."""
+
+from __future__ import annotations
+
+import pytest
+
+from repro.records.papers import Paper, load_paper, load_papers, paper_files
+from repro.report import record
+
+PAPERS = load_papers()
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.slug)
+def test_room_tables_agree_with_the_record(paper: Paper) -> None:
+    readme = (paper.room_folder / "README.md").read_text()
+    assert record.with_tables(readme, paper) == readme, f"run: repro record paper={paper.slug}"
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.slug)
+def test_a_room_shows_its_recorded_study_or_says_that_there_is_none(paper: Paper) -> None:
+    is_recorded = paper.results_file("mini").is_file()
+    first_words = "`repro run" if is_recorded else "Not recorded yet."
+    readme = (paper.room_folder / "README.md").read_text()
+    assert f"<!-- results:mini -->\n{first_words}" in readme
+
+
+def test_the_overview_agrees_with_the_records() -> None:
+    readme = record.project_readme().read_text()
+    assert record.fill(readme, "overview", record.overview_markdown()) == readme
+
+
+def test_filling_replaces_only_what_stands_between_the_markers() -> None:
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert record.fill(text, "x", "new\n") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
+    assert record.fill(text, "y", "new\n") == text
+
+
+def test_every_config_file_of_a_paper_is_listed() -> None:
+    assert {load_paper(slug).slug for slug in paper_files()} == set(paper_files())

@@ -1,0 +1,67 @@
+"""The diffusion process against closed forms of Gaussian data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from repro.toolbox.diffusion import VPProcess
+
+PROCESS = VPProcess()
+STD = 0.5
+
+
+def exact(x: Tensor, time_B: Tensor) -> Tensor:
+    """The best noise predictor for examples from N(0, STD^2)."""
+    alpha = PROCESS.alpha_bar(time_B)[:, None]
+    return (1 - alpha).sqrt() * x / (alpha * STD**2 + 1 - alpha)
+
+
+def test_alpha_bar_is_the_integral_of_beta() -> None:
+    time = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    integral = torch.cumulative_trapezoid(PROCESS.beta(time), time)
+    torch.testing.assert_close(PROCESS.alpha_bar(time[1:]), torch.exp(-integral))
+    assert PROCESS.alpha_bar(time[-1]) < 1e-4
+
+
+def test_noised_examples_have_the_variance_of_the_lemma() -> None:
+    torch.manual_seed(0)
+    x0, noise = STD * torch.randn(20_000, 4), torch.randn(20_000, 4)
+    time = torch.full((20_000,), 0.3)
+    alpha = float(PROCESS.alpha_bar(time[0]))
+    variance = PROCESS.noised(x0, time, noise).var()
+    assert float(variance) == pytest.approx(alpha * STD**2 + 1 - alpha, rel=0.02)
+
+
+@pytest.mark.parametrize("sampler", ["euler_maruyama", "ddim"])
+def test_samplers_recover_gaussian_data(sampler: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = getattr(PROCESS, sampler)(exact, (20_000, 1), 200, generator)
+    assert float(samples.std()) == pytest.approx(STD, rel=0.03)
+    assert abs(float(samples.mean())) < 0.02
+
+
+def test_samples_are_a_function_of_the_generator() -> None:
+    draws = [
+        PROCESS.euler_maruyama(exact, (3, 2), 5, torch.Generator().manual_seed(1)) for _ in range(2)
+    ]
+    assert torch.equal(*draws)
+
+
+def test_ddim_keeps_within_limits() -> None:
+    def wrong(x: Tensor, time_B: Tensor) -> Tensor:
+        return 0.9 * exact(x, time_B)
+
+    samples = [
+        PROCESS.ddim(wrong, (500, 1), 50, torch.Generator().manual_seed(0), limits=limits)
+        for limits in (None, (-1.0, 1.0))
+    ]
+    assert samples[0].abs().max() > 2
+    assert samples[1].abs().max() < 1.1  # a little noise is left at the end
+    exactly = PROCESS.ddim(
+        exact, (500, 1), 50, torch.Generator().manual_seed(0), limits=(-100.0, 100.0)
+    )
+    torch.testing.assert_close(
+        exactly, PROCESS.ddim(exact, (500, 1), 50, torch.Generator().manual_seed(0))
+    )

@@ -1,0 +1,82 @@
+"""The memory meter against sizes known in advance and against PyTorch's own profiler."""
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from repro.toolbox.memory import PeakMemory
+
+CPU = torch.device("cpu")
+MB = 2**20
+
+
+def floats(megabytes):
+    return torch.zeros(megabytes * MB // 4)
+
+
+def test_counts_what_lives_at_one_time():
+    with PeakMemory(CPU) as memory:
+        a = floats(2)
+        b = a + 1
+        del a
+        c = b * 2  # b and c: again 4 MB, not 6
+        del b, c
+    assert memory.peak == 4 * MB
+
+
+def test_views_and_in_place_results_are_no_new_memory():
+    with PeakMemory(CPU) as memory:
+        a = floats(2)
+        views = [a[:10], a.view(2, -1), a.add_(1), a.detach()]
+        del a
+        b = floats(1)
+        del views, b
+    assert memory.peak == 3 * MB
+
+
+def test_what_was_there_before_counts_once():
+    weights = floats(1)
+    with PeakMemory(CPU, [weights, weights.view(2, -1)]) as memory:
+        floats(2)
+    assert memory.peak == 3 * MB
+
+
+def test_gradients_and_graphs_count_while_they_live():
+    x = floats(1).requires_grad_()
+    with PeakMemory(CPU) as memory:
+        (x.exp().sum()).backward()  # keeps exp(x), then makes the gradient
+    assert 2 * MB <= memory.peak <= 3 * MB + 1024
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_agrees_with_the_allocator_as_the_profiler_sees_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(256, 256), nn.Tanh()) for _ in range(6)])
+    x = torch.randn(512, 256)
+
+    def step():
+        model(x).square().mean().backward()
+        model.zero_grad()
+
+    step()
+    with PeakMemory(CPU) as memory:
+        step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    total = highest = 0
+    for _, change in changes:
+        total += change
+        highest = max(highest, total)
+    assert memory.peak == pytest.approx(highest, rel=0.05)
+
+
+if torch.cuda.is_available():
+
+    def test_on_a_gpu_it_is_the_allocators_own_count():
+        device = torch.device("cuda")
+        with PeakMemory(device) as memory:
+            torch.zeros(MB, device=device)
+        assert memory.peak >= 4 * MB
