@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
 from repro.records.study import find_studies
+from repro.training.execute import execute_here
 
 ONE_RUN = ["paper=toy", "scale=smoke", "arm=sgd", "seed=0"]
 HERE = socket.gethostname()
@@ -102,11 +104,56 @@ def test_a_resumed_study_submits_only_what_no_job_works_on(commands: Path) -> No
     assert study.layers[1][1].job == "9"
 
 
+MIXED = [*ONE_RUN, "training.epochs=1", "hardware=cpu,slurm_cpu"]
+
+
+def test_each_run_goes_to_its_own_launcher(commands: Path) -> None:
+    accepting(commands)
+    study = create_study(plan_study(MIXED, grid=True), commands.parent)
+    run_study(study, wait=False)
+    here, job = study.runs
+    assert (here.status(), here.job) == (Status.FINISHED, None)
+    assert (job.status(), job.job) == (Status.WAITING, "7")
+    started = here.record().started
+    assert started is not None
+    assert (commands / "7.sh").stat().st_mtime <= started.timestamp() + 1, "jobs go first"
+
+
+def test_a_study_that_is_not_all_jobs_cannot_be_detached(commands: Path) -> None:
+    accepting(commands)
+    code, output = repro(["run", "-m", *MIXED, "--detach"])
+    assert code == 2
+    assert "--detach leaves a study to a cluster" in output
+    assert not (commands.parent / "outputs").exists()
+
+
+def test_a_local_child_waits_for_its_parents_job(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepting(commands)
+    study = create_study(plan_study(["paper=toy", "scale=smoke", "arm=tuned", "seed=0"]), commands)
+    parent, child = study.runs
+    config = parent.config_file.read_text()
+    parent.config_file.write_text(config.replace("name: basic", "name: submitit_slurm"))
+    executed: list[Run] = []
+
+    def end_job(_: float) -> None:
+        assert not child.record().attempts
+        execute_here(parent, parent.job)
+        executed.append(parent)
+
+    monkeypatch.setattr(time, "sleep", end_job)
+    run_study(study, wait=False)
+    assert executed == [parent]
+    assert child.status() is Status.FINISHED
+
+
 @pytest.mark.parametrize(
     ("typed", "complaint"),
     [
         (["hardware=slurm_cpu"], "There is no Slurm on this machine"),
         (["hardware=slurm_gpu", "--detach"], "There is no Slurm on this machine"),
+        (["-m", "hardware=cpu,slurm_cpu"], "There is no Slurm on this machine"),
         (["hardware=cpu", "--detach"], "--detach leaves a study to a cluster"),
         (["hardware=slurm_gp"], "Did you mean 'slurm_gpu'?"),
         (["hardware=slurm_cpu", "hardware.launcher.partitoin=x"], "hardware.launcher.partition"),
