@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import socket
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from repro.cli.main import cli
 
-from repro.launching import queue
+from repro.launching import local, queue
 from repro.launching.local import run_study
 from repro.launching.queue import JobState, current_record
 from repro.planning.plan import plan_study
@@ -142,7 +142,7 @@ def test_a_local_child_waits_for_its_parents_job(
         execute_here(parent, parent.job)
         executed.append(parent)
 
-    monkeypatch.setattr(time, "sleep", end_job)
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=end_job))
     run_study(study, wait=False)
     assert executed == [parent]
     assert child.status() is Status.FINISHED

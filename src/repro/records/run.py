@@ -52,7 +52,7 @@ class Failure(Record):
 
 
 class RunRecord(Record):
-    """The content of run.json, in the order in which a run comes to know it."""
+    """The content of run.json, of which a run comes to know more and more."""
 
     paper: str = ""
     scale: str = ""

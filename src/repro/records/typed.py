@@ -45,13 +45,7 @@ def read_record(kind: type[RecordType], file: Path) -> RecordType:
     Raises:
         UserError: the file is missing, is not JSON, or a value in it is of the wrong kind.
     """
-    content = files.read_json(file)
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file} cannot be read: {key}: {first['msg']}.") from None
+    return _validated(kind, file, files.read_json(file))
 
 
 def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> None:
@@ -59,13 +53,24 @@ def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> No
 
     Raises:
         TypeError: the record has no such key.
+        UserError: the file cannot be read or written.
     """
     unknown = changes.keys() - kind.model_fields.keys()
     if unknown:
         raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
     with files.replacing(file):
-        content = read_record(kind, file).content()
-        files.write_json(file, kind.model_validate({**content, **changes}).content())
+        before = files.read_json(file)
+        after = _validated(kind, file, {**before, **changes}).content()
+        files.write_json(file, before | {key: after[key] for key in changes})
+
+
+def _validated(kind: type[RecordType], file: Path, content: Any) -> RecordType:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} cannot be read: {key}: {first['msg']}.") from None
 
 
 def now() -> datetime:
