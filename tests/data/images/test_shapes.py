@@ -7,7 +7,8 @@ import torch
 
 from repro.data.base.iterators import generator_for
 from repro.data.images.shapes import picture_masks, shapes, solid_masks
-from repro.data.images.vessels import arches, vessel_tree, vessels
+from repro.data.images.trees import vessel_tree
+from repro.data.images.vessels import arches, vessels
 from repro.errors import UserError
 from repro.methods.skeleton import betti_numbers
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.methods.gblm import SCORES, ScorePruner
 from repro.toolbox import pruning
 from repro.toolbox.method import Method
 from repro.toolbox.pruning import (
-    SCORES,
     GradientNorms,
     InputMoments,
     LayerStatistics,
     Pattern,
-    ScorePruner,
     column_structure,
     layers_of,
     lowest,

@@ -15,7 +15,7 @@ from torch import Tensor
 from repro.data.base.files import INSTALL
 from repro.data.base.iterators import Batch, EpochIterator, generator_for
 from repro.data.base.modules import check_counts, digest
-from repro.data.images.vessels import vessel_tree
+from repro.data.images.trees import vessel_tree
 from repro.errors import UserError
 
 Shapes = Mapping[str, Tensor]  # name -> (H, W) or (D, H, W), boolean

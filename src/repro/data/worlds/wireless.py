@@ -18,9 +18,8 @@ from torch import Tensor
 
 from repro.data.base.iterators import EpochIterator, generator_for
 from repro.data.base.modules import check_counts
+from repro.data.worlds.channels import CellFree, Downlink
 from repro.errors import UserError, did_you_mean
-from repro.methods.icgnn.cellfree import CellFree
-from repro.methods.icgnn.downlink import Downlink
 
 NOISE_DBM = -94.0  # thermal noise in 20 MHz with a noise figure of 7 dB
 TRAIN, VAL, TEST = range(3)

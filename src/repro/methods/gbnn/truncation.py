@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError, did_you_mean
-from repro.toolbox.lbfgs import minimise
+from repro.toolbox.linear_algebra.lbfgs import minimise
 
 ORDERS = ("first", "random", "norm")
 

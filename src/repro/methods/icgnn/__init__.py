@@ -29,9 +29,9 @@ True
 
 from typing import Any
 
+from repro.data.worlds.channels import CellFree, Downlink
 from repro.errors import UserError
 from repro.methods.icgnn.cellfree import (
-    CellFree,
     ClassicalPower,
     ascend_power,
     fractional_power,
@@ -39,7 +39,6 @@ from repro.methods.icgnn.cellfree import (
 )
 from repro.methods.icgnn.downlink import (
     ClassicalPrecoder,
-    Downlink,
     gram,
     mrt,
     regularised_zero_forcing,
@@ -52,7 +51,7 @@ from repro.methods.icgnn.downlink import (
 from repro.methods.icgnn.network import CompleteGraph, GridGraph, InformationCarryingGNN
 from repro.methods.icgnn.power import LearnedPower
 from repro.methods.icgnn.precoder import FixedSizePrecoder, LearnedPrecoder
-from repro.toolbox.conjugate_gradient import conjugate_gradient
+from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
 
 def learned(

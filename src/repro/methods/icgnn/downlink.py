@@ -8,74 +8,14 @@ user, M antennas of the base station, S = K d streams in the order of the users,
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from repro.data.worlds.channels import Downlink, heard, square
 from repro.errors import UserError, did_you_mean
-from repro.toolbox.conjugate_gradient import conjugate_gradient
-
-
-class Downlink(NamedTuple):
-    """A batch of cells.
-
-    Attributes:
-        H: (B, K, N, M) complex, the true channels; row n of user k is what antenna n hears.
-        snr: (B,) positive, P/σ².
-        known: (B, K, N, M), what the base station believes; equals H when it knows all.
-    """
-
-    H: Tensor
-    snr: Tensor
-    known: Tensor
-
-    @classmethod
-    def of(cls, H: Tensor, snr: Tensor | float) -> Downlink:
-        """Cells with perfectly known channels.
-
-        Args:
-            H: (B, K, M) for users with one antenna, or (B, K, N, M).
-            snr: (B,), or one number for all.
-        """
-        H = H.unsqueeze(-2) if H.dim() == 3 else H
-        snr = torch.as_tensor(snr, dtype=H.real.dtype, device=H.device).expand(len(H))
-        return cls(H, snr, H)
-
-    def streams(self) -> Tensor:
-        """Known channels of the streams, (B, S, M): one node each in the network's graph.
-
-        Users with several antennas combine them by their left singular vectors, strongest first.
-        """
-        if self.known.shape[-2] == 1:
-            return self.known.squeeze(-2)
-        _, values, right = torch.linalg.svd(self.known, full_matrices=False)
-        return (values[..., None] * right).flatten(1, 2)
-
-    def rates(self, W: Tensor) -> Tensor:
-        """Spectral efficiencies of the users under a precoder.
-
-        R_k = log2 det(I + W_kᴴ H_kᴴ (σ²I + Σ_{j≠k} H_k W_j W_jᴴ H_kᴴ)⁻¹ H_k W_k).
-
-        Args:
-            W: (B, M, S) precoder with ‖W‖² ≤ 1.
-
-        Returns:
-            (B, K), bits per second and hertz.
-        """
-        N = self.H.shape[-2]
-        heard = _heard(self.H, W)  # (B, K, N, K, d)
-        own = torch.diagonal(heard, dim1=1, dim2=3).permute(0, 3, 1, 2)  # (B, K, N, d)
-        noise = 1 / self.snr
-        if N == 1:
-            power = _square(heard).sum((-3, -1))  # (B, K, K)
-            signal = torch.diagonal(power, dim1=-2, dim2=-1)
-            return torch.log2(1 + signal / (power.sum(-1) - signal + noise[:, None]))
-        flat = heard.flatten(-2)
-        total = flat @ flat.mH + noise[:, None, None, None] * torch.eye(N, device=W.device)
-        return (_logdet(total) - _logdet(total - own @ own.mH)) / math.log(2)
+from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
 
 def gram(H: Tensor) -> Tensor:
@@ -124,7 +64,7 @@ def structured_precoder(
 
 def with_powers(V: Tensor, power: Tensor) -> Tensor:
     """Scales the columns of (B, M, S) to squared norms (B, S); a column of zeros stays one."""
-    norm = _square(V).sum(-2).clamp(min=torch.finfo(power.dtype).tiny).rsqrt()
+    norm = square(V).sum(-2).clamp(min=torch.finfo(power.dtype).tiny).rsqrt()
     return V * (_root(power) * norm).unsqueeze(-2)
 
 
@@ -238,9 +178,9 @@ def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
     eye_N, eye_d, eye_M = (torch.eye(n, dtype=H.dtype, device=H.device) for n in (N, d, M))
     noise = (1 / snr)[:, None, None]
     while True:
-        heard = _heard(H, W)
-        own = torch.diagonal(heard, dim1=1, dim2=3).permute(0, 3, 1, 2)
-        flat = heard.flatten(-2)
+        received = heard(H, W)
+        own = torch.diagonal(received, dim1=1, dim2=3).permute(0, 3, 1, 2)
+        flat = received.flatten(-2)
         covariance = flat @ flat.mH + noise[:, None] * eye_N
         U = _times(_inverse(covariance), own)  # (B, K, N, d)
         Omega = _inverse(eye_d - _times(U.mH, own))
@@ -249,7 +189,7 @@ def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
         right = _times(back, Omega).transpose(1, 2).reshape(B, M, K * d)
         regulariser = (_times(U, Omega) * U.conj()).real.sum((1, 2, 3))[:, None, None] * noise
         W = torch.linalg.solve(right @ left.mH + regulariser * eye_M, right)
-        W = W * _square(W).sum((-2, -1), keepdim=True).rsqrt()
+        W = W * square(W).sum((-2, -1), keepdim=True).rsqrt()
         yield W
 
 
@@ -326,22 +266,9 @@ def check_cg_steps(steps: int | None) -> None:
         raise UserError(f"model.cg_steps is a whole number from 1 on, or null, not {steps}.")
 
 
-def _heard(H: Tensor, W: Tensor) -> Tensor:
-    """H_k W_j for all k and j: (B, K, N, K, d)."""
-    B, K, N, M = H.shape
-    return (H.reshape(B, K * N, M) @ W).view(B, K, N, K, W.shape[-1] // K)
-
-
 def _equal(H: Tensor) -> Tensor:
     B, S, _ = H.shape
     return torch.full((B, S), 1 / S, dtype=H.real.dtype, device=H.device)
-
-
-def _square(x: Tensor) -> Tensor:
-    """|x|², with a gradient at zero."""
-    if not x.is_complex():
-        return x.square()
-    return torch.view_as_real(x.resolve_conj()).square().sum(-1)
 
 
 def _root(x: Tensor) -> Tensor:
@@ -357,7 +284,3 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
 def _inverse(x: Tensor) -> Tensor:
     """Inverses of many small matrices; of numbers without the detour through LAPACK."""
     return x.reciprocal() if x.shape[-1] == 1 else torch.linalg.inv(x)
-
-
-def _logdet(x: Tensor) -> Tensor:
-    return torch.linalg.slogdet(x)[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repro.methods.icgnn.cellfree import CellFree, power_from_logits
+from repro.data.worlds.channels import CellFree
+from repro.methods.icgnn.cellfree import power_from_logits
 from repro.methods.icgnn.network import GridGraph, InformationCarryingGNN
 
 GAIN = 4.0  # of the network's logits: how far it may leave fractional power early on

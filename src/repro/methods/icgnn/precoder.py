@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from repro.data.worlds.channels import Downlink
 from repro.errors import UserError
-from repro.methods.icgnn.downlink import Downlink, check_cg_steps, gram, structured_precoder
+from repro.methods.icgnn.downlink import check_cg_steps, gram, structured_precoder
 from repro.methods.icgnn.network import CompleteGraph, InformationCarryingGNN, masked_softmax
 
 NODE_FEATURES, EDGE_FEATURES = 2, 3
