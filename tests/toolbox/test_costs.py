@@ -1,4 +1,4 @@
-"""The memory meter against known sizes and PyTorch's profiler; operations against counts by hand."""
+"""The memory meter against known sizes and PyTorch's profiler; operations counted by hand."""
 
 import pytest
 import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import ReproError, UserError, did_you_mean
+from repro.knobs import KnobError
 from repro.records.papers import load_papers
 
 # A run directory may come from somebody else: its config must not be able to name, say,
@@ -45,6 +47,9 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
         return hydra_instantiate(config, **extra)
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = _root_cause(error)
+        where = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+        if isinstance(cause, KnobError) and where:  # say what a person would type
+            raise KnobError(where[1], cause.complaint) from None
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):
