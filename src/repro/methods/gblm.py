@@ -32,11 +32,13 @@ weights, A (inputs,) norms of the inputs, G (outputs, inputs) norms of the gradi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Known, NonNegative, checked
 from repro.toolbox.pruning.patterns import GROUPS, Pattern, lowest
 from repro.toolbox.pruning.pruners import Pruner
 from repro.toolbox.pruning.scores import magnitude, wanda
@@ -98,29 +100,16 @@ class ScorePruner(Pruner):
         UserError: a word that is unknown, or a negative alpha.
     """
 
+    @checked
     def __init__(
         self,
-        score: str = "gblm",
-        alpha: float = 100.0,
-        grad_norm: str = "l1",
-        grad_reduce: str = "sum",
-        group: str = "row",
+        score: Annotated[str, Known((*SCORES, "random"))] = "gblm",
+        alpha: NonNegative = 100.0,
+        grad_norm: Literal["l1", "l2"] = "l1",
+        grad_reduce: Literal["sum", "mean"] = "sum",
+        group: Annotated[str, Known(tuple(GROUPS))] = "row",
         seed: int = 0,
     ) -> None:
-        known = [*SCORES, "random"]
-        if score not in known:
-            raise UserError(
-                f"score={score}: choose {', '.join(known)}.{did_you_mean(score, known)}"
-            )
-        for knob, value, words in (
-            ("grad_norm", grad_norm, ("l1", "l2")),
-            ("grad_reduce", grad_reduce, ("sum", "mean")),
-            ("group", group, tuple(GROUPS)),
-        ):
-            if value not in words:
-                raise UserError(f"{knob}={value}: choose {' or '.join(words)}.")
-        if not alpha >= 0:
-            raise UserError(f"alpha={alpha}: it is not negative.")
         self.score = score
         self.alpha = alpha
         self.grad_norm = grad_norm

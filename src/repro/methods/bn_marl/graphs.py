@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 
 FIXED = ("none", "line", "line_published", "full")
 
@@ -22,10 +22,7 @@ def fixed_graph(name: str, agents: int) -> Tensor:
     Raises:
         UserError: there is no such graph.
     """
-    if name not in FIXED:
-        raise UserError(
-            f"There is no graph '{name}'.{did_you_mean(name, FIXED)} Known: {', '.join(FIXED)}."
-        )
+    check_choice("fixed_graph", "graph", name, FIXED)
     if name == "none":
         return torch.zeros(agents, agents)
     if name == "full":

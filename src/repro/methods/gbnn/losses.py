@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import checked
 
 Prior = Literal["zeros", "log_prior"]
 
@@ -117,10 +118,8 @@ class Multinomial:
     newton = True
     output_scale = 1.0
 
+    @checked
     def __init__(self, classes: int, prior: Prior = "zeros") -> None:
-        if prior not in ("zeros", "log_prior"):
-            hint = did_you_mean(prior, ("zeros", "log_prior"))
-            raise UserError(f"gbnn: prior is zeros or log_prior, not '{prior}'.{hint}")
         self.classes = classes
         self.prior = prior
 

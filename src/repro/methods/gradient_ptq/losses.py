@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -87,10 +87,7 @@ def loss_for(name: str) -> Loss:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in LOSSES:
-        raise UserError(
-            f"method.loss is {', '.join(LOSSES)}; not {name}.{did_you_mean(name, LOSSES)}"
-        )
+    check_choice("loss_for", "loss", name, LOSSES)
     return LOSSES[name]
 
 

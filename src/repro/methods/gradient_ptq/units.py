@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import checked
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
 
@@ -91,7 +92,10 @@ def blocks_of(model: nn.Module) -> list[str]:
     ]
 
 
-def units_of(model: nn.Module, layers: Sequence[str], unit: str) -> list[Unit]:
+@checked
+def units_of(
+    model: nn.Module, layers: Sequence[str], unit: Literal["layer", "block"]
+) -> list[Unit]:
     """Groups layers into units, in forward order.
 
     Args:
@@ -102,8 +106,6 @@ def units_of(model: nn.Module, layers: Sequence[str], unit: str) -> list[Unit]:
     Raises:
         UserError: another unit, or a model without blocks.
     """
-    if unit not in ("layer", "block"):
-        raise UserError(f"method.unit is layer or block, not {unit}.")
     if unit == "layer":
         return [Unit(name, [name]) for name in layers]
     blocks = blocks_of(model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 from repro.methods.gradient_ptq.grids import Grid
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch: h = clip(1.2 σ(α) - 0.1, 0, 1)
@@ -184,8 +184,5 @@ def variable_for(name: str) -> type[Variable]:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in VARIABLES:
-        raise UserError(
-            f"method.variable is {', '.join(VARIABLES)}; not {name}.{did_you_mean(name, VARIABLES)}"
-        )
+    check_choice("variable_for", "variable", name, VARIABLES)
     return VARIABLES[name]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, Positive, checked
 from repro.methods.gsae.selection import Magnitude, Selector
 
 
@@ -56,11 +57,9 @@ class SparseAutoencoder(nn.Module):
     variance: Tensor
     idle: Tensor
 
-    def __init__(self, d: int, latents: int, dead_after: int = 10_000_000) -> None:
+    @checked
+    def __init__(self, d: Count, latents: Count, dead_after: Count = 10_000_000) -> None:
         super().__init__()
-        for knob, value in (("d", d), ("latents", latents), ("dead_after", dead_after)):
-            if value < 1:
-                raise UserError(f"gsae: {knob} is at least 1, not {value}.")
         self.dead_after = dead_after
         W_dec_ND = F.normalize(torch.randn(latents, d), dim=1)
         self.W_dec = nn.Parameter(W_dec_ND)
@@ -184,21 +183,20 @@ class TopKAutoencoder(SparseAutoencoder):
         UserError: k is not between 1 and N, or auxk is negative.
     """
 
+    @checked
     def __init__(
         self,
-        d: int,
-        latents: int,
-        k: int,
+        d: Count,
+        latents: Count,
+        k: Count,
         selector: Selector | None = None,
-        auxk: float = 0.0,
-        auxk_latents: int | None = None,
-        dead_after: int = 10_000_000,
+        auxk: NonNegative = 0.0,
+        auxk_latents: Count | None = None,
+        dead_after: Count = 10_000_000,
     ) -> None:
         super().__init__(d, latents, dead_after)
         if not 1 <= k <= latents:
             raise UserError(f"gsae: k lies between 1 and the {latents} latents; it is {k}.")
-        if auxk < 0:
-            raise UserError(f"gsae: auxk is at least 0, not {auxk}.")
         self.k, self.selector = k, selector or Magnitude()
         self.auxk, self.auxk_latents = auxk, min(auxk_latents or max(1, d // 2), latents)
 
@@ -324,9 +322,12 @@ class ReLUAutoencoder(SparseAutoencoder):
         dead_after: see `SparseAutoencoder`.
     """
 
-    def __init__(self, d: int, latents: int, sparsity: float, dead_after: int = 10_000_000) -> None:
+    @checked
+    def __init__(
+        self, d: Count, latents: Count, sparsity: NonNegative, dead_after: Count = 10_000_000
+    ) -> None:
         super().__init__(d, latents, dead_after)
-        self.sparsity = _at_least_zero(sparsity)
+        self.sparsity = sparsity
 
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
@@ -356,9 +357,12 @@ class GatedAutoencoder(SparseAutoencoder):
         dead_after: see `SparseAutoencoder`.
     """
 
-    def __init__(self, d: int, latents: int, sparsity: float, dead_after: int = 10_000_000) -> None:
+    @checked
+    def __init__(
+        self, d: Count, latents: Count, sparsity: NonNegative, dead_after: Count = 10_000_000
+    ) -> None:
         super().__init__(d, latents, dead_after)
-        self.sparsity = _at_least_zero(sparsity)
+        self.sparsity = sparsity
         self.r_mag = nn.Parameter(torch.zeros(latents))
         self.b_mag = nn.Parameter(torch.zeros(latents))
 
@@ -433,19 +437,18 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         dead_after: see `SparseAutoencoder`.
     """
 
+    @checked
     def __init__(
         self,
-        d: int,
-        latents: int,
-        sparsity: float,
-        bandwidth: float = 1e-3,
-        threshold: float = 1e-3,
-        dead_after: int = 10_000_000,
+        d: Count,
+        latents: Count,
+        sparsity: NonNegative,
+        bandwidth: Positive = 1e-3,
+        threshold: Positive = 1e-3,
+        dead_after: Count = 10_000_000,
     ) -> None:
         super().__init__(d, latents, dead_after)
-        if bandwidth <= 0 or threshold <= 0:
-            raise UserError("gsae: bandwidth and threshold of a JumpReLU are positive.")
-        self.sparsity = _at_least_zero(sparsity)
+        self.sparsity = sparsity
         self.bandwidth = bandwidth
         # In units of the activations, which only `initialise` knows.
         self.log_theta = nn.Parameter(torch.full((latents,), math.log(threshold)))
@@ -473,9 +476,3 @@ class JumpReLUAutoencoder(SparseAutoencoder):
 
     def _kernel(self) -> tuple[Tensor, Tensor]:
         return self.log_theta.exp(), self.bandwidth * self.variance.sqrt()
-
-
-def _at_least_zero(sparsity: float) -> float:
-    if not sparsity >= 0:
-        raise UserError(f"gsae: sparsity is at least 0, not {sparsity}.")
-    return sparsity

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError, did_you_mean
+from repro.knobs import Natural, checked
 
 
 class Site:
@@ -27,22 +28,19 @@ class Site:
         UserError: there is no such module, side or number of positions.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         module: str,
         side: Literal["input", "output"] = "output",
-        skip: int = 0,
+        skip: Natural = 0,
     ) -> None:
         names = dict(model.named_modules())
         if module not in names:
             raise UserError(
                 f"The model has no module '{module}' to hook.{did_you_mean(module, names)}"
             )
-        if side not in ("input", "output"):
-            raise UserError(f"A site is the input or the output of a module, not '{side}'.")
-        if skip < 0:
-            raise UserError(f"A site skips at least 0 positions, not {skip}.")
         self.model, self.module, self.side, self.skip = model, names[module], side, skip
 
     @contextmanager

@@ -27,10 +27,11 @@ the equations are this project's construction of its idea.
 True
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from repro.data.worlds.channels import CellFree, Downlink
 from repro.errors import UserError
+from repro.knobs import checked
 from repro.methods.icgnn.cellfree import (
     ClassicalPower,
     ascend_power,
@@ -54,8 +55,12 @@ from repro.methods.icgnn.precoder import FixedSizePrecoder, LearnedPrecoder
 from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
 
+@checked
 def learned(
-    kind: str, cg_steps: int | None = 8, jacobi: bool = True, **network: Any
+    kind: Literal["cellular", "cellfree"],
+    cg_steps: int | None = 8,
+    jacobi: bool = True,
+    **network: Any,
 ) -> LearnedPrecoder | LearnedPower:
     """Builds the graph network for one of the two problems.
 
@@ -70,9 +75,7 @@ def learned(
     """
     if kind == "cellular":
         return LearnedPrecoder(cg_steps, jacobi, **network)
-    if kind == "cellfree":
-        return LearnedPower(**network)
-    raise UserError(f"model.kind is cellular or cellfree, not '{kind}'.")
+    return LearnedPower(**network)
 
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.data.worlds.channels import CellFree
-from repro.errors import UserError, did_you_mean
+from repro.knobs import Count, Positive, checked
 from repro.methods.icgnn.network import masked_softmax
 
 
@@ -96,18 +96,15 @@ class ClassicalPower(nn.Module):
 
     problem = CellFree  # what it is called with
 
-    def __init__(self, kind: str, exponent: float = 0.5, steps: int = 150, lr: float = 0.2) -> None:
+    @checked
+    def __init__(
+        self,
+        kind: Literal["fractional", "ascent", "max_min"],
+        exponent: float = 0.5,
+        steps: Count = 150,
+        lr: Positive = 0.2,
+    ) -> None:
         super().__init__()
-        kinds = ("fractional", "ascent", "max_min")
-        if kind not in kinds:
-            raise UserError(
-                f"model.kind is one of {', '.join(kinds)}, not '{kind}'.{did_you_mean(kind, kinds)}"
-            )
-        if steps < 1 or lr <= 0:
-            raise UserError(
-                "model.steps is a whole number from 1 on and model.lr positive, not "
-                f"{steps} and {lr}."
-            )
         self.kind, self.exponent, self.steps, self.lr = kind, exponent, steps, lr
 
     def forward(self, network: CellFree) -> Tensor:

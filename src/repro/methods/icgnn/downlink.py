@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.data.worlds.channels import Downlink, heard, square
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Positive, checked
 from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
+
+Start = Literal["mrt", "rzf"]
 
 
 def gram(H: Tensor) -> Tensor:
@@ -129,8 +133,9 @@ def water_filling(gain: Tensor) -> Tensor:
     return torch.zeros_like(gain).scatter(-1, order, sorted_power)
 
 
+@checked
 def wmmse_path(
-    H: Tensor, snr: Tensor, reduced: bool = True, start: str = "rzf"
+    H: Tensor, snr: Tensor, reduced: bool = True, start: Start = "rzf"
 ) -> Iterator[Tensor]:
     """The precoders of WMMSE (Shi et al. 2011), one an iteration, without end.
 
@@ -158,12 +163,10 @@ def wmmse_path(
 
 
 def _wmmse_reduced(
-    H: Tensor, snr: Tensor, reduced: bool, start: str
+    H: Tensor, snr: Tensor, reduced: bool, start: Start
 ) -> tuple[Tensor | None, Iterator[Tensor]]:
     """The iterates on rotated antennas, and the Q that rotates them back."""
     starts = {"mrt": mrt, "rzf": regularised_zero_forcing}
-    if start not in starts:
-        raise UserError(f"model.start is mrt or rzf, not '{start}'.{did_you_mean(start, starts)}")
     B, K, N, M = H.shape
     W = starts[start](Downlink(H, snr, H).streams(), snr)
     if not reduced or M <= K * N:
@@ -193,8 +196,9 @@ def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
         yield W
 
 
+@checked
 def wmmse(
-    H: Tensor, snr: Tensor, iterations: int = 60, reduced: bool = True, start: str = "rzf"
+    H: Tensor, snr: Tensor, iterations: int = 60, reduced: bool = True, start: Start = "rzf"
 ) -> Tensor:
     """The precoder (B, M, S) after so many iterations of `wmmse_path`."""
     Q, small = _wmmse_reduced(H, snr, reduced, start)
@@ -221,29 +225,19 @@ class ClassicalPrecoder(nn.Module):
 
     problem = Downlink  # what it is called with
 
+    @checked
     def __init__(
         self,
-        kind: str,
-        cg_steps: int | None = None,
+        kind: Literal["mrt", "zf", "rzf", "wmmse"],
+        cg_steps: Count | None = None,
         jacobi: bool = True,
-        factor: float = 1.0,
+        factor: Positive = 1.0,
         waterfilling: bool = True,
-        iterations: int = 60,
+        iterations: Count = 60,
         reduced: bool = True,
-        start: str = "rzf",
+        start: Start = "rzf",
     ) -> None:
         super().__init__()
-        kinds = ("mrt", "zf", "rzf", "wmmse")
-        if kind not in kinds:
-            raise UserError(
-                f"model.kind is one of {', '.join(kinds)}, not '{kind}'.{did_you_mean(kind, kinds)}"
-            )
-        check_cg_steps(cg_steps)
-        if iterations < 1 or factor <= 0:
-            raise UserError(
-                "model.iterations is a whole number from 1 on and model.factor positive, not "
-                f"{iterations} and {factor}."
-            )
         self.kind, self.cg_steps, self.jacobi, self.factor = kind, cg_steps, jacobi, factor
         self.waterfilling, self.iterations = waterfilling, iterations
         self.reduced, self.start = reduced, start
@@ -258,12 +252,6 @@ class ClassicalPrecoder(nn.Module):
         if self.kind == "zf":
             return zero_forcing(H, cell.snr, self.waterfilling)
         return regularised_zero_forcing(H, cell.snr, self.factor, self.cg_steps, self.jacobi)
-
-
-def check_cg_steps(steps: int | None) -> None:
-    """Refuses numbers of conjugate-gradient steps that mean nothing."""
-    if steps is not None and steps < 1:
-        raise UserError(f"model.cg_steps is a whole number from 1 on, or null, not {steps}.")
 
 
 def _equal(H: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError
+from repro.knobs import Count, checked
 
 
 class Graph(Protocol):
@@ -145,21 +145,19 @@ class InformationCarryingGNN(nn.Module):
         UserError: a size below one.
     """
 
+    @checked
     def __init__(
         self,
         nodes: int,
         outputs: int,
         edges: int = 0,
         neighbourhoods: int = 1,
-        width: int = 32,
-        layers: int = 3,
+        width: Count = 32,
+        layers: Count = 3,
         carry: bool = True,
         zero_init_head: bool = True,
     ) -> None:
         super().__init__()
-        for name, size in {"width": width, "layers": layers}.items():
-            if size < 1:
-                raise UserError(f"model.{name} is a whole number from 1 on, not {size}.")
         self.carry = carry
         sizes = [(nodes, edges)]
         sizes += [(width + nodes, edges) if carry else (width, 0)] * (layers - 1)
