@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -50,6 +50,7 @@ class Thing:
         bits: Annotated[int, Ge(2), Le(8)] = 2,
         few: Count | None = None,
         sizes: Sequence[Count] = (),
+        parts: Mapping[str, Count] | None = None,
         mode: Literal["add", "mul"] = "add",
         wave: Annotated[str, Known(tuple(TABLE))] = "sine",
         maybe: Literal["mrt", "rzf"] | None = None,
@@ -92,6 +93,11 @@ def scaled(optimizer: object, factor: Fraction = 0.5) -> object:
         ("few", 0, "is a whole number of at least 1 or null, not 0."),
         ("sizes", [3, 0], "is a list, and each item is a whole number of at least 1, not [3, 0]."),
         ("sizes", 3, "is a list, and each item is a whole number of at least 1, not 3."),
+        (
+            "parts",
+            {"val": 0},
+            "is a mapping, and each value is a whole number of at least 1 or null, not {'val': 0}.",
+        ),
         ("mode", "ad", "is add or mul, not 'ad'. Did you mean 'add'?"),
         ("wave", "cosin", "is sine or cosine, not 'cosin'. Did you mean 'cosine'?"),
         ("maybe", "mr", "is mrt or rzf or null, not 'mr'. Did you mean 'mrt'?"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -50,7 +50,7 @@ class KnobError(UserError):
 
     def __init__(self, owner: str, complaint: str) -> None:
         super().__init__(f"{owner}.{complaint}")
-        self.complaint = complaint
+        self.owner, self.complaint = owner, complaint
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,9 @@ def _has_rule(hint: Any) -> bool:
 
 def _allows(adapter: TypeAdapter[Any], value: Any) -> bool:
     if isinstance(value, Sequence) and not isinstance(value, str):
-        value = list(value)  # OmegaConf has lists of its own
+        value = list(value)  # OmegaConf has containers of its own
+    if isinstance(value, Mapping):
+        value = dict(value)
     try:
         adapter.validate_python(value)
     except ValidationError:
@@ -144,6 +146,8 @@ def _rule(hint: Any) -> str:
         return " or ".join("null" if part is NoneType else _rule(part) for part in get_args(hint))
     if get_origin(hint) is Sequence:
         return f"is a list, and each item {_rule(get_args(hint)[0])}"
+    if get_origin(hint) is Mapping:
+        return f"is a mapping, and each value {_rule(get_args(hint)[1])}"
     if choices := _choices(hint):
         return f"is {_listed(choices)}"
     if get_origin(hint) is Annotated:

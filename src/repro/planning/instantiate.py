@@ -47,9 +47,8 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
         return hydra_instantiate(config, **extra)
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = _root_cause(error)
-        where = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
-        if isinstance(cause, KnobError) and where:  # say what a person would type
-            raise KnobError(where[1], cause.complaint) from None
+        if isinstance(cause, KnobError):
+            raise _as_typed(cause, str(error)) from None
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):
@@ -106,6 +105,14 @@ def _suggest(target: str) -> str:
         return did_you_mean(attribute, dir(importlib.import_module(module_name)))
     except (ImportError, ValueError):
         return ""
+
+
+def _as_typed(error: KnobError, report: str) -> KnobError:
+    """The error under the name that a person would type, where Hydra's report tells it."""
+    found = re.search(r"target '\S*\.(\w+)':.*^full_key: (\S+)$", report, re.MULTILINE | re.DOTALL)
+    if found and found[1] == error.owner:
+        return KnobError(found[2], error.complaint)
+    return error
 
 
 def _root_cause(error: BaseException) -> BaseException:

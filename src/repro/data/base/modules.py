@@ -13,6 +13,7 @@ from torch import Tensor
 from repro.data.base.iterators import BatchIterator, TokenIterator, generator_for
 from repro.data.base.transforms import CropFlip, Normalise
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 Split = tuple[Tensor, ...]
 Splits = Mapping[str, Split]
@@ -81,6 +82,7 @@ class TensorData(LightningDataModule):
 
     name: str
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -91,8 +93,8 @@ class TensorData(LightningDataModule):
         classes: int | None = None,
         targets: int | None = None,
         target_std: Sequence[float] | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 512,
+        batch_size: Count = 64,
+        eval_batch_size: Count = 512,
         seed: int = 0,
         augment: Mapping[str, Any] | None = None,
         normalise: Mapping[str, Any] | None = None,
@@ -101,7 +103,6 @@ class TensorData(LightningDataModule):
         info: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        check_counts(name, batch_size=batch_size, eval_batch_size=eval_batch_size)
         self.name = name
         self.task = task
         self.input_shape = None if input_shape is None else tuple(input_shape)
@@ -216,28 +217,23 @@ class TextData(LightningDataModule):
 
     name: str
 
+    @checked
     def __init__(
         self,
         name: str,
         streams: Callable[[], Mapping[str, Tensor]],
         *,
         task: Literal["language"] = "language",
-        vocab_size: int,
-        batch_size: int = 32,
-        eval_batch_size: int = 32,
-        sequence_length: int = 64,
+        vocab_size: Count,
+        batch_size: Count = 32,
+        eval_batch_size: Count = 32,
+        sequence_length: Count = 64,
         windows: bool = False,
         seed: int = 0,
         source_digest: Callable[[], str] | None = None,
         info: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        check_counts(
-            name,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            sequence_length=sequence_length,
-        )
         self.name = name
         self.task = task
         self.vocab_size = vocab_size

@@ -27,9 +27,10 @@ from repro.data.base.files import (
     sha256_of,
 )
 from repro.data.base.iterators import Batch, BatchIterator, generator_for
-from repro.data.base.modules import Splits, TensorData, check_counts, check_fact
+from repro.data.base.modules import Splits, TensorData, check_fact
 from repro.data.base.transforms import Normalise
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 # The order out of which validation examples and limited training sets are cut: never the run's.
 SPLIT_SEED = 0
@@ -90,10 +91,9 @@ def _check_sizes(name: str, available: int, val_size: int, limit: int | None) ->
             f"Data set '{name}': val_size={val_size} of {available} training examples."
             f" Choose 1 to {available - 1}."
         )
-    if limit is not None:
-        check_counts(name, limit=limit)
 
 
+@checked
 def hub_images(
     name: str,
     *,
@@ -103,7 +103,7 @@ def hub_images(
     image_column: str = "image",
     label_column: str = "label",
     root: str | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
     **facts: Any,
 ) -> TensorData:
     """A small image classification benchmark with hub splits ``train`` and ``test``.
@@ -300,6 +300,7 @@ class StreamedImages(LightningDataModule):
 
     name: str
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -309,8 +310,8 @@ class StreamedImages(LightningDataModule):
         input_shape: Sequence[int],
         classes: int,
         val_size: int,
-        batch_size: int,
-        eval_batch_size: int,
+        batch_size: Count,
+        eval_batch_size: Count,
         workers: int = 0,
         seed: int = 0,
         augment: bool = True,
@@ -318,10 +319,9 @@ class StreamedImages(LightningDataModule):
         image_column: str = "image",
         label_column: str = "label",
         root: str | None = None,
-        limit: int | None = None,
+        limit: Count | None = None,
     ):
         super().__init__()
-        check_counts(name, batch_size=batch_size, eval_batch_size=eval_batch_size)
         if list(input_shape) != [3, input_shape[1], input_shape[1]]:
             raise UserError(
                 f"Data set '{name}': input_shape={list(input_shape)}; streamed images are colour"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from lightning.pytorch import LightningDataModule
 from scipy import ndimage
 from sklearn.datasets import load_digits
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from repro.data.base.files import INSTALL
 from repro.data.base.iterators import Batch, EpochIterator, generator_for
-from repro.data.base.modules import check_counts, digest
+from repro.data.base.modules import digest
 from repro.data.images.trees import vessel_tree
 from repro.errors import UserError
+from repro.knobs import Natural, checked
 
 Shapes = Mapping[str, Tensor]  # name -> (H, W) or (D, H, W), boolean
 
@@ -79,14 +81,15 @@ class ShapeData(LightningDataModule):
         return {"name": self.name, "sha256": digest(masks), "sizes": {"shapes": len(masks)}}
 
 
+@checked
 def shapes(
     name: str = "shapes",
     *,
     pictures: bool = True,
     solids: bool = True,
-    blobs: int = 12,
-    trees: int = 2,
-    size: int = 20,
+    blobs: Natural = 12,
+    trees: Natural = 2,
+    size: Annotated[int, Ge(8)] = 20,
     data_seed: int = 0,
     **facts: Any,
 ) -> ShapeData:
@@ -105,7 +108,6 @@ def shapes(
     Raises:
         UserError: a size that is too small, or nothing to look at.
     """
-    check_counts(name, size=size - 7)
     if not (pictures or solids or blobs or trees):
         raise UserError(f"Data set '{name}': no shapes are left. Switch some on.")
 

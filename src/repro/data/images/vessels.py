@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
 from repro.data.base.files import INSTALL, data_root, sha256_of
 from repro.data.base.iterators import generator_for
-from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, check_counts
+from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData
 from repro.data.images.shapes import masks_of
 from repro.data.images.trees import vessel_tree
 from repro.errors import UserError
+from repro.knobs import Count, Natural, NonNegative, Positive, checked
 
 CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 
@@ -43,17 +45,18 @@ def _observe(
     return contrast * seen + 0.3 * light + noise * torch.randn(mask.shape, generator=generator)
 
 
+@checked
 def vessels(
     name: str = "vessels",
     *,
     input_shape: Sequence[int],
-    train_size: int,
-    val_size: int,
-    test_size: int,
+    train_size: Count,
+    val_size: Count,
+    test_size: Count,
     contrast: float = 1.0,
-    noise: float = 0.5,
-    gaps: int = 2,
-    radius: float = 2.0,
+    noise: NonNegative = 0.5,
+    gaps: Natural = 2,
+    radius: Positive = 2.0,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -81,7 +84,6 @@ def vessels(
             f"not {list(input_shape)}."
         )
     counts = dict(zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True))
-    check_counts(name, **{f"{split}_size": count for split, count in counts.items()})
 
     def load() -> Splits:
         splits = {}
@@ -95,10 +97,11 @@ def vessels(
     return TensorData(name, load, input_shape=input_shape, **facts)
 
 
+@checked
 def drive(
     name: str = "drive",
     *,
-    val_size: int = 4,
+    val_size: Count = 4,
     as_shapes: bool = False,
     root: str | None = None,
     info: Mapping[str, Any] | None = None,
@@ -134,10 +137,11 @@ def drive(
     return _real(name, load, folder, "*/*/*.*", as_shapes, info, facts)
 
 
+@checked
 def vessap(
     name: str = "vessap",
     *,
-    patch: int = 48,
+    patch: Count = 48,
     as_shapes: bool = False,
     root: str | None = None,
     info: Mapping[str, Any] | None = None,
@@ -160,7 +164,6 @@ def vessap(
     Raises:
         UserError: when its data are read: volumes or nibabel are missing, or too few or too small.
     """
-    check_counts(name, patch=patch)
     folder = data_root(root).parent / "vessap"
 
     def load() -> Splits:
@@ -257,15 +260,16 @@ def _require(files: Sequence[Path], pattern: Path, what: str) -> None:
         )
 
 
+@checked
 def arches(
     name: str = "arches",
     *,
-    size: int,
-    pairs: int,
+    size: Annotated[int, Ge(16)],
+    pairs: Count,
     thin: float = 2.0,
     thick: float = 4.0,
     roughness: float = 0.6,
-    landmarks: int = 24,
+    landmarks: Count = 24,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -290,7 +294,6 @@ def arches(
     Raises:
         UserError: counts below one.
     """
-    check_counts(name, size=size - 15, pairs=pairs, landmarks=landmarks)
 
     def load() -> Splits:
         splits = {}

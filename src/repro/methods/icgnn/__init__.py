@@ -30,7 +30,6 @@ True
 from typing import Any, Literal
 
 from repro.data.worlds.channels import CellFree, Downlink
-from repro.errors import UserError
 from repro.knobs import checked
 from repro.methods.icgnn.cellfree import (
     ClassicalPower,

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from repro.data.base.files import data_root
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, checked
 from repro.models.language.hugging_face import (
     assign_weights,
     check_sizes,
     read_config,
     read_weights,
 )
-from repro.models.parts.checks import require_positive
 
 
 class GPT2(nn.Module):
@@ -44,20 +44,17 @@ class GPT2(nn.Module):
         UserError: a size below 1, or heads that do not divide the width.
     """
 
+    @checked
     def __init__(
         self,
-        vocab_size: int = 50257,
-        positions: int = 1024,
-        width: int = 768,
-        layers: int = 12,
-        heads: int = 12,
-        norm_eps: float = 1e-5,
+        vocab_size: Count = 50257,
+        positions: Count = 1024,
+        width: Count = 768,
+        layers: Count = 12,
+        heads: Count = 12,
+        norm_eps: NonNegative = 1e-5,
     ) -> None:
         super().__init__()
-        require_positive(
-            "gpt2", vocab_size=vocab_size, positions=positions, width=width, layers=layers,
-            heads=heads,
-        )  # fmt: skip
         if width % heads:
             raise UserError(f"gpt2: {heads} heads must divide the width {width}.")
         self.transformer = Trunk(vocab_size, positions, width, layers, heads, norm_eps)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import check_choice
 
 
 class Pattern:
@@ -72,8 +73,7 @@ def lowest(score: Tensor, pattern: Pattern, group: str = "row") -> Tensor:
     Raises:
         UserError: an unknown group, or inputs that M does not divide.
     """
-    if group not in GROUPS:
-        raise UserError(f"group={group}: choose {', '.join(GROUPS)}.{did_you_mean(group, GROUPS)}")
+    check_choice("lowest", "group", group, GROUPS)
     if pattern.is_grouped:
         return _of_groups(score, pattern)
     if pattern.sparsity == 0:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Count, Positive, checked
 from repro.toolbox.method import Method
 from repro.toolbox.pruning.patterns import Pattern
 from repro.toolbox.pruning.sparsegpt import sparsegpt
@@ -51,9 +52,8 @@ class SparseGPT(Pruner):
 
     needs_hessian = True
 
-    def __init__(self, block: int = 128, damping: float = 0.01) -> None:
-        if block < 1 or damping <= 0:
-            raise UserError(f"sparsegpt: block={block} and damping={damping} must be positive.")
+    @checked
+    def __init__(self, block: Count = 128, damping: Positive = 0.01) -> None:
         self.block = block
         self.damping = damping
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import checked
 
 # Elements of per-sequence gradients made at a time: few enough to stay in a processor's cache.
 CHUNK = 2**20
@@ -141,15 +142,14 @@ class GradientNorms:
         UserError: unknown norm.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         layers: Mapping[str, nn.Linear],
-        norm: str = "l1",
+        norm: Literal["l1", "l2"] = "l1",
         store: torch.device | None = None,
     ) -> None:
-        if norm not in ("l1", "l2"):
-            raise UserError(f"grad_norm={norm}: choose l1 or l2.")
         self.model = model
         self.layers = dict(layers)
         self.kind = norm
