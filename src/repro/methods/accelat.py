@@ -221,7 +221,7 @@ def shaped(
         steps: updates in the whole training.
         shape: one of `SHAPES`.
         epochs: epochs in the whole training.
-        knobs: of the shape.
+        **knobs: of the shape, see `SHAPES`.
 
     Raises:
         UserError: there is no such shape, or it refuses a knob.

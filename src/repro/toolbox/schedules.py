@@ -19,7 +19,13 @@ from repro.knobs import Fraction, Inside, Natural, checked
 
 @checked
 def constant(optimizer: Optimizer, steps: int, warmup: Fraction = 0.0) -> LambdaLR:
-    """The configured rate, after a linear warm-up over the fraction ``warmup`` of all steps."""
+    """The configured rate, after a linear warm-up.
+
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        warmup: fraction of all steps over which the rate rises linearly from 0.
+    """
     return _by_progress(optimizer, steps, warmup, lambda done: 1.0)
 
 
@@ -52,7 +58,13 @@ def step(
 
 @checked
 def cosine(optimizer: Optimizer, steps: int, warmup: Fraction = 0.0) -> LambdaLR:
-    """Half a cosine from the configured rate to zero, after a linear warm-up."""
+    """Half a cosine from the configured rate to zero, after a linear warm-up.
+
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        warmup: see `constant`.
+    """
 
     def factor(done: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * max(0.0, done - warmup) / (1 - warmup)))
@@ -66,8 +78,11 @@ def linear_decay(
 ) -> LambdaLR:
     """The configured rate, and from a fraction ``start`` of training on a line down to zero.
 
-    Raises:
-        UserError: ``start`` is not in [0, 1).
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        start: fraction of training after which the rate falls, in [0, 1).
+        warmup: see `constant`.
     """
     return _by_progress(
         optimizer, steps, warmup, lambda done: min(1.0, max(0.0, (1 - done) / (1 - start)))

@@ -234,7 +234,7 @@ def test_features_are_what_the_last_layer_reads():
     ],
 )
 def test_settings_out_of_range_are_one_line(wrong):
-    with pytest.raises(UserError, match=r"^gbnn: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^(gbnn: |GradientBoosting\.)[^\n]*$"):
         GradientBoosting(**wrong)
 
 

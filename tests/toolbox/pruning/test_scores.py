@@ -300,10 +300,10 @@ def test_names_of_patterns() -> None:
     ("knobs", "complaint"),
     [
         ({"score": "wnda"}, "Did you mean 'wanda'"),
-        ({"grad_norm": "l3"}, "grad_norm=l3: choose l1 or l2"),
-        ({"grad_reduce": "max"}, "choose sum or mean"),
-        ({"group": "column"}, "choose row or matrix or row_share"),
-        ({"alpha": -1.0}, "not negative"),
+        ({"grad_norm": "l3"}, "grad_norm is l1 or l2, not 'l3'"),
+        ({"grad_reduce": "max"}, "grad_reduce is sum or mean"),
+        ({"group": "column"}, "group is row, matrix or row_share"),
+        ({"alpha": -1.0}, "alpha is at least 0"),
     ],
 )
 def test_a_bad_knob_is_one_line(knobs: dict[str, object], complaint: str) -> None:
@@ -318,9 +318,9 @@ def test_what_cannot_be_done_is_one_line() -> None:
     assert isinstance(ScorePruner(), Method)
     with pytest.raises(UserError, match="groups of 4; a layer has 6"):
         lowest(torch.rand(2, 6), Pattern("2:4"))
-    with pytest.raises(UserError, match=r"group=rows.*Did you mean 'row'"):
+    with pytest.raises(UserError, match=r"group is .*Did you mean 'row'"):
         lowest(torch.rand(2, 6), Pattern(0.5), "rows")
-    with pytest.raises(UserError, match="choose l1 or l2"):
+    with pytest.raises(UserError, match="norm is l1 or l2"):
         GradientNorms(model, {}, "l3")
     with pytest.raises(UserError, match="needs gradients"):
         ScorePruner().scores(torch.rand(2, 2), LayerStatistics(torch.rand(2)))

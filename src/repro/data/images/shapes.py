@@ -103,7 +103,7 @@ def shapes(
         trees: how many random vessel trees in 2-D, and as many in 3-D.
         size: edge of the random volumes; random images are twice as wide.
         data_seed: of the random ones.
-        facts: ``task`` and ``info``, for other readers of the config.
+        **facts: ``task``, ``input_shape`` and ``info``, for other readers of the config.
 
     Raises:
         UserError: a size that is too small, or nothing to look at.

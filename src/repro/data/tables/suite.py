@@ -23,8 +23,9 @@ class Suite(LightningDataModule):
 
     Args:
         sets: the data sets by name.
-        facts: what single data sets have and a suite has not (``task``, ``input_shape``, …); there
-            so that configs may mention them, and not used.
+        **facts: what configs mention and a suite does not use: ``task``, ``input_shape``,
+            ``classes``, ``batch_size`` and ``info`` as other data sets have them, and the
+            ``split``, ``test_size`` and ``val_size`` to which its sets refer.
 
     Raises:
         UserError: there is no set.

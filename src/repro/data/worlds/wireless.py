@@ -120,7 +120,8 @@ def scenario(kind: str, info: Mapping[str, Any] | None = None, **kinds: Any) -> 
     Args:
         kind: which.
         info: for `repro.data.base.catalog`; not used here.
-        **kinds: simulators by name; and facts of other data sets, which are not used.
+        **kinds: simulators by name, such as ``cellular`` and ``cellfree``; and facts of other data
+            sets, which are not used: ``task``, ``input_shape``, ``classes``.
 
     Raises:
         UserError: there is none of this name.
@@ -355,8 +356,6 @@ class CellFreeNetwork(Wireless):
         antennas: Sequence[int],
         coverage: float,
     ) -> CellFree:
-        if not 0 < coverage <= 1:
-            raise UserError(f"dataset.coverage lies in (0, 1], not {coverage}.")
         side = 1000 * self.side_km
         where = side * torch.rand(B, L + K, 2, generator=generator)
         apart = (where[:, :L, None] - where[:, None, L:]).abs()
@@ -378,7 +377,8 @@ class CellFreeNetwork(Wireless):
         )
 
 
-def strongest(beta: Tensor, coverage: float) -> Tensor:
+@checked
+def strongest(beta: Tensor, coverage: Share) -> Tensor:
     """Which access points serve a user: the strongest that together have part of its gain.
 
     Args:
