@@ -68,10 +68,8 @@ def checked(target: Target) -> Target:
     """Checks the arguments of a function, or of a class's constructor, against their annotations.
 
     Only arguments with a bounded number, a `Known` or a Literal in their annotation are looked at,
-    and they are passed on as they came: nothing is converted.
-
-    Raises:
-        KnobError: when called: an argument is not what its annotation says.
+    and they are passed on as they came: nothing is converted. A call with another argument than its
+    annotation says is a `KnobError`.
     """
     if isinstance(target, type):
         target.__init__ = checked(target.__init__)  # type: ignore[misc]

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from repro.errors import UserError
-from repro.knobs import Count, Inside, Known, Natural, NonNegative, checked
+from repro.knobs import Count, Inside, Known, Natural, NonNegative, Share, checked
 
 
 class AccuracySlopeLR(LRScheduler):
@@ -99,7 +99,11 @@ class AccuracySlopeLR(LRScheduler):
         return math.fsum(values) / len(values)
 
     def step(self, metric: float | None = None) -> None:
-        """Takes the metric of the epoch that just ended and sets the rate of the next one."""
+        """Takes the metric of the epoch that just ended and sets the rate of the next one.
+
+        Raises:
+            UserError: there is no metric.
+        """
         if metric is None:
             raise UserError("AccuracySlopeLR.step takes the epoch's metric, e.g. step(accuracy).")
         self.metrics.append(float(metric))
@@ -127,8 +131,12 @@ class AccuracySlopeLR(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
+@checked
 def accuracy_slope(
-    optimizer: Optimizer, steps: int, floor_ratio: float = 1e-3, **rule: Any
+    optimizer: Optimizer,
+    steps: int,  # noqa: ARG001 - every schedule is told
+    floor_ratio: Share = 1e-3,
+    **rule: Any,
 ) -> AccuracySlopeLR:
     """Builds `AccuracySlopeLR` for a loop that also says how many updates there will be.
 

@@ -36,6 +36,7 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Known, NonNegative, checked
@@ -47,7 +48,7 @@ from repro.toolbox.pruning.statistics import LayerStatistics
 TINY = 1e-8  # keeps the inverse of a gradient finite, as in the official code
 
 
-def gradient(w: Tensor, a: Tensor | None, g: Tensor | None) -> Tensor:
+def gradient(w: Tensor, _a: Tensor | None, g: Tensor | None) -> Tensor:
     """``|W| G``: what a first-order expansion of each sequence's loss says."""
     assert g is not None
     return w.abs() * g
@@ -67,7 +68,7 @@ def gblm_inverse(w: Tensor, a: Tensor | None, g: Tensor | None) -> Tensor:
     return w.abs() * a / (g + TINY)
 
 
-def gradient_inverse(w: Tensor, a: Tensor | None, g: Tensor | None) -> Tensor:
+def gradient_inverse(w: Tensor, _a: Tensor | None, g: Tensor | None) -> Tensor:
     """``|W| / (G + 1e-8)``, a negative control."""
     assert g is not None
     return w.abs() / (g + TINY)
@@ -119,6 +120,7 @@ class ScorePruner(Pruner):
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
 
+    @override
     def start(self, pattern: Pattern) -> None:
         """Starts random scores anew, so that they do not depend on what was pruned before."""
         self.generator.manual_seed(self.seed)

@@ -48,7 +48,7 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = _root_cause(error)
         if isinstance(cause, KnobError):
-            raise _as_typed(cause, str(error)) from None
+            cause = _as_typed(cause, str(error))
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):

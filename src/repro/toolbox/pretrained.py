@@ -196,7 +196,7 @@ class WeightsFile:
     def __init__(self, file: str | Path, root: str | Path | None = None) -> None:
         self.file = data_root(root) / file  # an absolute path stays what it is
 
-    def __call__(self, model: nn.Module, data: object, device: torch.device) -> None:
+    def __call__(self, model: nn.Module, _data: object, _device: torch.device) -> None:
         """Loads the weights; the model stays where it is.
 
         Raises:

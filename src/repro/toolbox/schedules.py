@@ -26,7 +26,7 @@ def constant(optimizer: Optimizer, steps: int, warmup: Fraction = 0.0) -> Lambda
         steps: updates in the whole training.
         warmup: fraction of all steps over which the rate rises linearly from 0.
     """
-    return _by_progress(optimizer, steps, warmup, lambda done: 1.0)
+    return _by_progress(optimizer, steps, warmup, lambda _done: 1.0)
 
 
 @checked
@@ -92,7 +92,7 @@ def linear_decay(
 @checked
 def plateau(
     optimizer: Optimizer,
-    steps: int,
+    steps: int,  # noqa: ARG001 - every schedule is told
     gamma: Inside = 0.25,
     patience: Natural = 0,
     watch: str = "loss",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.iterators import BatchIterator, TokenIterator, generator_for
 from repro.data.base.transforms import CropFlip, Normalise
@@ -100,7 +101,7 @@ class TensorData(LightningDataModule):
         normalise: Mapping[str, Any] | None = None,
         on_device: bool = False,
         source_digest: Callable[[], str] | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ):
         super().__init__()
         self.name = name
@@ -130,11 +131,11 @@ class TensorData(LightningDataModule):
         """Loads on one process before the others do, so that it alone fills the disk cache."""
         self.setup()
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Loads the tensors and checks the config's facts against them; does so once.
 
-        Raises:
-            UserError: the data are missing, or a fact is wrong.
+        A `UserError` says so if the data are missing, or a fact is wrong.
         """
         if self._splits is not None:
             return
@@ -231,7 +232,7 @@ class TextData(LightningDataModule):
         windows: bool = False,
         seed: int = 0,
         source_digest: Callable[[], str] | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ):
         super().__init__()
         self.name = name
@@ -253,11 +254,11 @@ class TextData(LightningDataModule):
         assert self._streams is not None
         return self._streams
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Loads the streams and checks the vocabulary; does so once.
 
-        Raises:
-            UserError: the data are missing, or a token lies outside the vocabulary.
+        A `UserError` says so if the data are missing, or a token lies outside the vocabulary.
         """
         if self._streams is not None:
             return

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from repro.data.base.files import (
     INSTALL,
@@ -39,9 +40,10 @@ SPLIT_SEED = 0
 def open_image(data: bytes) -> Any:
     """Opens an encoded image with Pillow, lazily imported.
 
+    Bytes that are no image are Pillow's `OSError`.
+
     Raises:
         UserError: Pillow is not installed.
-        OSError: the bytes are no image.
     """
     try:
         from PIL import Image
@@ -85,7 +87,7 @@ def _decoded(
     return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
 
 
-def _check_sizes(name: str, available: int, val_size: int, limit: int | None) -> None:
+def _check_sizes(name: str, available: int, val_size: int) -> None:
     if not 0 < val_size < available:
         raise UserError(
             f"Data set '{name}': val_size={val_size} of {available} training examples."
@@ -122,8 +124,8 @@ def hub_images(
         limit: train on the first this many of what is left; None for all.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: (in `TensorData.setup`) files are missing or damaged, or a fact is wrong.
+    A `UserError` says so if files are missing or damaged, or a fact is wrong (in
+    `TensorData.setup`).
     """
     files = HubFiles.of(name, info, root)
     mode = "L" if input_shape[0] == 1 else "RGB"
@@ -139,7 +141,7 @@ def hub_images(
                 f"{name}-{split}", sha256_of(paths), paths, image_column, label_column, mode
             )
         x, y = parts["train"]
-        _check_sizes(name, len(y), val_size, limit)
+        _check_sizes(name, len(y), val_size)
         return {
             "train": (x[val_size:][:limit], y[val_size:][:limit]),
             "val": (x[:val_size], y[:val_size]),
@@ -348,12 +350,12 @@ class StreamedImages(LightningDataModule):
         """Makes the Arrow copy on one process, before the others use it."""
         self.setup()
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Opens the data and checks the labels; does so once.
 
-        Raises:
-            UserError: files are missing or damaged, ``datasets`` is not installed, or the number
-                of classes is wrong.
+        A `UserError` says so if files are missing or damaged, ``datasets`` is not installed, or the
+        number of classes is wrong.
         """
         if self._indices:
             return
@@ -361,7 +363,7 @@ class StreamedImages(LightningDataModule):
         labels = read_table(self.files.split("validation"), [self.columns["label_column"]])
         check_fact(self.name, "classes", self.classes, int(labels[0].to_numpy().max()) + 1)
         size = len(tables["train"])
-        _check_sizes(self.name, size, self.val_size, self.limit)
+        _check_sizes(self.name, size, self.val_size)
         order = torch.randperm(size, generator=generator_for(SPLIT_SEED))
         self._tables = {"train": tables["train"], "val": tables["train"]}
         self._tables["test"] = tables["validation"]

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.files import INSTALL
 from repro.data.base.iterators import Batch, EpochIterator, generator_for
@@ -34,6 +35,7 @@ class ShapeIterator(EpochIterator):
         """Number of shapes."""
         return len(self.masks)
 
+    @override
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields the shapes from number ``start`` on, always in the same order."""
         for number in range(start, len(self)):
@@ -61,11 +63,11 @@ class ShapeData(LightningDataModule):
             self._shapes = dict(self._load())
         return self._shapes
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Loads the shapes.
 
-        Raises:
-            UserError: they are missing.
+        A `UserError` says so if they are missing.
         """
         _ = self.shapes
 
@@ -91,7 +93,7 @@ def shapes(
     trees: Natural = 2,
     size: Annotated[int, Ge(8)] = 20,
     data_seed: int = 0,
-    **facts: Any,
+    **_facts: Any,
 ) -> ShapeData:
     """Shapes for judging what a transformation does to topology, in 2-D and 3-D; no download.
 
@@ -103,7 +105,7 @@ def shapes(
         trees: how many random vessel trees in 2-D, and as many in 3-D.
         size: edge of the random volumes; random images are twice as wide.
         data_seed: of the random ones.
-        **facts: ``task``, ``input_shape`` and ``info``, for other readers of the config.
+        **_facts: ``task``, ``input_shape`` and ``info``, for other readers of the config.
 
     Raises:
         UserError: a size that is too small, or nothing to look at.

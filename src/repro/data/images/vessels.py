@@ -121,8 +121,7 @@ def drive(
         info: for `repro.data.base.catalog`.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: when its data are read: pictures are missing or damaged.
+    A `UserError` says so if pictures are missing or damaged, when its data are read.
     """
     folder = data_root(root).parent / "drive"
 
@@ -161,8 +160,8 @@ def vessap(
         info: for `repro.data.base.catalog`.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: when its data are read: volumes or nibabel are missing, or too few or too small.
+    A `UserError` says so if volumes or nibabel are missing, or too few or too small, when its data
+    are read.
     """
     folder = data_root(root).parent / "vessap"
 
@@ -222,7 +221,11 @@ def _picture(file: Path, mode: str) -> np.ndarray:
 
 
 def _cubes(files: Sequence[Path], masks: Path, edge: int) -> Split:
-    """All whole cubes of volumes, (N, 1, edge, edge, edge), scaled to [0, 1], and their masks."""
+    """All whole cubes of volumes, (N, 1, edge, edge, edge), scaled to [0, 1], and their masks.
+
+    Raises:
+        UserError: a file or nibabel is missing, or there is no cube.
+    """
     try:
         import nibabel
     except ImportError as error:
@@ -290,9 +293,6 @@ def arches(
         landmarks: points on each centreline.
         data_seed: of all of this.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: counts below one.
     """
 
     def load() -> Splits:

@@ -77,9 +77,6 @@ def digits(
             pixel; drawn once, so an image is the same in every epoch.
         copies: of each image, with noise of its own.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: fewer than one copy, or negative noise.
     """
 
     def load() -> Splits:
@@ -132,9 +129,6 @@ def digit_sums(
         pairs: how many pairs to draw for ``train``, ``val`` and ``test``; always the same ones.
         modulus: number of classes.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: fewer than one pair, or fewer than two classes.
     """
     return TensorData(name, partial(_digit_sums, dict(pairs), modulus), **facts)
 

@@ -346,8 +346,8 @@ def babi_files(
         info: where the files come from.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: (in `TensorData.setup`) files are missing or damaged, or a fact is wrong.
+    A `UserError` says so if files are missing or damaged, or a fact is wrong (in
+    `TensorData.setup`).
     """
     folder = data_root(root).parent / "babi" / "tasks_1-20_v1-2" / language
 

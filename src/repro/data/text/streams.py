@@ -101,8 +101,7 @@ def stdlib_text(
         stdlib: folder of the standard library, by default this Python's.
         facts: see `TextData`.
 
-    Raises:
-        UserError: unknown vocabulary; or (in `TextData.setup`) this Python has no sources.
+    A `UserError` says so if this Python has no sources (in `TextData.setup`).
     """
     folder = Path(stdlib or sysconfig.get_paths()["stdlib"])
 
@@ -183,9 +182,8 @@ def hub_text(
         limit: train on the first this many tokens (the vocabulary stays); None for all.
         facts: see `TextData`.
 
-    Raises:
-        UserError: unknown unit; or (in `TextData.setup`) files are missing or damaged, or the
-            vocabulary is larger than stated.
+    A `UserError` says so if files are missing or damaged, or the vocabulary is larger than stated
+    (in `TextData.setup`).
     """
     files = HubFiles.of(name, info, root)
     splits = {"train": "train", "val": "validation", "test": "test"}

@@ -18,9 +18,6 @@ def clock(name: str, *, ticks: Count = 1, **facts: Any) -> TensorData:
         name: of the data set.
         ticks: steps of an epoch.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: there is no tick.
     """
     nothing = torch.zeros(1, 1)
     rows = {"train": nothing.expand(ticks, 1), "val": nothing, "test": nothing}

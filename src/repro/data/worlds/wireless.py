@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.iterators import EpochIterator, generator_for
 from repro.data.worlds.channels import CellFree, Downlink
@@ -114,14 +115,13 @@ class Wireless(LightningDataModule, ABC):
         return {"name": self.name, "sha256": sha.hexdigest(), "sizes": sizes}
 
 
-def scenario(kind: str, info: Mapping[str, Any] | None = None, **kinds: Any) -> Wireless:
+def scenario(kind: str, **kinds: Any) -> Wireless:
     """Chooses one of several simulators, so that settings of each can be kept side by side.
 
     Args:
         kind: which.
-        info: for `repro.data.base.catalog`; not used here.
         **kinds: simulators by name, such as ``cellular`` and ``cellfree``; and facts of other data
-            sets, which are not used: ``task``, ``input_shape``, ``classes``.
+            sets, which are not used: ``task``, ``input_shape``, ``classes``, ``info``.
 
     Raises:
         UserError: there is none of this name.
@@ -157,6 +157,7 @@ class _Evaluation(EpochIterator):
     def __len__(self) -> int:
         return len(self.drawn)
 
+    @override
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         yield from self.drawn[start:]
 

@@ -18,9 +18,6 @@ def fixed_graph(name: str, agents: int) -> Tensor:
             the actions of all before it), or ``line_published``, the line as the official code
             builds it: without its last edge.
         agents: n.
-
-    Raises:
-        UserError: there is no such graph.
     """
     check_choice("fixed_graph", "graph", name, FIXED)
     if name == "none":

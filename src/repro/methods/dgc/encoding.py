@@ -69,10 +69,6 @@ ENCODINGS = {
 
 
 def make_encoding(name: str) -> Encoding:
-    """Returns the encoding of that name.
-
-    Raises:
-        UserError: the name is unknown.
-    """
+    """Returns the encoding of that name."""
     check_choice("make_encoding", "encoding", name, ENCODINGS)
     return ENCODINGS[name]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Count, Fraction, Known, Natural, NonNegative, Positive, Share, checked
@@ -211,6 +212,7 @@ class DeepGradientCompression(DataParallel):
         for grad_Kn, (index_NM, values_NM) in zip(grads_Kn, messages, strict=True):
             grad_Kn[0].zero_().scatter_add_(0, index_NM.reshape(-1), values_NM.reshape(-1))
 
+    @override
     def before_step(self, model: nn.Module) -> None:
         """Adds weight decay, with its own momentum; the receiver does it in gradient dropping."""
         if self.weight_decay == 0 or not self.velocity_correction:

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from repro.knobs import Share, check_choice, checked
 from repro.methods.dgc.random_key import RandomKey
@@ -95,6 +96,7 @@ class Selector(ABC):
 class ExactSelector(Selector):
     """The ``ceil(n * density)`` entries of largest magnitude of each row."""
 
+    @override
     def __call__(self, x_Kn: Tensor, density: float, key: RandomKey) -> Picks:
         """See `Selector`; the key is not used."""
         count = entries_to_send(x_Kn.shape[1], density)
@@ -234,11 +236,7 @@ class OfficialSampledSelector(Selector):
 
 @checked
 def make_selector(name: str, sample_ratio: Share = 0.01) -> Selector:
-    """Returns the selector of that name: exact, sampled, sampled_official or random.
-
-    Raises:
-        UserError: the name is unknown or the sample ratio is not in (0, 1].
-    """
+    """Returns the selector of that name: exact, sampled, sampled_official or random."""
     known = {
         "exact": ExactSelector,
         "random": RandomSelector,

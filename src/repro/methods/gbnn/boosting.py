@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
@@ -64,6 +65,7 @@ class GradientBoosting(Method):
         """T, the number of stages."""
         return self.units // self.per_step
 
+    @override
     def attach(self, model: nn.Module) -> None:
         """Refuses: boosting builds its own network.
 

@@ -36,9 +36,6 @@ def order_units(
         order: ``first`` (as they stand), ``random``, or ``norm``: the largest ‖v_j‖ · ‖w_j‖
             first, the strong way to order units that were trained together.
         generator: of the random order.
-
-    Raises:
-        UserError: no such order, or not such a network.
     """
     hidden, output = _layers(model)
     if order == "first":
@@ -82,7 +79,7 @@ def refit_output(
     _, output = _layers(refitted)
     with torch.no_grad():
         features: list[Tensor] = []
-        hook = output.register_forward_hook(lambda module, inputs, _: features.append(inputs[0]))
+        hook = output.register_forward_hook(lambda _module, inputs, _: features.append(inputs[0]))
         model_out = refitted(x)
         hook.remove()
     h_NJ, (K, J) = features[0], output.weight.shape

@@ -111,9 +111,6 @@ def order_scores(
         scores: importance by layer and unit.
         magnitude: mean absolute weight, likewise.
         seed: of the random order.
-
-    Raises:
-        UserError: an unknown order.
     """
     if order == "importance":
         return dict(scores)

@@ -12,6 +12,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Count, Fraction, Known, Natural, Positive, Share, checked
@@ -29,6 +30,7 @@ class SignSGD(Optimizer):
     def __init__(self, params: Iterable[Any], lr: float) -> None:
         super().__init__(params, {"lr": lr})
 
+    @override
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Moves every parameter by the learning rate against its gradient's sign."""
@@ -166,7 +168,7 @@ class Recipe:
         if self.rounding == "hessian" and self.unit != "layer":
             raise UserError("method.rounding=hessian goes layer by layer: method.unit=layer.")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, _model: nn.Module) -> None:
         """What `repro.training.supervised.Supervised` calls first of a method: refuses.
 
         Raises:
@@ -202,7 +204,7 @@ class Recipe:
 def scheduler(optimizer: Optimizer, schedule: Schedule, iterations: int) -> LambdaLR:
     """Multiplies rates by 1, by what is left of the iterations, or by half a cosine."""
     shapes = {
-        "constant": lambda i: 1.0,
+        "constant": lambda _i: 1.0,
         "linear": lambda i: 1 - i / iterations,
         "cosine": lambda i: (1 + math.cos(math.pi * i / iterations)) / 2,
     }

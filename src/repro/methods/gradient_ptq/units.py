@@ -143,7 +143,7 @@ def capture(model: nn.Module, name: str, x: Tensor, batch: int, output: bool = F
         if not output:
             raise _Stop
 
-    def after(_: nn.Module, args: Any, result: Tensor) -> None:
+    def after(_: nn.Module, _args: Any, result: Tensor) -> None:
         flow["output"].append(result)
         raise _Stop
 
@@ -188,7 +188,7 @@ def output_gradients(
     """
     kept: list[Tensor] = []
 
-    def after(_: nn.Module, args: Any, result: Tensor) -> Tensor:
+    def after(_: nn.Module, _args: Any, result: Tensor) -> Tensor:
         # A leaf of its own: nothing before the module needs a backward pass.
         leaf = result.detach().requires_grad_()
         kept.append(leaf)

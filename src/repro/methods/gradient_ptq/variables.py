@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.knobs import check_choice
 from repro.methods.gradient_ptq.grids import Grid
@@ -52,6 +53,7 @@ class Variable(nn.Module):
         """The weight on the grid."""
         return self._weight(self.hard_position())
 
+    @override
     def regulariser(self, beta: float) -> Tensor | None:
         """What pushes the rounding to a decision; None for variables that need no push."""
         return None
@@ -179,10 +181,6 @@ VARIABLES: dict[str, type[Variable]] = {
 
 
 def variable_for(name: str) -> type[Variable]:
-    """The class behind ``method.variable``.
-
-    Raises:
-        UserError: there is none of that name.
-    """
+    """The class behind ``method.variable``."""
     check_choice("variable_for", "variable", name, VARIABLES)
     return VARIABLES[name]

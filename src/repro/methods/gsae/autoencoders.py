@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Count, NonNegative, Positive, checked
@@ -329,12 +330,14 @@ class ReLUAutoencoder(SparseAutoencoder):
         super().__init__(d, latents, dead_after)
         self.sparsity = sparsity
 
+    @override
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
     ) -> Tensor:
         """The latents; gradient and selector make no difference."""
         return self.linear(x_BD).relu()
 
+    @override
     def loss(self, x_BD: Tensor, g_BD: Tensor | None = None) -> Tensor:
         """Error over variance, and the L1 penalty."""
         f_BN = self.encode(x_BD)
@@ -366,12 +369,14 @@ class GatedAutoencoder(SparseAutoencoder):
         self.r_mag = nn.Parameter(torch.zeros(latents))
         self.b_mag = nn.Parameter(torch.zeros(latents))
 
+    @override
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
     ) -> Tensor:
         """The latents; gradient and selector make no difference."""
         return self._gate_and_latents(x_BD)[1]
 
+    @override
     def loss(self, x_BD: Tensor, g_BD: Tensor | None = None) -> Tensor:
         """Error over variance, L1 of the gate, and the error of the gate's own reconstruction."""
         pi_BN, f_BN = self._gate_and_latents(x_BD)
@@ -459,6 +464,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         super().initialise(sample_BD)
         self.log_theta.add_(0.5 * self.variance.log())
 
+    @override
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
     ) -> Tensor:
@@ -466,6 +472,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         f_BN: Tensor = _Jump.apply(self.linear(x_BD).relu(), *self._kernel())
         return f_BN
 
+    @override
     def loss(self, x_BD: Tensor, g_BD: Tensor | None = None) -> Tensor:
         """Error over variance, and the L0 penalty."""
         z_BN, kernel = self.linear(x_BD).relu(), self._kernel()

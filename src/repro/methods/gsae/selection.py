@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from repro.knobs import NonNegative, checked
 
@@ -41,22 +42,24 @@ def attribution(W_dec_ND: Tensor, g_BD: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Selector):
     """Plain TopK (Gao et al. 2024): score = z."""
 
     needs_gradient = False
 
+    @override
     def scores(self, z_BN: Tensor, W_dec_ND: Tensor, g_BD: Tensor | None) -> Tensor:
         """The activations themselves."""
         return z_BN
 
 
 @dataclass(frozen=True)
-class RandomChoice:
+class RandomChoice(Selector):
     """A control: positive latents in random order, drawn from torch's generator."""
 
     needs_gradient = False
 
+    @override
     def scores(self, z_BN: Tensor, W_dec_ND: Tensor, g_BD: Tensor | None) -> Tensor:
         """Uniform numbers where z is positive, else 0."""
         return torch.rand_like(z_BN) * (z_BN > 0)
@@ -64,7 +67,7 @@ class RandomChoice:
 
 @checked
 @dataclass(frozen=True)
-class GradientAugmented:
+class GradientAugmented(Selector):
     """The paper's rule: score = z + β z ∘ |W_decᵀ ∇_x L|.
 
     Removing a latent changes the loss by about -z w·g, so z |w·g| is the size of its attribution.

@@ -63,10 +63,10 @@ class Site:
     def _hooked(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """While open, the activations, of whatever shape, go through a function."""
 
-        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (function(args[0]), *args[1:])
 
-        def after(module: nn.Module, args: Any, output: Any) -> Any:
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (function(output[0]), *output[1:])
             return function(output)
@@ -87,7 +87,11 @@ class _Enough(Exception):  # noqa: N818 - a signal, not an error
 
 @torch.no_grad()
 def read(site: Site, inputs: Tensor) -> Tensor:
-    """The activations (tokens, d) at the site; what follows it in the model does not run."""
+    """The activations (tokens, d) at the site; what follows it in the model does not run.
+
+    Raises:
+        ValueError: the model does not pass the site.
+    """
     found: list[Tensor] = []
 
     def note(x: Tensor) -> Tensor:
@@ -114,6 +118,9 @@ def trace(site: Site, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The model's output, and the activations x (tokens, d) that it depends on, a leaf.
+
+    Raises:
+        ValueError: the site was not passed exactly once.
     """
     leaves: list[Tensor] = []
 

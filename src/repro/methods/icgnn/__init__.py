@@ -68,9 +68,6 @@ def learned(
         cg_steps: see `LearnedPrecoder`; not used by `LearnedPower`; likewise
         jacobi: see there.
         **network: width, layers, carry and zero_init_head of `InformationCarryingGNN`.
-
-    Raises:
-        UserError: an unknown kind.
     """
     if kind == "cellular":
         return LearnedPrecoder(cg_steps, jacobi, **network)

@@ -72,7 +72,7 @@ def with_powers(V: Tensor, power: Tensor) -> Tensor:
     return V * (_root(power) * norm).unsqueeze(-2)
 
 
-def mrt(H: Tensor, snr: Tensor) -> Tensor:
+def mrt(H: Tensor, snr: Tensor) -> Tensor:  # noqa: ARG001 - called like the others
     """Maximum ratio transmission: directions h_k, equal powers; (B, S, M) to (B, M, S)."""
     return with_powers(H.mH, _equal(H))
 
@@ -154,9 +154,6 @@ def wmmse_path(
 
     Yields:
         (B, M, S) with ‖W‖² = 1.
-
-    Raises:
-        UserError: an unknown start.
     """
     Q, small = _wmmse_reduced(H, snr, reduced, start)
     yield from (W if Q is None else Q @ W for W in small)

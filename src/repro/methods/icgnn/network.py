@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.knobs import Count, checked
 
@@ -36,7 +37,7 @@ class Graph(Protocol):
 
 
 @dataclass
-class CompleteGraph:
+class CompleteGraph(Graph):
     """K nodes, each a neighbour of every other one, with features on the edges.
 
     Args:
@@ -69,7 +70,7 @@ class CompleteGraph:
 
 
 @dataclass
-class GridGraph:
+class GridGraph(Graph):
     """Links (l, k) of a table: neighbours share the row (access point) or the column (user).
 
     Args:
@@ -79,6 +80,7 @@ class GridGraph:
     mask: Tensor
     neighbourhoods = 2
 
+    @override
     def messages(self, from_node: Tensor, from_edge: nn.Module | None) -> Tensor:
         """A link says the same to all its neighbours."""
         return from_node

@@ -75,9 +75,6 @@ def loss_weight(
         first: weight at block 1.
         last: weight at block K - 1.
         schedule: which of the two.
-
-    Raises:
-        UserError: there is no such schedule.
     """
     if modules <= 2:
         return first

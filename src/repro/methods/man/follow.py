@@ -23,9 +23,6 @@ def copy_of(source: nn.Module, init: Init = "independent") -> nn.Module:
         source: what to copy.
         init: ``independent`` draws new parameters (convolutions by `he_init`, everything else as
             PyTorch does), which is what the official code ends up with; ``copy`` keeps the values.
-
-    Raises:
-        UserError: there is no such init.
     """
     module = copy.deepcopy(source).train()
     if init == "independent":

@@ -140,7 +140,7 @@ class Classification(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, y: Tensor, image: Tensor, target: Tensor) -> Tensor:
+    def forward(self, y: Tensor, _image: Tensor, target: Tensor) -> Tensor:
         """The loss of features (B, C, ...) for labels (B,)."""
         return F.cross_entropy(self.head(y), target)
 
@@ -192,7 +192,7 @@ class PredSim(nn.Module):
         self.classes = classes
         self.beta = beta
 
-    def forward(self, y: Tensor, image: Tensor, target: Tensor) -> Tensor:
+    def forward(self, y: Tensor, _image: Tensor, target: Tensor) -> Tensor:
         """The loss of features (B, C, ...) for labels (B,)."""
         labels = F.one_hot(target, self.classes).to(y.dtype)
         alike = F.mse_loss(similarity(self.embed(y)), similarity(labels))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Count, Positive, Probability, checked
@@ -195,7 +196,11 @@ class LocalLearning(Method):
     def _local_loss(
         self, chain: Chain, shapes: list[torch.Size], block: int, next_unit: int, blocks: int
     ) -> LocalLoss:
-        """What block number ``block`` is trained with, given the unit that follows it."""
+        """What block number ``block`` is trained with, given the unit that follows it.
+
+        Raises:
+            UserError: the features cannot be painted from.
+        """
         unit = chain.units[next_unit]
         bridged = self.ema or self.bias
         bridge = Bridge(
@@ -231,6 +236,7 @@ class LocalLearning(Method):
         """The parameters beside the network that are trained: not those of momentum copies."""
         return [p for p in self.auxiliary.parameters() if p.requires_grad]
 
+    @override
     def register(self, ddp_model: nn.Module) -> None:
         """Local learning trains on one device.
 
@@ -244,6 +250,7 @@ class LocalLearning(Method):
 
     # ---------------------------------------------------------------- one step
 
+    @override
     def backward(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor], Any]) -> Tensor:
         """Runs forward and backward block by block, then moves the momentum copies.
 

@@ -106,11 +106,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str) -> Activation:
-    """The nonlinearity of a name.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The nonlinearity of a name."""
     check_choice("NNGPKernel", "act", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 

@@ -76,8 +76,8 @@ class Skeletonize(SkeletonLayer):
         Returns:
             The skeletons, in the shape of x; exactly 0 or 1 where the peeled mask is binary.
 
-        Raises:
-            UserError: another shape, a size of 2, H or W of 1, or values outside [0, 1].
+        A `UserError` says so if the shape is another one, a size is 2, H or W is 1, or a value lies
+        outside [0, 1].
         """
         _check(x)
         if self.probabilistic:

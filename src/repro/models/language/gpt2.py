@@ -89,7 +89,11 @@ class Trunk(nn.Module):
         self.ln_f = nn.LayerNorm(width, eps)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Maps (B, T) to (B, T, D)."""
+        """Maps (B, T) to (B, T, D).
+
+        Raises:
+            UserError: the sequences are longer than its positions.
+        """
         T, longest = tokens_BT.shape[1], self.wpe.num_embeddings
         if longest < T:
             raise UserError(f"gpt2: sequences of {T} tokens are longer than its {longest}.")
@@ -178,9 +182,8 @@ def load_gpt2(
         vocab_size: checked, if stated.
         parameters: number of parameters, checked, if stated.
 
-    Raises:
-        UserError: the folder is missing or incomplete, holds another kind of model, or does not
-            have the stated sizes; or safetensors is not installed.
+    A `UserError` says so if the folder is missing or incomplete, holds another kind of model, or
+    does not have the stated sizes, or if safetensors is not installed.
     """
     path = data_root(root) / folder  # an absolute folder stays what it is
     config = _read_config(path, str(folder))

@@ -233,9 +233,8 @@ def load_hugging_face(
         vocab_size: checked, if stated.
         parameters: number of parameters, checked, if stated.
 
-    Raises:
-        UserError: the folder is missing or incomplete, holds another kind of model, or does not
-            have the stated sizes; or safetensors is not installed.
+    A `UserError` says so if the folder is missing or incomplete, holds another kind of model, or
+    does not have the stated sizes, or if safetensors is not installed.
     """
     path = data_root(root) / folder  # an absolute folder stays what it is
     config = _read_config(path, str(folder))
@@ -277,7 +276,11 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def _rope_theta(config: dict[str, Any]) -> float:
-    """The base of the wavelengths, where old and new files keep it."""
+    """The base of the wavelengths, where old and new files keep it.
+
+    Raises:
+        UserError: another kind of rotation.
+    """
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"config.json: rope_type={rope['rope_type']} is not supported.")

@@ -16,7 +16,7 @@ MergeKind = Literal["add", "concat"]
 class PlainSkips(nn.Module):
     """Passes each skip on as it is; a method may put another scaler in its place."""
 
-    def forward(self, skip: Tensor, j: int) -> Tensor:
+    def forward(self, skip: Tensor, _j: int) -> Tensor:
         """The skip that decoder block ``j`` consumes, unchanged."""
         return skip
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from repro.knobs import Count, Fraction, Known, checked
 
 
-def simple_std(fan_in: int) -> float:
+def simple_std(_fan_in: int) -> float:
     """0.1 whatever the fan-in: at width 50 each layer halves the signal."""
     return 0.1
 
@@ -28,7 +28,7 @@ def random_walk_std(fan_in: int) -> float:
     return math.sqrt(2) * math.exp(1.2 / (max(fan_in, 6) - 2.4)) / math.sqrt(fan_in)
 
 
-def zero_std(fan_in: int) -> float:
+def zero_std(_fan_in: int) -> float:
     """0: every weight starts at exactly zero, and no gradient reaches a hidden weight."""
     return 0.0
 

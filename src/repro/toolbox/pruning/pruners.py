@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Count, Positive, checked
@@ -21,6 +22,7 @@ class Pruner(Method):
     needs_hessian = False
     grad_norm = "l1"
 
+    @override
     def attach(self, model: nn.Module) -> None:
         """Refuses: pruning comes after training.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def magnitude(w: Tensor, a: Tensor | None, g: Tensor | None) -> Tensor:
+def magnitude(w: Tensor, _a: Tensor | None, _g: Tensor | None) -> Tensor:
     """``|W|``."""
     return w.abs()
 
 
-def wanda(w: Tensor, a: Tensor | None, g: Tensor | None) -> Tensor:
+def wanda(w: Tensor, a: Tensor | None, _g: Tensor | None) -> Tensor:
     """``|W| A`` (Sun et al. 2023)."""
     assert a is not None
     return w.abs() * a

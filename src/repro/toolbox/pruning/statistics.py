@@ -99,7 +99,7 @@ class InputMoments:
         )
 
     def _hook(self, name: str) -> Any:
-        def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
             version = 0 if x.is_inference() else x._version
             if self._last is not None and self._last[0] is x and self._last[1] == version:
@@ -187,7 +187,7 @@ class GradientNorms:
         return min(self.sequences.values(), default=0)
 
     def _hook(self, name: str) -> Any:
-        def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def watch(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
             x = inputs[0].detach()
