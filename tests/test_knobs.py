@@ -21,6 +21,7 @@ from repro.errors import UserError
 from repro.knobs import (
     Count,
     Fraction,
+    KnobError,
     Known,
     Natural,
     NonNegative,
@@ -132,6 +133,7 @@ def test_signature_docstring_and_pickling_stay() -> None:
     assert scaled.__doc__ == "A function with a knob."
     assert "count" in inspect.signature(Thing).parameters
     assert pickle.loads(pickle.dumps(Settings(0.25))) == Settings(0.25)
+    assert str(pickle.loads(pickle.dumps(KnobError("a", "b", "is c")))) == "a.b is c"
     with pytest.raises(TypeError, match="unexpected keyword argument 'thrice'"):
         scaled(None, thrice=3)  # type: ignore[call-arg]
 

@@ -45,12 +45,16 @@ class KnobError(UserError):
 
     Args:
         owner: whose argument it is: a class, a function, or a group of the config.
-        complaint: the rest of the sentence, beginning with the argument's name.
+        knob: the argument.
+        rule: the rest of the sentence that begins with its name.
     """
 
-    def __init__(self, owner: str, complaint: str) -> None:
-        super().__init__(f"{owner}.{complaint}")
-        self.owner, self.complaint = owner, complaint
+    def __init__(self, owner: str, knob: str, rule: str) -> None:
+        super().__init__(owner, knob, rule)  # as given, so that it can be pickled
+        self.owner, self.knob, self.rule = owner, knob, rule
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.knob} {self.rule}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def checked(target: Target) -> Target:
             if name in given and not _allows(adapter, given[name]):
                 is_constructor = target.__name__ == "__init__"
                 owner = type(args[0]).__name__ if is_constructor else target.__name__
-                raise KnobError(owner, _complaint(name, given[name], hint))
+                raise KnobError(owner, name, _complaint(given[name], hint))
         return target(*args, **kwargs)
 
     return call  # type: ignore[return-value]
@@ -112,7 +116,7 @@ def check_choice(owner: str, name: str, value: object, known: Iterable[str]) -> 
     """
     known = tuple(known)
     if value not in known:
-        raise KnobError(owner, _complaint(name, value, Annotated[str, Known(known)]))
+        raise KnobError(owner, name, _complaint(value, Annotated[str, Known(known)]))
 
 
 def _has_rule(hint: Any) -> bool:
@@ -133,9 +137,9 @@ def _allows(adapter: TypeAdapter[Any], value: Any) -> bool:
     return True
 
 
-def _complaint(name: str, value: object, hint: Any) -> str:
+def _complaint(value: object, hint: Any) -> str:
     suggestion = did_you_mean(value, _choices(hint)) if isinstance(value, str) else ""
-    return f"{name} {_rule(hint)}, not {value!r}.{suggestion}"
+    return f"{_rule(hint)}, not {value!r}.{suggestion}"
 
 
 def _rule(hint: Any) -> str:

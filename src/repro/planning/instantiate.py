@@ -38,8 +38,9 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
     Raises:
         UserError: a target is not trusted, does not exist, or refuses its arguments.
     """
-    for target in _targets(config):
-        _check_target(target)
+    nodes = list(_targets(config))
+    for node in nodes:
+        _check_target(node["_target_"])
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -48,7 +49,7 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = _root_cause(error)
         if isinstance(cause, KnobError):
-            cause = _as_typed(cause, str(error))
+            cause = _as_typed(cause, str(error), nodes)
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):
@@ -57,11 +58,12 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
         raise cause from error
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _targets(node: Any) -> Iterator[dict[str, Any]]:
+    """Every part of a config that names what it builds."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
         if isinstance(plain.get("_target_"), str):
-            yield plain["_target_"]
+            yield plain
         for value in plain.values():
             yield from _targets(value)
     elif isinstance(plain, list | ListConfig):
@@ -107,12 +109,14 @@ def _suggest(target: str) -> str:
         return ""
 
 
-def _as_typed(error: KnobError, report: str) -> KnobError:
+def _as_typed(error: KnobError, report: str, nodes: Iterable[dict[str, Any]]) -> KnobError:
     """The error under the name that a person would type, where Hydra's report tells it."""
-    found = re.search(r"target '\S*\.(\w+)':.*^full_key: (\S+)$", report, re.MULTILINE | re.DOTALL)
-    if found and found[1] == error.owner:
-        return KnobError(found[2], error.complaint)
-    return error
+    found = re.search(r"target '(\S+)':.*^full_key: (\S+)$", report, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return error
+    name = found[1].rpartition(".")[2]
+    typed = any(node["_target_"].endswith(f".{name}") and error.knob in node for node in nodes)
+    return KnobError(found[2], error.knob, error.rule) if typed else error
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -6,7 +6,7 @@ import torch
 from scipy.sparse.linalg import cg
 
 from repro.toolbox.costs import count_operations
-from repro.toolbox.linear_algebra import conjugate_gradient
+from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
 
 def hermitian(n, batch=3, dtype=torch.complex128, seed=0):

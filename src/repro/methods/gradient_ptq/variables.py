@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from repro.knobs import check_choice
 from repro.methods.gradient_ptq.grids import Grid
@@ -53,8 +52,7 @@ class Variable(nn.Module):
         """The weight on the grid."""
         return self._weight(self.hard_position())
 
-    @override
-    def regulariser(self, beta: float) -> Tensor | None:
+    def regulariser(self, beta: float) -> Tensor | None:  # noqa: ARG002 - for those that push
         """What pushes the rounding to a decision; None for variables that need no push."""
         return None
 

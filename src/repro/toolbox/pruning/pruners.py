@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Literal
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -20,7 +21,7 @@ class Pruner(Method):
 
     needs_gradients = False
     needs_hessian = False
-    grad_norm = "l1"
+    grad_norm: Literal["l1", "l2"] = "l1"
 
     @override
     def attach(self, model: nn.Module) -> None:
