@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from repro.errors import UserError
 from repro.methods.gblm import SCORES, ScorePruner
-from repro.toolbox import pruning
 from repro.toolbox.method import Method
 from repro.toolbox.pruning import (
     GradientNorms,
@@ -68,7 +67,7 @@ def collect(
 
 
 def test_the_docstrings_show_what_they_say() -> None:
-    for module in (pruning, structure):
+    for module in (gblm, structure):
         assert doctest.testmod(module).failed == 0
 
 
