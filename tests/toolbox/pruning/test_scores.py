@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.methods import gblm
 from repro.methods.gblm import SCORES, ScorePruner
 from repro.toolbox.method import Method
 from repro.toolbox.pruning import (
