@@ -89,7 +89,7 @@ class TensorData(LightningDataModule):
         name: str,
         splits: Splits | Callable[[], Splits],
         *,
-        task: Literal["classification", "regression"],
+        task: Literal["classification", "regression", "segmentation", "registration"],
         input_shape: Sequence[int] | None = None,
         classes: int | None = None,
         targets: int | None = None,
