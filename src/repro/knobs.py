@@ -31,11 +31,12 @@ Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Probability = Annotated[float, Ge(0), Le(1)]
-Share = Annotated[float, Gt(0), Le(1)]
-Fraction = Annotated[float, Ge(0), Lt(1)]
-Inside = Annotated[float, Gt(0), Lt(1)]
+Probability = Annotated[float, Ge(0), Le(1)]  # [0, 1]
+Share = Annotated[float, Gt(0), Le(1)]  # (0, 1]: a part that may be the whole
+Fraction = Annotated[float, Ge(0), Lt(1)]  # [0, 1): a part that may be nothing
+Inside = Annotated[float, Gt(0), Lt(1)]  # (0, 1)
 
+# Strict: 2.0 is no whole number, "0.1" no number, and NaN lies within no bounds.
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 Target = TypeVar("Target", bound=Callable[..., Any])
 
