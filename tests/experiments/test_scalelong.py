@@ -183,7 +183,7 @@ def test_a_run_stopped_midway_ends_with_the_same_bits(
         ("module.ema", 1.5, "module.ema is null or lies in"),
         ("module.monitor.every", 0, "module.monitor.every is a whole number"),
         ("module.sampling.method", "dpm", "There is no module.sampling.method"),
-        ("model.merge", "sum", "There is no model.merge"),
+        ("model.merge", "sum", "model.merge is add or concat, not 'sum'"),
         ("method.kind", "lss", "Did you mean 'ls'"),
     ],
 )

@@ -28,7 +28,7 @@ class FeatureNorms:
             module.register_forward_hook(self._recorder(index))
 
     def _recorder(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self.active:
                 norms_B = torch.linalg.vector_norm(output.detach().flatten(1).float(), dim=1)
                 self.latest[index] = norms_B.mean()

@@ -46,7 +46,11 @@ def loggers(config: DictConfig, subject: Subject) -> list[Logger]:
 
 
 def tensorboard(subject: Subject) -> TensorBoardLogger:
-    """Event files in the run directory: ``tensorboard --logdir outputs`` finds them."""
+    """Event files in the run directory: ``tensorboard --logdir outputs`` finds them.
+
+    Args:
+        subject: what is tracked.
+    """
     return TensorBoardLogger(
         save_dir=subject.folder, name="", version="tensorboard", default_hp_metric=False
     )
