@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
+from repro.records.layers import stack as stack_texts
 from repro.records.papers import config_folders
 
 Point = dict[str, Any]  # one point of a grid: override key -> value
@@ -100,27 +101,9 @@ class Layer:
 
 
 def stack(layers: Sequence[Layer]) -> list[str]:
-    """Merges layers, the last being the strongest, into one list of override strings.
-
-    A later override of the same key replaces the earlier one. Choosing a config group drops what
-    earlier layers said inside that group, because it was meant for another choice.
-    """
-    merged: dict[tuple[str, str | None], Override] = {}
-    for layer in layers:
-        for override in layer.overrides:
-            name = override.key_or_group
-            if choices(name):
-                inside = name.replace("/", ".") + "."
-                for key in [key for key in merged if key[0].startswith(inside)]:
-                    del merged[key]
-        for override in layer.overrides:
-            key = (override.key_or_group, override.package)
-            earlier = merged.pop(key, None)
-            if earlier is not None and earlier.is_add() and not override.is_add():
-                # The earlier layer adds the key; without its `+` the key would be unknown.
-                override = replace(override, input_line=f"++{override.input_line}")
-            merged[key] = override
-    return [override.input_line or "" for override in merged.values()]
+    """Merges layers, the last being the strongest, into one list of override strings."""
+    texts = [[o.input_line or "" for o in layer.overrides] for layer in layers]
+    return stack_texts(texts, choices)
 
 
 def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from repro.errors import UserError, did_you_mean
+from repro.records import layers
 
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -25,8 +26,8 @@ class Paper:
     link: str
     question: str
     room: str  # the Python package that holds claims.yaml, README.md and the modules
-    arms: dict[str, list[str]]
-    scales: dict[str, list[str]]
+    arms: dict[str, list[str]]  # with what they inherit
+    scales: dict[str, list[str]]  # likewise
     report: list[str]  # the metrics worth a column in the summary table
     config_file: Path
 
@@ -75,7 +76,7 @@ def load_paper(slug: str) -> Paper:
     """Reads one paper's description.
 
     Raises:
-        UserError: no such paper, or its file lacks something.
+        UserError: no such paper, or its file lacks something or holds a malformed arm or scale.
     """
     known = paper_files()
     if slug not in known:
@@ -93,11 +94,13 @@ def load_paper(slug: str) -> Paper:
             link=about.get("link", ""),
             question=about.get("question", ""),
             room=about.get("room", f"repro.experiments.{slug}"),
-            arms=dict(content["arms"]),
-            scales=dict(content["scales"]),
+            arms=layers.expand(content["arms"], "arm", _is_group),
+            scales=layers.expand(content["scales"], "scale", _is_group),
             report=list(content.get("report") or []),
             config_file=file,
         )
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: a paper needs paper.title, arms and scales ({error}).") from None
 
@@ -105,3 +108,7 @@ def load_paper(slug: str) -> Paper:
 def load_papers() -> list[Paper]:
     """All papers, by slug."""
     return [load_paper(slug) for slug in sorted(paper_files())]
+
+
+def _is_group(name: str) -> bool:
+    return any((folder / name).is_dir() for folder in config_folders())
