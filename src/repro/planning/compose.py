@@ -16,6 +16,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -139,9 +140,11 @@ def refuse_grid(layer: Layer) -> None:
 
 
 def compose_config(
-    overrides: Sequence[str], config_name: str = "config", with_hydra: bool = False
+    overrides: Sequence[str], config_name: str | None = "config", with_hydra: bool = False
 ) -> DictConfig:
-    """Composes one config; ``with_hydra`` keeps Hydra's own settings in it.
+    """Composes one config, from nothing but the overrides where ``config_name`` is null.
+
+    ``with_hydra`` keeps Hydra's own settings in it.
 
     Raises:
         UserError: a key, group choice or value is wrong; the message names the closest good one.
@@ -217,8 +220,14 @@ def quoted(value: str) -> str:
 
 @functools.cache
 def choices(group: str) -> tuple[str, ...]:
-    """The names that a config group offers; Hydra reads files for every answer, so each is kept."""
-    return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
+    """The names that a config group offers, those in folders inside it (``skeleton/soft``) too.
+
+    Hydra reads files for every answer, so each is kept.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    inside = loader.get_group_options(group, ObjectType.GROUP)
+    nested = [f"{name}/{choice}" for name in inside for choice in choices(f"{group}/{name}")]
+    return tuple(sorted([*loader.get_group_options(group), *nested]))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -253,10 +262,9 @@ def check_launcher(name: str) -> None:
 
 
 def _explain_missing(error: MissingConfigException) -> UserError:
-    missing = error.missing_cfg_file or ""
-    group, _, name = missing.rpartition("/")
-    options = list(error.options or [])
-    if not options:
+    group, _, name = (error.missing_cfg_file or "").partition("/")
+    options = choices(group)
+    if not error.options:
         return UserError(str(error).splitlines()[0])
     return UserError(
         f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."

@@ -94,8 +94,8 @@ def load_paper(slug: str) -> Paper:
             link=about.get("link", ""),
             question=about.get("question", ""),
             room=about.get("room", f"repro.experiments.{slug}"),
-            arms=layers.expand(content["arms"], "arm", _is_group),
-            scales=layers.expand(content["scales"], "scale", _is_group),
+            arms=layers.expand(content["arms"], "arm", is_group),
+            scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
             config_file=file,
         )
@@ -110,5 +110,6 @@ def load_papers() -> list[Paper]:
     return [load_paper(slug) for slug in sorted(paper_files())]
 
 
-def _is_group(name: str) -> bool:
+def is_group(name: str) -> bool:
+    """Whether a name is that of a config group, that is of a config folder."""
     return any((folder / name).is_dir() for folder in config_folders())
