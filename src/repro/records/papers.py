@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ class Paper:
 
 def config_folders() -> list[Path]:
     """The config folders in search order: the project's own, then the user's."""
-    own = Path(str(files("repro.conf")))
     extra = os.environ.get(CONFIG_DIR_VARIABLE)
-    return [own, Path(extra)] if extra else [own]
+    return [_own_folder(), Path(extra)] if extra else [_own_folder()]
+
+
+@cache
+def _own_folder() -> Path:
+    return Path(str(files("repro.conf")))
 
 
 def paper_files() -> dict[str, Path]:
@@ -112,4 +117,4 @@ def load_papers() -> list[Paper]:
 
 def is_group(name: str) -> bool:
     """Whether a name is that of a config group, that is of a config folder."""
-    return any((folder / name).is_dir() for folder in config_folders())
+    return "." not in name and any((folder / name).is_dir() for folder in config_folders())
