@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
 from repro.records.layers import stack as stack_texts
-from repro.records.papers import config_folders
+from repro.records.papers import config_folders, is_group
 
 Point = dict[str, Any]  # one point of a grid: override key -> value
 
@@ -104,7 +104,7 @@ class Layer:
 def stack(layers: Sequence[Layer]) -> list[str]:
     """Merges layers, the last being the strongest, into one list of override strings."""
     texts = [[o.input_line or "" for o in layer.overrides] for layer in layers]
-    return stack_texts(texts, choices)
+    return stack_texts(texts, is_group)
 
 
 def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:

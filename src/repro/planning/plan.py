@@ -15,7 +15,7 @@ from repro.errors import UserError, did_you_mean
 from repro.planning import compose, extras
 from repro.planning.compose import Layer, Point
 from repro.records.layers import expand
-from repro.records.papers import Paper, load_paper
+from repro.records.papers import Paper, is_group, load_paper
 
 STUDY_KEYS = ("scale", "arm", "seed", "seeds")  # settings of a study rather than of a run
 OPTIONAL_COUNTS = (
@@ -256,7 +256,7 @@ def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
 
 
 def _named_layers(node: DictConfig, kind: str) -> dict[str, Layer]:
-    named = expand(OmegaConf.to_container(node, resolve=True), kind, compose.choices)
+    named = expand(OmegaConf.to_container(node, resolve=True), kind, is_group)
     return {name: Layer.parse(texts, f"{kind} '{name}'") for name, texts in named.items()}
 
 
@@ -324,7 +324,7 @@ def _seeds(settings: dict[str, Any]) -> list[int]:
 
 
 def _group_choices(layer: Layer) -> Layer:
-    return Layer(tuple(o for o in layer.overrides if compose.choices(o.key_or_group)))
+    return Layer(tuple(o for o in layer.overrides if is_group(o.key_or_group)))
 
 
 def _without_lists(config: DictConfig) -> DictConfig:

@@ -23,14 +23,13 @@ def stack(layers: Sequence[Sequence[str]], is_group: IsGroup) -> list[str]:
     """
     merged: dict[str, str] = {}
     for layer in layers:
-        for key in map(key_of, layer):
-            group = key.partition("@")[0]
-            if is_group(group):
-                inside = group.replace("/", ".") + "."
+        for name in (key_of(text).partition("@")[0] for text in layer):
+            if is_group(name):
+                inside = name.replace("/", ".") + "."
                 merged = {key: text for key, text in merged.items() if not key.startswith(inside)}
         for text in layer:
             earlier = merged.pop(key_of(text), "")
-            if earlier.startswith("+") and not text.startswith("+"):
+            if earlier.startswith("+") and not text.startswith(("+", "~")):
                 # The earlier layer adds the key; without its `+` the key would be unknown.
                 text = f"++{text}"
             merged[key_of(text)] = text
