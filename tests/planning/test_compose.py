@@ -225,6 +225,7 @@ def test_points_of_a_grid_get_folders_of_their_own(toy: Path) -> None:
         (["paper=toy", "arm=adm"], "Did you mean 'adam'"),
         (["paper=toy", "scale=smok"], "Did you mean 'smoke'"),
         (["paper=toy", "optimizer=adamm"], "Did you mean 'adam'"),
+        (["paper=toy", "method=skeleton/sift"], "Did you mean 'skeleton/soft'"),
         (["paper=toy", "trainig.epochs=3"], "Did you mean 'training.epochs'"),
         (["paper=toy", "epochs=3"], "Did you mean 'training.epochs'"),
         (["paper=toy", "training.epochs=many"], "training.epochs takes a whole number"),
