@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from repro.cli.knobs import knobs
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from repro.records.papers import Paper, config_folders
+from repro.records.papers import Paper
 from repro.records.status import Status
 from repro.records.summary import Scored, best_first, mean_and_spread, scores, state_counts
 
@@ -135,7 +135,7 @@ def paper(shown: Paper, as_json: bool) -> None:
     from repro.claims.schema import load_claims
 
     claims = load_claims(shown.claims_file).claims
-    knobs = _knobs(shown)
+    settings = knobs(shown)
     if as_json:
         emit(
             {
@@ -148,7 +148,7 @@ def paper(shown: Paper, as_json: bool) -> None:
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
                     {"key": key, "default": default, "meaning": meaning}
-                    for key, default, meaning in knobs
+                    for key, default, meaning in settings
                 ],
             }
         )
@@ -167,7 +167,7 @@ def paper(shown: Paper, as_json: bool) -> None:
             layer_table.add_row(name, Text(" ".join(map(str, overrides or [])) or "–"))
         console.print(layer_table)
     knob_table = table("key", "default", "meaning", title="\nKnobs")
-    for row in knobs:
+    for row in settings:
         knob_table.add_row(*(Text(cell) for cell in row))
     console.print(knob_table)
 
@@ -488,41 +488,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _knobs(shown: Paper) -> list[tuple[str, str, str]]:
-    """Key, default and meaning of the settings in the groups that the paper chooses."""
-    import yaml
-
-    content = yaml.safe_load(shown.config_file.read_text())
-    chosen = {"training": None, "optimizer": "sgd", "schedule": "constant"}
-    for entry in content.get("defaults", []):
-        if isinstance(entry, dict):
-            for key, choice in entry.items():
-                chosen[key.removeprefix("override ").strip("/ ")] = choice
-    rows = []
-    for group, choice in chosen.items():
-        if choice is None:
-            continue
-        files = [folder / group / f"{choice}.yaml" for folder in config_folders()]
-        file = next((file for file in files if file.is_file()), None)
-        if file is not None:
-            rows += [(f"{group}.{key}", *rest) for key, *rest in _documented(file)]
-    return rows  # type: ignore[return-value]
-
-
-def _documented(file: Path) -> list[tuple[str, str, str]]:
-    """The top-level keys of a config file with the comments beside or above them."""
-    rows = []
-    above = ""
-    for line in file.read_text().splitlines():
-        if line.startswith("#"):
-            above = f"{above} {line.lstrip('# ')}".strip()
-            continue
-        key, colon, rest = line.partition(":")
-        is_key = colon and key.isidentifier() and not key.startswith("_") and key != "defaults"
-        if is_key:
-            value, _, comment = rest.partition(" #")
-            rows.append((key, value.strip(), comment.strip() or above))
-        above = ""
-    return rows
