@@ -139,5 +139,5 @@ def metrics_of(rows: Iterable[ArmRow], wanted: Sequence[str]) -> list[str]:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     """A table in Markdown, as lines; the cells have to be escaped."""
-    lines = [header, ["---"] * len(header), *rows]
+    lines: list[Iterable[Any]] = [header, ["---"] * len(header), *rows]
     return [f"| {' | '.join(map(str, cells))} |" for cells in lines]

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    Values = Sequence[float] | NDArray[np.float64]
+
 Scale = Annotated[str, Field(pattern=r"^(smoke|mini|full)(_[a-z0-9]+)*$")]
 RELATIONS: dict[str, type[Check]] = {}
 PLACEHOLDER = "{each}"
@@ -40,7 +42,7 @@ class Sample(NamedTuple):
         open_below: Some are only upper bounds, so that nothing is known about the lower end.
     """
 
-    values: Sequence[float] | NDArray[np.float64]
+    values: Values
     note: str = ""
     open_below: bool = False
 
@@ -216,12 +218,12 @@ class MetricCheck(Check):
             reason = reason or f"the interval from {n} seeds lies on both sides of the limit"
         return Outcome(verdict, sentence(reason, sample.note), estimate, n)
 
-    def _estimate(self, values: ArrayLike) -> tuple[Estimate, str]:
+    def _estimate(self, values: Values) -> tuple[Estimate, str]:
         """The interval of a sample's mean or median and, if it is not the ordinary one, why."""
         from repro.claims import statistics
 
         estimate = statistics.point(values, self.statistic)
-        n = len(values)  # type: ignore[arg-type]
+        n = len(values)
         same = statistics.identical(values)
         if self.deterministic and same:
             return estimate, ""
