@@ -76,7 +76,7 @@ def update_readmes(paper: Paper) -> None:
 
 def project_readme() -> Path:
     """The project's README.md in a checkout; an installed package has none."""
-    return Path(repro.experiments.__path__[0]).parent / "README.md"
+    return Path(repro.experiments.__path__[0]).resolve().parent / "README.md"
 
 
 def with_tables(text: str, paper: Paper) -> str:

@@ -1,0 +1,52 @@
+"""Short words for what tests of papers do all the time: plan, run, read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from repro.errors import UserError
+from repro.planning.plan import plan_study
+from repro.records.run import Run, Status
+from repro.records.study import Study
+from repro.training.execute import execute
+
+
+def configs(*typed: str) -> dict[str, DictConfig]:
+    """Composed configs by arm; of seed 0 alone, unless other seeds are typed."""
+    return {run.arm: run.config for run in plan_study(["seed=0", *typed]).runs}
+
+
+def prepared(folder: Path, *typed: str) -> Study:
+    """A study that is ready to run in this process."""
+    return Study.create(plan_study(["n_jobs=1", *typed]), folder)
+
+
+def finished(folder: Path, *typed: str) -> Run:
+    """The last run of a study whose runs all finish, parents first."""
+    study = prepared(folder, *typed)
+    for run in study.runs:
+        assert execute(run.folder) == Status.FINISHED, run.record()["error"]
+    return study.runs[-1]
+
+
+def refusal(folder: Path, *typed: str, lines: int = 1) -> str:
+    """What planning or the first run says to refuse what was typed, in one line or at most some."""
+    try:
+        study = prepared(folder, *typed)
+    except UserError as error:
+        message = str(error)
+    else:
+        assert execute(study.runs[0].folder) == Status.FAILED
+        failure = study.runs[0].record()["error"]
+        assert failure["kind"] == "user", failure["traceback"]
+        message = failure["message"]
+    assert len(message.splitlines()) <= lines, message
+    return message
+
+
+def summaries(study: Study) -> dict[str, dict[str, float]]:
+    """Summaries by arm of a study of one seed; an arm that equals another has that one's."""
+    found = {run.record()["arm"]: run.summary() for run in study.runs}
+    return found | {arm: found[first] for arm, first in study.about.get("twins", {}).items()}
