@@ -8,11 +8,10 @@ import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, finished, plan, refusal, summaries
 
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
-from repro.planning.plan import plan_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -32,7 +31,7 @@ def test_smoke_runs_and_cuts(study: Study) -> None:
 
 
 def test_images_start_from_the_trained_backbone() -> None:
-    runs = plan_study(["paper=gbnn", "scale=full_images", "seed=0"]).runs
+    runs = plan("paper=gbnn", "scale=full_images").runs
     assert [run.parent for run in runs] == [None, "resnet"]
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, finished, plan, refusal, summaries
 
-from repro.planning.plan import plan_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -21,7 +20,7 @@ TINY = ["model.depth=3", "model.width=8", "model.members=2", "training.val_every
 
 @pytest.mark.parametrize("scale", list(PAPER.scales))
 def test_no_arm_equals_another(scale: str) -> None:
-    assert not plan_study([*SMALL, f"scale={scale}"]).notes
+    assert not plan("paper=gradient_noise", f"scale={scale}").notes
 
 
 def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.gradient_ptq.module import Protocol
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, finished, plan, refusal, summaries
 
 from repro.errors import UserError
 from repro.models import ResNetCIFAR
-from repro.planning.plan import plan_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.pretrained import Given, WeightsFile
@@ -38,7 +37,7 @@ def test_smoke_quantises(study: Study) -> None:
     [("mini", 26_514), ("full", 11_689_512), ("full_vit", 86_567_656)],
 )
 def test_the_networks_are_as_published(scale: str, parameters: int) -> None:
-    runs = plan_study(["paper=gradient_ptq", f"scale={scale}", "seed=0", "arm=adaround"]).runs
+    runs = plan("paper=gradient_ptq", f"scale={scale}", "arm=adaround").runs
     with torch.device("meta"):
         module = build_module(runs[-1].config)
     assert sum(p.numel() for p in module.model.parameters()) == parameters

@@ -9,14 +9,13 @@ import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, finished, plan, refusal, summaries
 
 from repro.claims.verdicts import Verdict
 from repro.data.base.catalog import describe
 from repro.errors import UserError
 from repro.methods.skeleton import Skeletonize
 from repro.planning.instantiate import instantiate
-from repro.planning.plan import plan_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 
@@ -26,7 +25,7 @@ FEW = "dataset.train_size=16 dataset.val_size=4 dataset.test_size=4"  # pictures
 
 @pytest.mark.parametrize("scale", [scale for scale in PAPER.scales if scale != "smoke"])
 def test_no_arm_equals_another(scale: str) -> None:
-    assert not plan_study(["paper=skeleton", f"scale={scale}", "seed=0"]).notes
+    assert not plan("paper=skeleton", f"scale={scale}").notes
 
 
 def test_claims_about_identities_hold_at_smoke(study: Study) -> None:

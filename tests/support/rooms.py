@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from repro.errors import UserError
-from repro.planning.plan import plan_study
+from repro.planning.plan import Plan, plan_study
 from repro.records.run import Run, Status
 from repro.records.study import Study
 from repro.training.execute import execute
 
 
+@functools.cache  # composing takes longer than building, and many tests look at the same scale
+def plan(*typed: str) -> Plan:
+    """What is planned for seed 0, unless other seeds are typed; to look at, not to change."""
+    return plan_study(["seed=0", *typed])
+
+
 def configs(*typed: str) -> dict[str, DictConfig]:
-    """Composed configs by arm; of seed 0 alone, unless other seeds are typed."""
-    return {run.arm: run.config for run in plan_study(["seed=0", *typed]).runs}
+    """Composed configs by arm; see `plan`."""
+    return {run.arm: run.config for run in plan(*typed).runs}
 
 
 def prepared(folder: Path, *typed: str) -> Study:
