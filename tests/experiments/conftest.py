@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from repro.launching.local import run_study
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.study import Study
 
 
@@ -33,8 +35,8 @@ def smoke(outputs: Path) -> Callable[[str], Study]:
     @functools.cache
     def run(slug: str) -> Study:
         typed = [f"paper={slug}", "scale=smoke", "seed=0", "n_jobs=1", f"outputs={outputs}"]
-        study = Study.create(plan_study(typed), outputs)
-        study.run()
+        study = create_study(plan_study(typed), outputs)
+        run_study(study)
         return study
 
     return run

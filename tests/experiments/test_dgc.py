@@ -9,6 +9,7 @@ import torch
 from repro.experiments.dgc.module import counted_ratio, sent_bytes
 from rooms import configs, refusal, summaries
 
+from repro.claims.studies import judge_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -23,7 +24,7 @@ def test_compressed_arms_send_less_than_the_dense_one(study: Study) -> None:
 
 
 def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
-    (verdict,) = (verdict for verdict in study.judge() if verdict.id == "C4")
+    (verdict,) = (verdict for verdict in judge_study(study) if verdict.id == "C4")
     assert "full_imagenet" in verdict.reason
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rooms import configs, finished, prepared, refusal, summaries
 
+from repro.launching.local import run_study
 from repro.models import Llama
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
@@ -54,12 +55,12 @@ def test_seeds_differ_in_the_calibration_alone(study: Study, outputs: Path, tmp_
 def other_seed(folder: Path, *typed: str) -> Study:
     arms = "arm=[magnitude,wanda,sparsegpt,gradient,gblm]"
     study = prepared(folder, *SMOKE, arms, "seed=1", *typed)
-    study.run()
+    run_study(study)
     return study
 
 
 def test_the_checkpoint_holds_the_model_that_was_pruned_last(study: Study) -> None:
-    run = next(run for run in study.runs if run.record()["arm"] == "gblm")
+    run = next(run for run in study.runs if run.record().arm == "gblm")
     weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
     weight = weights["model.model.layers.0.mlp.up_proj.weight"]
     assert ((weight == 0).unflatten(1, (-1, 4)).sum(2) == 2).all()
@@ -157,7 +158,7 @@ def full(published: Path, *typed: str) -> list[str]:
 def test_full_prunes_a_published_checkpoint(published: Path, stream: str) -> None:
     run = finished(published / "outputs", *full(published, "arm=gblm", f"module.stream={stream}"))
     assert run.summary()["pruned/fraction_4of8"] == 0.5
-    assert run.record()["data"]["sizes"]["test"] > 500
+    assert run.record().data["sizes"]["test"] > 500
 
 
 @pytest.mark.parametrize(

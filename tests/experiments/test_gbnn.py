@@ -10,6 +10,7 @@ from interruptions import same_after_a_kill
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
 from rooms import configs, finished, plan, refusal, summaries
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.papers import load_paper
@@ -26,7 +27,7 @@ def test_smoke_runs_and_cuts(study: Study) -> None:
     assert found["gbnn"]["test/merge_error"] < 1e-9
     assert 0.2 < found["gbnn"]["test/cost_of_a_quarter"] <= 0.25
     assert found["cnn_gbnn"]["test/accuracy"] > 0.8  # the backbone came with its weights
-    verdicts = {verdict.id: verdict.verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
     assert verdicts["C4"] is Verdict.SUPPORTED
 
 

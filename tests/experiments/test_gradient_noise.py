@@ -9,6 +9,7 @@ import torch
 from interruptions import same_after_a_kill
 from rooms import configs, finished, plan, refusal, summaries
 
+from repro.claims.studies import judge_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -24,7 +25,7 @@ def test_no_arm_equals_another(scale: str) -> None:
 
 
 def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
-    (verdict,) = (verdict for verdict in study.judge() if verdict.id == "G7")
+    (verdict,) = (verdict for verdict in judge_study(study) if verdict.id == "G7")
     assert "mini_neural_gpu" in verdict.reason
 
 

@@ -8,6 +8,7 @@ import pytest
 from interruptions import same_after_a_kill
 from rooms import configs, refusal, summaries
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.methods.icgnn import CellFree, Downlink
 from repro.records.papers import load_paper
@@ -22,7 +23,7 @@ def test_no_arm_sends_more_than_it_may(study: Study) -> None:
     for arm in ("rzf_cg8", "wmmse", "icgnn_cg8", "icgnn_power", "max_min"):
         assert set(PAPER.report) <= found[arm].keys()
         assert found[arm]["test/power_error"] < 1e-5
-    verdicts = {verdict.id: verdict.verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
     assert verdicts["C6"] is Verdict.SUPPORTED
 
 

@@ -11,11 +11,13 @@ from interruptions import same_after_a_kill
 from rooms import configs, refusal, summaries
 
 from repro.claims.schema import check_arms, load_claims
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.papers import Paper, load_papers
 from repro.records.run import Run, Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPERS = {paper.slug: paper for paper in load_papers()}
@@ -34,7 +36,7 @@ def arms_at(paper: Paper, scale: str) -> set[str]:
 
 @of_each_paper
 def test_every_arm_finishes(slug: str, smoke: Smoke) -> None:
-    ended = {run.record()["arm"]: run.status() for run in smoke(slug).runs}
+    ended = {run.record().arm: run.status() for run in smoke(slug).runs}
     assert set(ended.values()) == {Status.FINISHED}, ended
 
 
@@ -53,7 +55,7 @@ def test_every_metric_of_the_report_and_the_claims_is_there(slug: str, smoke: Sm
 
 @of_each_paper
 def test_every_claim_gets_a_verdict(slug: str, smoke: Smoke) -> None:
-    verdicts = {verdict.id: verdict.verdict for verdict in smoke(slug).judge()}
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(smoke(slug))}
     for claim in load_claims(PAPERS[slug].claims_file).claims:
         judged = verdicts[claim.id] is not Verdict.NOT_AT_SCALE
         assert judged == bool(claim.checks_at("smoke")), claim.id
@@ -61,7 +63,7 @@ def test_every_claim_gets_a_verdict(slug: str, smoke: Smoke) -> None:
 
 @of_each_paper
 def test_figures_are_written_as_png_and_svg(slug: str, smoke: Smoke) -> None:
-    written = smoke(slug).draw()
+    written = draw_study(smoke(slug))
     stems = {path.stem for path in written}
     assert {path.name for path in written} == {f"{s}.{t}" for s in stems for t in ("png", "svg")}
     assert all(path.stat().st_size > 5000 for path in written)
@@ -84,7 +86,7 @@ def test_a_killed_run_ends_with_the_same_numbers(
 ) -> None:
     """Killed halfway, continued from a checkpoint of an earlier step."""
     for run in one_of_each_kind(smoke(slug)):
-        arm, middle = run.record()["arm"], int(run.summary()["steps"]) // 2
+        arm, middle = run.record().arm, int(run.summary()["steps"]) // 2
         typed = [f"paper={slug}", "scale=smoke", f"arm={arm}", "seed=0", f"outputs={outputs}"]
         same_after_a_kill(tmp_path / arm, middle, *typed, straight=run)
 

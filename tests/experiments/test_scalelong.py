@@ -16,13 +16,16 @@ from repro.experiments.scalelong.module import Denoising
 from rooms import configs, finished, prepared, refusal, summaries
 from torch import Tensor, nn
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.methods.scalelong import SkipScaler
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.series import read_series
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module, execute
 
 PAPER = load_paper("scalelong")
@@ -51,12 +54,12 @@ def test_the_theory_is_measured_on_networks_that_all_arms_share(study: Study) ->
 
 
 def test_scaling_costs_no_parameters_worth_a_word(study: Study) -> None:
-    verdicts = {verdict.id: verdict.verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
     assert verdicts["C8"] is Verdict.SUPPORTED
 
 
 def test_samples_are_kept(study: Study) -> None:
-    (run,) = (run for run in study.runs if run.record()["arm"] == "cs")
+    (run,) = (run for run in study.runs if run.record().arm == "cs")
     with np.load(run.folder / "artifacts" / "samples.npz") as kept:
         assert kept["images"].shape == (40, 1, 8, 8)
 
@@ -67,8 +70,8 @@ def test_a_study_of_some_arms_draws_what_it_can(
 ) -> None:
     typed = [*SMOKE, f"arm={arm}", "seed=0", "from=null", *NO_PROBES]
     study = prepared(tmp_path, *typed, "module.sampling.pictures=0", "training.epochs=1")
-    study.run()
-    assert {path.stem for path in study.draw()} == expected
+    run_study(study)
+    assert {path.stem for path in draw_study(study)} == expected
 
 
 def test_arms_see_the_same_times_and_noises_and_start_alike(study: Study) -> None:

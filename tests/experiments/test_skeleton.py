@@ -11,6 +11,7 @@ from interruptions import same_after_a_kill
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
 from rooms import configs, finished, plan, refusal, summaries
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.data.base.catalog import describe
 from repro.errors import UserError
@@ -29,7 +30,7 @@ def test_no_arm_equals_another(scale: str) -> None:
 
 
 def test_claims_about_identities_hold_at_smoke(study: Study) -> None:
-    verdicts = {verdict.id: verdict.verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
     assert verdicts["C1"] is verdicts["C5"] is Verdict.SUPPORTED
 
 

@@ -56,7 +56,7 @@ def same_after_a_kill(folder: Path, step: int, *typed: str, straight: Run | None
         assert execute.execute(killed.folder) == Status.INTERRUPTED
     torch.manual_seed(123)
     assert execute.execute(killed.folder) == Status.FINISHED
-    assert killed.record()["attempts"] == 2
+    assert killed.record().attempts == 2
     assert timeless(killed) == timeless(straight)
     ends = [
         torch.load(r.last_checkpoint, weights_only=True)["state_dict"] for r in (killed, straight)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from repro.errors import UserError
 from repro.planning.plan import Plan, plan_study
+from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
 from repro.records.study import Study
 from repro.training.execute import execute
@@ -27,14 +28,14 @@ def configs(*typed: str) -> dict[str, DictConfig]:
 
 def prepared(folder: Path, *typed: str) -> Study:
     """A study that is ready to run in this process."""
-    return Study.create(plan_study(["n_jobs=1", *typed]), folder)
+    return create_study(plan_study(["n_jobs=1", *typed]), folder)
 
 
 def finished(folder: Path, *typed: str) -> Run:
     """The last run of a study whose runs all finish, parents first."""
     study = prepared(folder, *typed)
     for run in study.runs:
-        assert execute(run.folder) == Status.FINISHED, run.record()["error"]
+        assert execute(run.folder) == Status.FINISHED, run.record().error
     return study.runs[-1]
 
 
@@ -46,14 +47,14 @@ def refusal(folder: Path, *typed: str, lines: int = 1) -> str:
         message = str(error)
     else:
         assert execute(study.runs[0].folder) == Status.FAILED
-        failure = study.runs[0].record()["error"]
-        assert failure["kind"] == "user", failure["traceback"]
-        message = failure["message"]
+        failure = study.runs[0].record().error
+        assert failure.kind == "user", failure.traceback
+        message = failure.message
     assert len(message.splitlines()) <= lines, message
     return message
 
 
 def summaries(study: Study) -> dict[str, dict[str, float]]:
     """Summaries by arm of a study of one seed; an arm that equals another has that one's."""
-    found = {run.record()["arm"]: run.summary() for run in study.runs}
-    return found | {arm: found[first] for arm, first in study.about.get("twins", {}).items()}
+    found = {run.record().arm: run.summary() for run in study.runs}
+    return found | {arm: found[first] for arm, first in study.about.twins.items()}
