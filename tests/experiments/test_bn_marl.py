@@ -65,7 +65,7 @@ def test_fewer_steps_are_fewer_updates(tmp_path: Path) -> None:
     ("arm", "typed", "complaint"),
     [
         ("full", "method.graph=ful", "Did you mean 'full'"),
-        ("full", "method=gradient_noise", "bn_marl takes method=bn_tabular"),
+        ("full", "method=gradient_noise", "bn_marl takes method=bn_marl/tabular"),
     ],
 )
 def test_a_bad_knob_is_one_line(arm: str, typed: str, complaint: str, tmp_path: Path) -> None:

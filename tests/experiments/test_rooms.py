@@ -11,7 +11,7 @@ import torch
 from interruptions import same_after_a_kill
 from rooms import configs, refusal, summaries
 
-from repro.claims.schema import check_arms, load_claims
+from repro.claims.file import check_arms, load_claims
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
