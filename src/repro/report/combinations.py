@@ -26,6 +26,7 @@ from repro.planning.plan import plan_study
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.report import record
+from repro.report.tables import markdown_table
 from repro.toolbox.method import Batch, Method
 from repro.training.execute import build_module
 from repro.training.supervised import Supervised
@@ -167,7 +168,7 @@ def to_markdown(
             (f"`{method}`", *(_cell(place[method], numbers) for place in places.values()))
             for method in next(iter(places.values()))
         ]
-        return record.markdown((title, *places), rows)
+        return markdown_table((title, *places), rows)
 
     lines = [*table("method \\ paper", papers), ""]
     lines += [*table("method \\ model", models), "", "Why not:", ""]
