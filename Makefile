@@ -16,7 +16,7 @@ run: $(RUN)
 WITHOUT := not benchmark$(if $(shell which chromium), , and not browser)
 
 test: check
-	$(BIN)/pytest -n 2 --dist worksteal -m "$(WITHOUT)"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "$(WITHOUT)"
 
 check: lint types
 

@@ -1,4 +1,4 @@
-"""`repro new`: a paper's config, room and test, written from templates so that they run at once."""
+"""`repro new`: a paper's config and room, written from templates so that they run at once."""
 
 from __future__ import annotations
 
@@ -32,13 +32,11 @@ class Place:
     def templates(self) -> dict[Path, str]:
         """File to write -> template."""
         room = self.root / "experiments" / self.slug if self.in_checkout else self.root / self.slug
-        tests = self.root / "tests" / ("experiments" if self.in_checkout else "")
         return {
             self.root / "conf" / "paper" / f"{self.slug}.yaml": "paper.yaml.j2",
             room / "__init__.py": "init.py.j2",
             room / "claims.yaml": "claims.yaml.j2",
             room / "README.md": "README.md.j2",
-            tests / f"test_{self.slug}.py": "test.py.j2",
         }
 
     @property
@@ -76,6 +74,8 @@ def create(slug: str, title: str, link: str, folder: Path) -> None:
         files.write_text(path, text)
         click.echo(f"written: {path.relative_to(place.root)}")
     click.echo(f"\nIt runs already:  repro run paper={slug} scale=smoke{place.option}")
+    if in_checkout:
+        click.echo(f"So do its tests:  pytest -k {slug} tests/experiments/test_rooms.py")
     click.echo("Next: fill in what says TODO; CONTRIBUTING.md says what a paper needs.")
 
 

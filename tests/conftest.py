@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads wait longer for each other than they help
+
 import torch
 
 from repro.training.imports import import_lightning
@@ -17,6 +21,14 @@ TOY_CONFIG = SUPPORT / "toy_project" / "conf"
 # Test modules are loaded by path, so their helpers (and the toy's room) need a place to come from.
 sys.path.insert(0, str(SUPPORT))
 import_lightning()  # before a test module does, which takes twice as long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps tests of one paper, or of one file, on one worker: they share what is made once."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        group = parameters.get("slug", item.path.stem.removeprefix("test_"))
+        item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
 @pytest.fixture

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from timing import fastest
+from timing import faster
 from torch import Tensor
 
 from repro.methods.bn_marl import (
@@ -20,17 +17,12 @@ from repro.methods.bn_marl import (
     policy_gradient,
 )
 
-pytestmark = pytest.mark.benchmark
 
-
-def test_gradient_of_five_agents(record_property: Callable[[str, object], None]) -> None:
+def test_gradient_of_five_agents() -> None:
     """Against solving for Q over all pairs of state and joint action, as the official code does."""
-    torch.set_num_threads(1)
     game, G = CoordinationGame(5), fixed_graph("full", 5)
-    logits = [
-        torch.randn(1, *logit_shape(G, i, 32), dtype=torch.float64, requires_grad=True)
-        for i in range(5)
-    ]
+    shapes = [(1, *logit_shape(G, agent, 32)) for agent in range(5)]
+    logits = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
     def naive() -> tuple[Tensor, ...]:
         joint = joint_policy(conditionals(logits))[0]
@@ -47,21 +39,14 @@ def test_gradient_of_five_agents(record_property: Callable[[str, object], None])
 
     for a, b in zip(naive(), ours(), strict=True):
         torch.testing.assert_close(a, b)
-    ratio = fastest(naive, 3) / fastest(ours, 20)
-    record_property("gradient_over_naive", round(ratio, 1))
-    print(f"exact gradient, 5 agents: {ratio:.0f} times as fast as through the system of Q")
-    assert ratio > 5
+    faster("the exact gradient for 5 agents, against the system of Q", ours, naive, 5)
 
 
-def test_orders_of_three_agents(record_property: Callable[[str, object], None]) -> None:
-    """All n! orders at once, against the Hungarian method sample by sample."""
-    torch.set_num_threads(1)
+def test_orders_of_three_agents() -> None:
     scores = torch.randn(2400, 3, 3)
-
-    def naive() -> list[object]:
-        return [linear_sum_assignment(each, maximize=True) for each in scores.numpy()]
-
-    ratio = fastest(naive, 5) / fastest(lambda: best_permutation(scores), 5)
-    record_property("orders_over_naive", round(ratio, 1))
-    print(f"orders of 3 agents: {ratio:.0f} times as fast as the Hungarian method in a loop")
-    assert ratio > 3
+    faster(
+        "orders of 3 agents, against the Hungarian method in a loop",
+        lambda: best_permutation(scores),
+        lambda: [linear_sum_assignment(each, maximize=True) for each in scores.numpy()],
+        3,
+    )

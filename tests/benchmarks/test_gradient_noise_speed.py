@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import partial
 
-import pytest
 import torch
+from timing import faster
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,44 +14,20 @@ from repro.models.language.memory_network import MemoryNetwork
 from repro.models.parts.restarts import Restarts
 from repro.models.toys.stacked_mlp import StackedMLP
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MEMBERS = 8
 
 
-def milliseconds(run: Callable[[], object], repeats: int = 30) -> float:
-    """The fastest of some repeats, after a warm-up."""
-    times = []
-    for repeat in range(repeats + 3):
-        start = time.perf_counter()
-        run()
-        if repeat >= 3:
-            times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
-
-
-def step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, stacked: bool) -> None:
+def step(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Forward and backward pass of networks that are one module."""
     model.zero_grad()
-    output = model(x)
-    if stacked:
-        (F.cross_entropy(output.flatten(0, 1), y.repeat(MEMBERS)) * MEMBERS).backward()
-    else:
-        F.cross_entropy(output, y).backward()
+    (F.cross_entropy(model(x).flatten(0, 1), y.repeat(MEMBERS)) * MEMBERS).backward()
 
 
-@pytest.mark.benchmark
-def test_stacked_mlps_beat_a_loop_and_vmap(capsys: pytest.CaptureFixture[str]) -> None:
-    """Forward and backward pass of 8 networks of 20 x 50 units."""
-    x, y = torch.randn(32, 1, 8, 8), torch.randint(10, (32,))
-    stacked = StackedMLP((1, 8, 8), 10, MEMBERS, init="he")
-    mapped = Restarts(MEMBERS, twenty_layers)
-    networks = [twenty_layers() for _ in range(MEMBERS)]
-    ours = milliseconds(lambda: step(stacked, x, y, True))
-    vmap = milliseconds(lambda: step(mapped, x, y, True))
-    loop = milliseconds(lambda: [step(network, x, y, False) for network in networks])
-    with capsys.disabled():
-        print(f"\n8 MLPs: stacked {ours:.2f} ms, vmap {vmap:.2f} ms, loop {loop:.2f} ms")
-    assert ours < 0.6 * loop
-    assert ours < vmap
+def loop(networks: list[nn.Module], x: torch.Tensor, y: torch.Tensor) -> None:
+    """The same of one network after the other."""
+    for network in networks:
+        network.zero_grad()
+        F.cross_entropy(network(x), y).backward()
 
 
 def twenty_layers() -> nn.Module:
@@ -63,31 +37,31 @@ def twenty_layers() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(50, 10))
 
 
-@pytest.mark.benchmark
-def test_mapped_memory_networks_beat_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
-    """Forward and backward pass of 8 memory networks through vmap against one after the other."""
-    x, y = torch.randint(1, 24, (32, 11, 5)), torch.randint(24, (32,))
+def test_stacked_mlps() -> None:
+    """8 networks of 20 x 50 units."""
+    batch = torch.randn(32, 1, 8, 8), torch.randint(10, (32,))
+    stacked = partial(step, StackedMLP((1, 8, 8), 10, MEMBERS, init="he"), *batch)
+    alone = partial(loop, [twenty_layers() for _ in range(MEMBERS)], *batch)
+    faster("8 MLPs, against a loop", stacked, alone, 1 / 0.6, 30)
+    faster("8 MLPs, against vmap", stacked, partial(step, Restarts(MEMBERS, twenty_layers), *batch), 1, 30)  # fmt: skip  # noqa: E501
+
+
+def test_mapped_memory_networks() -> None:
+    batch = torch.randint(1, 24, (32, 11, 5)), torch.randint(24, (32,))
     build = partial(MemoryNetwork, [11, 5], 24)
-    mapped, networks = Restarts(MEMBERS, build), [build() for _ in range(MEMBERS)]
-    ours = milliseconds(lambda: step(mapped, x, y, True))
-    loop = milliseconds(lambda: [step(network, x, y, False) for network in networks])
-    with capsys.disabled():
-        print(f"\n8 memory networks: vmap {ours:.2f} ms, loop {loop:.2f} ms")
-    assert ours < loop
+    alone = partial(loop, [build() for _ in range(MEMBERS)], *batch)
+    mapped = partial(step, Restarts(MEMBERS, build), *batch)
+    faster("8 memory networks by vmap, against a loop", mapped, alone, 1, 30)
 
 
-@pytest.mark.benchmark
-def test_one_draw_is_no_slower_than_a_draw_per_tensor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_draw_for_all_tensors() -> None:
     """Noise on the gradients of one 20 x 50 network against `randn_like` tensor by tensor."""
     tensors = [p.detach()[0].clone() for p in StackedMLP((64,), 10).parameters()]
     generators = {"cpu": torch.Generator().manual_seed(0)}
-
-    def naive() -> None:
-        for tensor in tensors:
-            tensor.add_(torch.randn_like(tensor) * 0.1)
-
-    ours = milliseconds(lambda: add_noise_(tensors, 0.1, generators), 200)
-    theirs = milliseconds(naive, 200)
-    with capsys.disabled():
-        print(f"\nnoise: one draw {ours:.3f} ms, per tensor {theirs:.3f} ms")
-    assert ours < 1.1 * theirs
+    faster(
+        "noise in one draw, against a draw for each tensor",
+        lambda: add_noise_(tensors, 0.1, generators),
+        lambda: [tensor.add_(torch.randn_like(tensor) * 0.1) for tensor in tensors],
+        1 / 1.1,
+        200,
+    )

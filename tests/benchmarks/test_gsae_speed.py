@@ -2,91 +2,47 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
-import pytest
 import torch
-from torch import Tensor
+from timing import faster
 from torch.nn import functional as F
 
 from repro.methods.gsae import GradientAugmented, TopKAutoencoder, attribution
 
-pytestmark = pytest.mark.benchmark
-TOKENS, WIDTH, LATENTS, K = (
-    256,
-    384,
-    8192,
-    32,
-)  # half the width of GPT-2 small, a third of the latents
+# Half the width of GPT-2 small, a third of the latents.
+TOKENS, WIDTH, LATENTS, K = 256, 384, 8192, 32
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def update(sae: TopKAutoencoder, *inputs: torch.Tensor) -> None:
+    """One update's forward and backward pass."""
+    sae.zero_grad()
+    sae.loss(*inputs).backward()
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a call, after one that does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def test_sparse_step_against_dense_matrices(capsys: pytest.CaptureFixture[str]) -> None:
-    """One update's forward and backward pass; naive: f as a dense matrix times the decoder."""
-    x_BD = torch.randn(TOKENS, WIDTH)
-    sae = TopKAutoencoder(WIDTH, LATENTS, K)
+def test_sparse_step_against_dense_matrices() -> None:
+    x_BD, sae = torch.randn(TOKENS, WIDTH), TopKAutoencoder(WIDTH, LATENTS, K)
 
     def dense() -> None:
         sae.zero_grad()
         (sae.decode(sae.encode(x_BD)) - x_BD).square().sum(1).mean().backward()
 
-    def sparse() -> None:
-        sae.zero_grad()
-        sae.loss(x_BD).backward()
-
-    ratio = seconds(dense) / seconds(sparse)
-    with capsys.disabled():
-        print(f"\ndense over sparse decoding, forward and backward: {ratio:.2f}")
-    assert ratio > 1.3
+    faster("a sparse step, against dense decoding", lambda: update(sae, x_BD), dense, 1.3)
 
 
-def test_the_gradient_costs_one_product(capsys: pytest.CaptureFixture[str]) -> None:
-    """A step of g-SAE over one of TopK, the model's own backward pass aside."""
-    x_BD, g_BD = torch.randn(2, TOKENS, WIDTH)
+def test_the_gradient_costs_one_product() -> None:
+    """A step of g-SAE may take twice one of TopK, the model's own backward pass aside."""
+    inputs = torch.randn(2, TOKENS, WIDTH)
     plain = TopKAutoencoder(WIDTH, LATENTS, K)
     ours = TopKAutoencoder(WIDTH, LATENTS, K, GradientAugmented())
-
-    def step(sae: TopKAutoencoder) -> Callable[[], None]:
-        def work() -> None:
-            sae.zero_grad()
-            sae.loss(x_BD, g_BD).backward()
-
-        return work
-
-    ratio = seconds(step(ours)) / seconds(step(plain))
-    with capsys.disabled():
-        print(f"\na step of g-SAE over one of TopK: {ratio:.2f}")
-    assert ratio < 2
+    work = (lambda: update(ours, *inputs)), (lambda: update(plain, *inputs))
+    faster("a step of g-SAE, against one of TopK", *work, 0.5)
 
 
-def test_attribution_against_a_loop_over_latents(capsys: pytest.CaptureFixture[str]) -> None:
+def test_attribution_against_a_loop_over_latents() -> None:
     """All |w·g| in one product; naive: a directional derivative for each latent in turn."""
-    W_ND = F.normalize(torch.randn(LATENTS, WIDTH), dim=1)
-    g_BD = torch.randn(TOKENS, WIDTH)
+    W_ND, g_BD = F.normalize(torch.randn(LATENTS, WIDTH), dim=1), torch.randn(TOKENS, WIDTH)
 
-    def loop() -> Tensor:
+    def loop() -> torch.Tensor:
         return torch.stack([(g_BD * w_D).sum(1).abs() for w_D in W_ND], dim=1)
 
     torch.testing.assert_close(attribution(W_ND, g_BD), loop(), atol=1e-4, rtol=1e-3)
-    ratio = seconds(loop, 1) / seconds(lambda: attribution(W_ND, g_BD))
-    with capsys.disabled():
-        print(f"\na loop over latents over one product: {ratio:.1f}")
-    assert ratio > 5
+    faster("attributions, against a loop", lambda: attribution(W_ND, g_BD), loop, 5, 1)

@@ -13,8 +13,6 @@ from fake_outputs import claim, make_study
 
 from repro.claims.verdicts import Verdict
 
-pytestmark = pytest.mark.benchmark
-
 START = datetime(2026, 1, 1)
 SCALES = ("smoke", "mini", "full")
 

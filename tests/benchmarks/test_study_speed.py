@@ -7,10 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.benchmark
-
 
 def test_dgc_mini_with_three_seeds_takes_at_most_ninety_seconds(tmp_path: Path) -> None:
     command = [

@@ -1,150 +1,109 @@
-"""The room of GBLM-Pruner: at scale=smoke, with a tiny published-style model, by composition."""
+"""What is special to GBLM-Pruner: what is pruned, streaming, and checkpoints as published."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from interruptions import unplugged
-from repro.experiments.gblm.module import Pruning
+from rooms import configs, finished, prepared, refusal, summaries
 
-from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
-from repro.errors import UserError
 from repro.launching.local import run_study
 from repro.models import Llama
 from repro.planning.instantiate import instantiate
-from repro.planning.plan import plan_study
-from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
-from repro.records.run import Run, Status
 from repro.records.study import Study
-from repro.report.draw import draw_study
 from repro.toolbox.pruning import Pattern, Pruner
-from repro.training.execute import execute
 
 PAPER = load_paper("gblm")
-SCALES = ["full_13b", "full_30b", "full_llama2", "full_llama2_13b", "full_llama2_70b", "full_open"]
-SMOKE = ["paper=gblm", "scale=smoke", "n_jobs=1"]
+SMOKE = ["paper=gblm", "scale=smoke"]
+FULL = [scale for scale in PAPER.scales if scale.startswith("full")]
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all, so that the base model is trained once."""
-    return tmp_path_factory.mktemp("outputs")
+def numbers(summary: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in summary.items() if not k.startswith("time/")}
 
 
-@pytest.fixture(scope="module")
-def study(outputs: Path) -> Study:
-    """The whole study at scale=smoke, run once for all tests here."""
-    made = create_study(plan_study([*SMOKE, f"outputs={outputs}"]), outputs)
-    run_study(made)
-    return made
-
-
-def run_of(outputs: Path, *typed: str) -> Run:
-    return create_study(plan_study([*SMOKE, f"outputs={outputs}", "seed=0", *typed]), outputs).runs[
-        0
-    ]
-
-
-def numbers(run: Run) -> dict[str, float]:
-    return {k: v for k, v in run.summary().items() if not k.startswith("time/")}
-
-
-def test_smoke_prunes_measures_and_judges(study: Study) -> None:
-    assert {run.status() for run in study.runs} == {Status.FINISHED}
-    for run in study.runs:
-        arm, summary = run.record()["arm"], run.summary()
-        if arm == "dense":
-            assert summary["pruned/fraction_0"] == 0
-            continue
+def test_smoke_prunes_what_it_says(study: Study) -> None:
+    found = summaries(study)
+    assert found.pop("dense")["pruned/fraction_0"] == 0
+    for summary in found.values():
         assert summary["pruned/fraction_2of4"] == 0.5
         assert summary["pruned/fraction_60"] == pytest.approx(0.6, abs=0.02)
         assert {"val/loss", "test/loss_2of4", "test/perplexity_60"} <= summary.keys()
-    assert len(list((study.folder.parents[2] / ".cache").glob("*.pt"))) == 1
-    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
-    assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    names = {path.name for path in draw_study(study)}
-    assert names == {"pruning.png", "pruning.svg", "masks.png", "masks.svg"}
 
 
-def test_seeds_differ_in_the_calibration_alone(study: Study) -> None:
-    found: dict[str, set[float]] = {}
-    for run in study.runs:
-        loss = run.summary().get("test/loss_60", run.summary().get("test/loss_0"))
-        assert loss is not None
-        found.setdefault(run.record()["arm"], set()).add(loss)
-    assert {arm: len(losses) for arm, losses in found.items()} == {
-        "dense": 1, "magnitude": 1, "wanda": 2, "sparsegpt": 2, "gradient": 2, "gblm": 2,
+def test_the_base_model_is_trained_once(study: Study, tmp_path: Path) -> None:
+    folder = study.runs[0].config().outputs
+    before = set(Path(folder, ".cache").glob("*.pt"))
+    finished(tmp_path, *SMOKE, "arm=magnitude", "seed=0", f"outputs={folder}")
+    assert set(Path(folder, ".cache").glob("*.pt")) == before != set()
+
+
+def test_seeds_differ_in_the_calibration_alone(study: Study, outputs: Path, tmp_path: Path) -> None:
+    found = summaries(study)
+    other = summaries(other_seed(tmp_path, f"outputs={outputs}"))
+    assert {arm: found[arm]["test/loss_60"] == other[arm]["test/loss_60"] for arm in other} == {
+        "magnitude": True, "wanda": False, "sparsegpt": False, "gradient": False, "gblm": False,
     }  # fmt: skip
 
 
+def other_seed(folder: Path, *typed: str) -> Study:
+    arms = "arm=[magnitude,wanda,sparsegpt,gradient,gblm]"
+    study = prepared(folder, *SMOKE, arms, "seed=1", *typed)
+    run_study(study)
+    return study
+
+
 def test_the_checkpoint_holds_the_model_that_was_pruned_last(study: Study) -> None:
-    run = next(run for run in study.runs if run.record()["arm"] == "gblm")
+    run = next(run for run in study.runs if run.record().arm == "gblm")
     weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
     weight = weights["model.model.layers.0.mlp.up_proj.weight"]
     assert ((weight == 0).unflatten(1, (-1, 4)).sum(2) == 2).all()
 
 
-def test_alpha_zero_is_wanda(study: Study, outputs: Path) -> None:
-    run = run_of(outputs, "arm=gblm", "method.alpha=0")
-    assert execute(run.folder) == Status.FINISHED
-    wanda = next(r for r in study.runs if (r.record()["arm"], r.record()["seed"]) == ("wanda", 0))
-    assert numbers(run) == numbers(wanda)
+def test_alpha_zero_is_wanda(study: Study, outputs: Path, tmp_path: Path) -> None:
+    typed = [*SMOKE, "seed=0", f"outputs={outputs}", "arm=gblm", "method.alpha=0"]
+    assert numbers(finished(tmp_path, *typed).summary()) == numbers(summaries(study)["wanda"])
 
 
 @pytest.mark.parametrize("arm", ["gblm", "sparsegpt"])
-def test_streaming_and_other_batches_change_nothing(study: Study, outputs: Path, arm: str) -> None:
-    run = run_of(outputs, f"arm={arm}", "module.stream=true", "module.calibration.batch_size=3")
-    assert execute(run.folder) == Status.FINISHED
-    whole = next(r for r in study.runs if (r.record()["arm"], r.record()["seed"]) == (arm, 0))
-    expected = numbers(whole)
-    assert numbers(run) == {name: pytest.approx(expected[name], rel=1e-4) for name in expected}
-
-
-def test_a_killed_run_ends_with_the_same_numbers(study: Study, outputs: Path) -> None:
-    run = run_of(outputs, "arm=gblm", "training.checkpoint.every_seconds=0")
-    with unplugged(Pruning, lambda module, index: module.global_step == 1):
-        assert execute(run.folder) == Status.INTERRUPTED
-    assert execute(run.folder) == Status.FINISHED
-    straight = next(r for r in study.runs if (r.record()["arm"], r.record()["seed"]) == ("gblm", 0))
-    assert numbers(run) == numbers(straight)
-    weights = [torch.load(r.last_checkpoint, weights_only=True) for r in (run, straight)]
-    for name, tensor in weights[0]["state_dict"].items():
-        assert torch.equal(tensor, weights[1]["state_dict"][name])
+def test_streaming_and_other_batches_change_nothing(
+    study: Study, outputs: Path, tmp_path: Path, arm: str
+) -> None:
+    typed = [*SMOKE, "seed=0", f"outputs={outputs}", f"arm={arm}", "module.stream=true"]
+    run = finished(tmp_path, *typed, "module.calibration.batch_size=3")
+    assert numbers(run.summary()) == pytest.approx(numbers(summaries(study)[arm]), rel=1e-4)
 
 
 @pytest.mark.parametrize("scale", ["mini", "full"])
-def test_every_arm_composes(scale: str) -> None:
-    runs = plan_study(["paper=gblm", f"scale={scale}", "seed=0"]).runs
+def test_every_arm_prunes_to_patterns(scale: str) -> None:
+    runs = configs("paper=gblm", f"scale={scale}")
     # A tuned arm whose best value is the published one is left out as the twin that it is.
-    assert set(PAPER.arms) - {run.arm for run in runs} <= {"gblm_tuned", "sparsegpt_tuned"}
-    for run in runs:
-        assert isinstance(instantiate(run.config.method), Pruner)
-        assert all(Pattern(text).sparsity < 1 for text in run.config.module.patterns)
+    assert set(PAPER.arms) - set(runs) <= {"gblm_tuned", "sparsegpt_tuned"}
+    for config in runs.values():
+        assert isinstance(instantiate(config.method), Pruner)
+        assert all(Pattern(text).sparsity < 1 for text in config.module.patterns)
 
 
-@pytest.mark.parametrize("scale", ["full", *SCALES])
+@pytest.mark.parametrize("scale", FULL)
 def test_full_has_the_published_calibration(scale: str) -> None:
-    (run,) = plan_study(["paper=gblm", f"scale={scale}", "arm=gblm", "seed=0"]).runs
-    config = run.config
+    (config,) = configs("paper=gblm", f"scale={scale}", "arm=gblm").values()
     assert config.module.calibration.sequences == 128
     assert config.dataset.sequence_length == 2048
-    assert (config.method.alpha, config.method.grad_norm, config.method.grad_reduce) == (
-        100.0, "l1", "sum",
-    )  # fmt: skip
+    method = config.method
+    assert (method.alpha, method.grad_norm, method.grad_reduce) == (100.0, "l1", "sum")
     assert config.base._target_.endswith("Given")
     assert config.module.patterns == [0.5, "2:4", "4:8"]
 
 
 def test_the_small_decoder_has_the_stated_size() -> None:
-    (run,) = plan_study(["paper=gblm", "arm=gblm", "seed=0"]).runs
-    assert sum(p.numel() for p in instantiate(run.config.model).parameters()) == 163_520
+    (config,) = configs("paper=gblm", "arm=gblm").values()
+    assert sum(p.numel() for p in instantiate(config.model).parameters()) == 163_520
 
 
 @pytest.fixture
@@ -185,23 +144,21 @@ def published(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def full(published: Path, *typed: str) -> Run:
+def full(published: Path, *typed: str) -> list[str]:
     config = json.loads((published / "huggyllama" / "llama-7b" / "config.json").read_text())
-    more = [
+    return [
         "paper=gblm", "scale=full", "seed=0", f"data.root={published}", "hardware=cpu",
         "model.parameters=null", f"dataset.vocab_size={config['vocab_size']}",
         "dataset.sequence_length=32", "module.calibration.sequences=3", f"outputs={published}",
         *typed,
     ]  # fmt: skip
-    return create_study(plan_study(more), published / "outputs").runs[0]
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
 def test_full_prunes_a_published_checkpoint(published: Path, stream: str) -> None:
-    run = full(published, "arm=gblm", f"module.stream={stream}")
-    assert execute(run.folder) == Status.FINISHED, run.record()["error"]
+    run = finished(published / "outputs", *full(published, "arm=gblm", f"module.stream={stream}"))
     assert run.summary()["pruned/fraction_4of8"] == 0.5
-    assert run.record()["data"]["sizes"]["test"] > 500
+    assert run.record().data["sizes"]["test"] > 500
 
 
 @pytest.mark.parametrize(
@@ -214,13 +171,9 @@ def test_full_prunes_a_published_checkpoint(published: Path, stream: str) -> Non
     ],
 )
 def test_what_is_missing_at_full_is_one_line(published: Path, gone: str, complaint: str) -> None:
-    run = full(published, "arm=wanda")
+    typed = full(published, "arm=wanda")
     (published / gone).unlink()
-    assert execute(run.folder) == Status.FAILED
-    error = run.record()["error"]
-    assert error["kind"] == "user"
-    with pytest.raises(UserError, match=complaint):
-        raise UserError(error["message"])
+    assert re.search(complaint, refusal(published / "outputs", *typed, lines=3))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +182,6 @@ def test_what_is_missing_at_full_is_one_line(published: Path, gone: str, complai
         ("module.patterns=[0.5,0.5]", "say each pattern once"),
         ("module.patterns=[1.5]", "A pattern is a fraction"),
         ("module.patterns=['3:5']", "groups of 5; a layer has 32"),
-        ("method.score=wonda", "Did you mean 'wanda'"),
         ("module.calibration.sequences=0", "sequences=0"),
         ("module.calibration.length=1000000", "too few for 1000000"),
         ("method=none", "choose method=gblm"),
@@ -242,16 +194,13 @@ def test_what_is_missing_at_full_is_one_line(published: Path, gone: str, complai
         ("base.steps=0", "steps=0"),
     ],
 )
-def test_a_bad_setting_is_one_line(outputs: Path, typed: str, complaint: str) -> None:
-    run = run_of(outputs, "arm=gblm", *typed.split())
-    assert execute(run.folder) == Status.FAILED
-    error = run.record()["error"]
-    assert error["kind"] == "user", error
-    assert complaint.lower() in error["message"].lower()
+def test_a_bad_setting_is_one_line(
+    outputs: Path, tmp_path: Path, typed: str, complaint: str
+) -> None:
+    typed_all = [*SMOKE, "seed=0", f"outputs={outputs}", "arm=gblm", *typed.split()]
+    assert complaint.lower() in refusal(tmp_path, *typed_all).lower()
 
 
 def test_training_papers_refuse_pruners(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "method=gblm"]
-    run = create_study(plan_study(typed), tmp_path).runs[0]
-    assert execute(run.folder) == Status.FAILED
-    assert "trained already" in run.record()["error"]["message"]
+    assert "trained already" in refusal(tmp_path, *typed)

@@ -1,4 +1,4 @@
-"""The room of gradient-boosted networks, at scale=smoke and by composition at the others."""
+"""What is special to gradient-boosted networks: cutting, the official grids, single data sets."""
 
 from __future__ import annotations
 
@@ -6,63 +6,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from failures import fails_in_one_line
-from interruptions import run_until, timeless
-from repro.experiments.gbnn.module import Comparison
+from interruptions import same_after_a_kill
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
+from rooms import configs, finished, plan, refusal, summaries
 
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
-from repro.launching.local import run_study
-from repro.planning.plan import plan_study
-from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
-from repro.records.run import Status
 from repro.records.study import Study
-from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPER = load_paper("gbnn")
-ARMS = "gbnn nn_adam nn_lbfgs nn_sgd nn_deep timing cnn cnn_gbnn resnet resnet_gbnn"
-SMALL = ["paper=gbnn", "scale=smoke", "n_jobs=1"]
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """The whole study at scale=smoke, run once for all tests here."""
-    made = create_study(plan_study([*SMALL, "seed=0"]), tmp_path_factory.mktemp("outputs"))
-    run_study(made)
-    return made
-
-
-def test_smoke_runs_cut_and_judges(study: Study) -> None:
-    assert {run.status() for run in study.runs} == {Status.FINISHED}
-    summaries = {run.record()["arm"]: run.summary() for run in study.runs}
+def test_smoke_runs_and_cuts(study: Study) -> None:
+    found = summaries(study)
     for arm in ("gbnn", "nn_adam", "nn_lbfgs"):
-        assert set(PAPER.report) <= summaries[arm].keys()
-    assert summaries["gbnn"]["test/merge_error"] < 1e-9
-    assert 0.2 < summaries["gbnn"]["test/cost_of_a_quarter"] <= 0.25
-    assert summaries["cnn_gbnn"]["test/accuracy"] > 0.8  # the backbone came with its weights
-    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
-    assert verdicts["C4"].verdict == Verdict.SUPPORTED
-    assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    written = draw_study(study)
-    assert {path.name for path in written} >= {"truncation.png", "truncation.svg"}
+        assert set(PAPER.report) <= found[arm].keys()
+    assert found["gbnn"]["test/merge_error"] < 1e-9
+    assert 0.2 < found["gbnn"]["test/cost_of_a_quarter"] <= 0.25
+    assert found["cnn_gbnn"]["test/accuracy"] > 0.8  # the backbone came with its weights
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
+    assert verdicts["C4"] is Verdict.SUPPORTED
 
 
-def test_every_arm_composes_and_builds() -> None:
-    plan = plan_study(["paper=gbnn", "scale=mini", f"arm=[{','.join(ARMS.split())}]", "seed=0"])
-    assert {run.arm for run in plan.runs} == set(ARMS.split()) == set(PAPER.arms)
-    plan_of_images = plan_study(["paper=gbnn", "scale=full_images", "seed=0"])
-    assert [run.parent for run in plan_of_images.runs] == [None, "resnet"]
-    with torch.device("meta"):
-        for run in (*plan.runs, *plan_of_images.runs):
-            build_module(run.config)
+def test_images_start_from_the_trained_backbone() -> None:
+    runs = plan("paper=gbnn", "scale=full_images").runs
+    assert [run.parent for run in runs] == [None, "resnet"]
 
 
 def test_full_has_the_budget_and_the_grid_of_the_official_code() -> None:
-    runs = {run.arm: run.config for run in plan_study(["paper=gbnn", "scale=full", "seed=0"]).runs}
+    runs = configs("paper=gbnn", "scale=full")
     assert (runs["gbnn"].method.units, runs["gbnn"].method.iterations) == (200, 200)
     for arm in ("gbnn", "nn_adam", "nn_lbfgs", "nn_sgd", "nn_deep"):
         module = build_module(runs[arm])
@@ -70,20 +45,12 @@ def test_full_has_the_budget_and_the_grid_of_the_official_code() -> None:
         assert len(expand(module.comparison.tries, known)) == 80
 
 
-@pytest.mark.parametrize("arm", ["gbnn", "nn_lbfgs"])
-def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> None:
+def test_a_killed_search_by_lbfgs_ends_with_the_same_numbers(tmp_path: Path) -> None:
     typed = [
-        *SMALL, f"arm={arm}", "seed=0", "training.epochs=6", "training.checkpoint.every_seconds=0",
-        "~dataset.sets.breast_cancer", "dataset.split=7", "module.comparison.shares=[25]",
-        *(["optimizer.max_iter=3"] if arm == "nn_lbfgs" else []),
+        "arm=nn_lbfgs", "seed=0", "training.epochs=6", "~dataset.sets.breast_cancer",
+        "dataset.split=7", "module.comparison.shares=[25]", "optimizer.max_iter=3",
     ]  # fmt: skip
-    straight, killed = (create_study(plan_study(typed), tmp_path / name) for name in "ab")
-    run_study(straight)
-    run_until(killed, Comparison, lambda module, index: module.global_step == 3)
-    run_study(killed)
-    ends = [timeless(made.runs[0]) for made in (straight, killed)]
-    assert ends[0] == ends[1]
-    assert killed.runs[0].record()["attempts"] == 2
+    same_after_a_kill(tmp_path, 3, "paper=gbnn", "scale=smoke", *typed)
 
 
 @pytest.mark.parametrize(
@@ -93,26 +60,23 @@ def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> No
         ("module.comparison.grid=bosting", "Did you mean 'boosting'"),
         ("module.comparison.shares=[0]", "shares lie between"),
         ("module.comparison.grids.boosting=[{lr:1}]", "a try sets 'lr'"),
-        ("method=dgc", "work with arm=cnn"),
+        ("method=dgc +optimizer.momentum=0.9 +optimizer.nesterov=false", "work with arm=cnn"),
         ("dataset=iris", "dataset.batch_size"),
     ],
 )
-def test_a_bad_knob_fails_the_run_in_one_line(tmp_path: Path, typed: str, complaint: str) -> None:
-    typed_more = ["+optimizer.momentum=0.9", "+optimizer.nesterov=false"] if "dgc" in typed else []
-    clash = ["module.comparison.seed=0"]
-    base = [t for t in SMALL if t != "scale=smoke"] + ["scale=mini"]
-    plan = plan_study([*base, *clash, "arm=gbnn", "seed=0", typed, *typed_more])
-    fails_in_one_line(create_study(plan, tmp_path), complaint)
+def test_a_bad_knob_is_one_line(tmp_path: Path, typed: str, complaint: str) -> None:
+    base = ["paper=gbnn", "scale=mini", "module.comparison.seed=0", "arm=gbnn", "seed=0"]
+    assert complaint in refusal(tmp_path, *base, *typed.split())
 
 
 def test_a_single_data_set_works_when_it_comes_whole(tmp_path: Path) -> None:
-    whole = ["dataset.batch_size=1000", "dataset.eval_batch_size=1000"]
-    typed = ["paper=gbnn", "scale=mini", "n_jobs=1", "arm=gbnn", "seed=0", "dataset=iris", *whole]
-    plan = plan_study([*typed, "method.units=6", "method.iterations=20"])
-    study = create_study(plan, tmp_path)
-    run_study(study)
-    assert study.runs[0].summary()["test/accuracy/iris"] > 0.8
-    assert study.runs[0].summary()["steps"] == 6  # as many as blocks of one unit
+    typed = [
+        "arm=gbnn", "seed=0", "dataset=iris", "dataset.batch_size=1000",
+        "dataset.eval_batch_size=1000", "method.units=6", "method.iterations=20",
+    ]  # fmt: skip
+    summary = finished(tmp_path, "paper=gbnn", "scale=mini", *typed).summary()
+    assert summary["test/accuracy/iris"] > 0.8
+    assert summary["steps"] == 6  # as many as blocks of one unit
 
 
 def test_tasks_measure_what_they_should() -> None:

@@ -1,4 +1,4 @@
-"""The room of gradient noise, at scale=smoke and by composition at the others."""
+"""What is special to gradient noise: networks side by side, from starts that differ in nothing."""
 
 from __future__ import annotations
 
@@ -6,75 +6,45 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import stop_after, timeless
+from interruptions import same_after_a_kill
+from rooms import configs, finished, plan, refusal, summaries
 
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
-from repro.errors import UserError
-from repro.launching.local import run_study
-from repro.planning.plan import plan_study
-from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
-from repro.records.run import Status
 from repro.records.study import Study
-from repro.report.draw import draw_study
-from repro.training.execute import build_module, execute_here
+from repro.training.execute import build_module
 
 PAPER = load_paper("gradient_noise")
+SMALL = ["paper=gradient_noise", "seed=0"]
 TINY = ["model.depth=3", "model.width=8", "model.members=2", "training.val_every=1"]
 
 
-def prepared(folder: Path, *typed: str) -> Study:
-    return create_study(plan_study(["paper=gradient_noise", "n_jobs=1", *typed]), folder)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """The whole study at scale=smoke, run once for all tests here."""
-    made = prepared(tmp_path_factory.mktemp("outputs"), "scale=smoke")
-    run_study(made)
-    return made
-
-
 @pytest.mark.parametrize("scale", list(PAPER.scales))
-def test_every_arm_composes_and_none_equals_another(scale: str) -> None:
-    assert not plan_study(["paper=gradient_noise", f"scale={scale}", "seed=0"]).notes
-
-
-def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:
-    assert {run.status() for run in study.runs} == {Status.FINISHED}
-    for run in study.runs:
-        assert set(PAPER.report) <= run.summary().keys()
+def test_no_arm_equals_another(scale: str) -> None:
+    assert not plan("paper=gradient_noise", f"scale={scale}").notes
 
 
 def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
-    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
-    assert verdicts["G1"].verdict == Verdict.NOT_AT_SCALE
-    assert "mini_neural_gpu" in verdicts["G7"].reason
+    (verdict,) = (verdict for verdict in judge_study(study) if verdict.id == "G7")
+    assert "mini_neural_gpu" in verdict.reason
 
 
-def test_the_figure_is_written_as_png_and_svg(study: Study) -> None:
-    written = draw_study(study)
-    assert [path.name for path in written] == ["escape.png", "escape.svg"]
-    assert all(path.stat().st_size > 10_000 for path in written)
-
-
-def test_arms_differ_in_noise_alone(study: Study) -> None:
-    runs = {(run.record()["arm"], run.record()["seed"]): run.config() for run in study.runs}
-    plain, noisy = (build_module(runs[arm, 1]) for arm in ("simple", "simple_noise"))
+def test_arms_differ_in_noise_alone() -> None:
+    runs = configs(*SMALL, "scale=smoke", "arm=[simple,simple_noise]")
+    plain, noisy = (build_module(config) for config in runs.values())
     assert plain.method.std == 0 < noisy.method.std
     starts = []
-    for arm in ("simple", "simple_noise"):
+    for config in runs.values():
         torch.manual_seed(1)
-        model = build_module(runs[arm, 1]).model
+        model = build_module(config).model
         starts.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*starts)
 
 
 def test_from_zero_only_class_frequencies_are_learnt(study: Study) -> None:
-    (run,) = (r for r in study.runs if (r.record()["arm"], r.record()["seed"]) == ("zero", 0))
-    assert run.summary()["train/loss"] == pytest.approx(2.3026, abs=0.01)
-    assert run.summary()["test/share_above_0.5"] == 0
+    zero = summaries(study)["zero"]
+    assert zero["train/loss"] == pytest.approx(2.3026, abs=0.01)
+    assert zero["test/share_above_0.5"] == 0
 
 
 @pytest.mark.parametrize(
@@ -87,9 +57,9 @@ def test_from_zero_only_class_frequencies_are_learnt(study: Study) -> None:
     ],
 )
 def test_full_scales_build_the_papers_models(scale: str, arm: str, parameters: int) -> None:
-    config = plan_study(["paper=gradient_noise", f"scale={scale}", f"arm={arm}", "seed=0"])
+    (config,) = configs(*SMALL, f"scale={scale}", f"arm={arm}").values()
     with torch.device("meta"):
-        module = build_module(config.runs[0].config)
+        module = build_module(config)
     members = module.model.members
     assert sum(p.numel() for p in module.model.parameters()) == members * parameters
 
@@ -102,20 +72,14 @@ def test_full_scales_build_the_papers_models(scale: str, arm: str, parameters: i
         ["arm=memory_two_stage_noise", "model.network.linear_epochs=2", "model.members=2"],
     ],
 )
-def test_an_interrupted_run_ends_with_the_numbers_of_a_straight_one(
-    tmp_path: Path, typed: list[str]
-) -> None:
-    typed = [*typed, "seed=0", "training.epochs=3"]
-    straight, stopped = prepared(tmp_path / "a", *typed), prepared(tmp_path / "b", *typed)
-    assert execute_here(straight.runs[0]) == Status.FINISHED
-    stop_after(57, stopped.runs[0])  # within an epoch of 40, or of 20, steps
-    assert execute_here(stopped.runs[0]) == Status.FINISHED
-    assert timeless(stopped.runs[0]) == timeless(straight.runs[0])
+def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, typed: list[str]) -> None:
+    # Within an epoch of 40, or of 20, steps.
+    same_after_a_kill(tmp_path, 57, *SMALL, "training.epochs=3", *typed)
 
 
-def test_a_network_that_diverges_does_not_disturb_the_others(tmp_path: Path) -> None:
-    plan = plan_study(["paper=gradient_noise", "scale=smoke", "arm=simple", "seed=0"])
-    module = build_module(plan.runs[0].config)
+def test_a_network_that_diverges_does_not_disturb_the_others() -> None:
+    (config,) = configs(*SMALL, "scale=smoke", "arm=simple").values()
+    module = build_module(config)
     with torch.no_grad():
         module.model.weights[0][0] = torch.inf
     batch = (torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
@@ -131,32 +95,21 @@ def test_a_network_that_diverges_does_not_disturb_the_others(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["method=none"], "method.schedule=none"),
-        (["model=mlp"], "choose model=stacked_mlp"),
-        (["model.init=hee"], "Did you mean 'he'"),
-        (["method.eta=-1"], "method.eta"),
-        (["model=memory_network"], "dataset=babi_like"),
-        (["training.clip_norm=0"], "clip_norm"),
+        ("method=none", "method.schedule=none"),
+        ("model=mlp", "choose model=stacked_mlp"),
+        ("model=memory_network", "dataset=babi_like"),
+        ("training.clip_norm=0", "clip_norm"),
     ],
 )
-def test_what_cannot_work_is_one_line(typed: list[str], message: str) -> None:
-    plan = plan_study(["paper=gradient_noise", "arm=simple_noise", "seed=0", *typed])
-    with pytest.raises(UserError, match=message) as caught:
-        build_module(plan.runs[0].config)
-    assert "\n" not in str(caught.value)
+def test_what_cannot_work_is_one_line(typed: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, *SMALL, "arm=simple_noise", typed)
 
 
 def test_missing_babi_is_one_clear_line(tmp_path: Path) -> None:
-    typed = ["scale=full_babi", "arm=babi", "seed=0", "hardware=cpu", f"data.root={tmp_path}/hf"]
-    run = prepared(tmp_path, *typed).runs[0]
-    assert execute_here(run) == Status.FAILED
-    error = run.record()["error"]
-    assert error["kind"] == "user"
-    assert "qa1_*_train.txt" in error["message"]
+    typed = ["scale=full_babi", "arm=babi", "hardware=cpu", f"data.root={tmp_path}/hf"]
+    assert "qa1_*_train.txt" in refusal(tmp_path, *SMALL, *typed, lines=3)
 
 
 def test_the_noise_works_in_another_room(tmp_path: Path) -> None:
-    typed = ["paper=dgc", "scale=smoke", "arm=dense", "method=gradient_noise", "seed=0", "n_jobs=1"]
-    made = create_study(plan_study(typed), tmp_path)
-    assert execute_here(made.runs[0]) == Status.FINISHED
-    assert made.runs[0].summary()["noise/std"] > 0
+    typed = ["paper=dgc", "scale=smoke", "arm=dense", "method=gradient_noise", "seed=0"]
+    assert finished(tmp_path, *typed).summary()["noise/std"] > 0

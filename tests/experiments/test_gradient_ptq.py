@@ -1,4 +1,4 @@
-"""The room of gradient-based post-training quantisation, at smoke and by composition elsewhere."""
+"""What is special to post-training quantisation: bits, weights that come from elsewhere."""
 
 from __future__ import annotations
 
@@ -6,108 +6,64 @@ from pathlib import Path
 
 import pytest
 import torch
-from interruptions import run_until, timeless
-from repro.experiments.gradient_ptq.figures import BY_BITS, FACTORS, PAIRS
-from repro.experiments.gradient_ptq.module import Protocol, Quantized
+from interruptions import same_after_a_kill
+from repro.experiments.gradient_ptq.module import Protocol
+from rooms import configs, finished, plan, refusal, summaries
 
-from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.errors import UserError
-from repro.launching.local import run_study
 from repro.models import ResNetCIFAR
-from repro.planning.plan import plan_study
-from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
-from repro.records.run import Status
 from repro.records.study import Study
-from repro.report.draw import draw_study
 from repro.toolbox.pretrained import Given, WeightsFile
 from repro.training.execute import build_module
 
 PAPER = load_paper("gradient_ptq")
-SMALL = ["paper=gradient_ptq", "scale=smoke", "n_jobs=1", "seed=0"]
-UNTRAINED = ["arm=qdrop", "from=null"]  # a network as it is drawn needs no other arm
+SMALL = ["paper=gradient_ptq", "scale=smoke", "seed=0"]
+FULL = ["paper=gradient_ptq", "scale=full", "seed=0", "hardware=cpu", "dataset=digits"]
 
 
-def study_of(folder: Path, *typed: str) -> Study:
-    return create_study(plan_study([*SMALL, *typed]), folder)
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """The arms of scale=smoke, run once for all tests here."""
-    made = study_of(tmp_path_factory.mktemp("outputs"))
-    run_study(made)
-    return made
-
-
-def test_figures_speak_of_arms_that_there_are() -> None:
-    drawn = {arm for _, arms in FACTORS.values() for arm in arms} | set(PAIRS) | set(BY_BITS)
-    assert drawn | {f"{arm}_improved" for arm in PAIRS} <= set(PAPER.arms)
-
-
-def test_smoke_quantises_and_judges(study: Study) -> None:
-    assert {run.status() for run in study.runs} == {Status.FINISHED}
-    summaries = {run.record()["arm"]: run.summary() for run in study.runs}
-    for arm, summary in summaries.items():
-        if arm != "float":
-            assert summary["test/float_accuracy"] == summaries["float"]["test/accuracy"]
-            assert summary["test/kl"] > 0
-            assert summary["steps"] == (4 if arm == "qdrop" else 6)
-    assert summaries["mixed"]["bits/average"] <= summaries["free"]["bits/average"] + 0.1
-    assert {verdict.verdict for verdict in judge_study(study)} == {Verdict.NOT_AT_SCALE}
-    assert {path.name for path in draw_study(study)} >= {"factors.png", "guidelines.svg"}
+def test_smoke_quantises(study: Study) -> None:
+    found = summaries(study)
+    accuracy = found.pop("float")["test/accuracy"]
+    for arm, summary in found.items():
+        assert summary["test/float_accuracy"] == accuracy
+        assert summary["test/kl"] > 0
+        assert summary["steps"] == (4 if arm == "qdrop" else 6)
+    assert found["mixed"]["bits/average"] <= found["free"]["bits/average"] + 0.1
 
 
 @pytest.mark.parametrize(
-    ("scale", "arms", "parameters"),
-    [
-        ("mini", "adaround,mixed_reversed,qdrop_improved,decoder_hessian", 26_514),
-        ("full", "adaround,free_64_images", 11_689_512),
-        ("full_vit", "adaround", 86_567_656),
-    ],
+    ("scale", "parameters"),
+    [("mini", 26_514), ("full", 11_689_512), ("full_vit", 86_567_656)],
 )
-def test_arms_of_each_kind_compose_and_have_their_network(
-    scale: str, arms: str, parameters: int
-) -> None:
-    typed = ["paper=gradient_ptq", f"scale={scale}", "seed=0", f"arm=[{arms}]"]
-    runs = plan_study(typed).runs
+def test_the_networks_are_as_published(scale: str, parameters: int) -> None:
+    runs = plan("paper=gradient_ptq", f"scale={scale}", "arm=adaround").runs
     with torch.device("meta"):
-        modules = {run.arm: build_module(run.config) for run in runs}
-    assert set(arms.split(",")) <= set(modules)
-    network = modules["adaround"].model
-    assert sum(p.numel() for p in network.parameters()) == parameters
+        module = build_module(runs[-1].config)
+    assert sum(p.numel() for p in module.model.parameters()) == parameters
     if scale != "mini":
-        assert modules["adaround"].recipe.iterations == 20000
-        assert {run.parent for run in runs} == {None}
+        assert module.recipe.iterations == 20000
+        assert [run.parent for run in runs] == [None]
 
 
-def test_full_llama_composes() -> None:
-    runs = plan_study(["paper=gradient_ptq", "scale=full_llama"]).runs
-    assert runs[0].config.model.parameters == 6_738_415_616
-    assert runs[0].config.method.skip == ["lm_head"]
+def test_full_llama_is_the_published_decoder() -> None:
+    config = next(iter(configs("paper=gradient_ptq", "scale=full_llama").values()))
+    assert config.model.parameters == 6_738_415_616
+    assert config.method.skip == ["lm_head"]
 
 
 def test_missing_weights_are_one_clear_line(tmp_path: Path) -> None:
-    full = ["paper=gradient_ptq", "scale=full", "arm=adaround", "seed=0", "hardware=cpu"]
-    made = create_study(plan_study([*full, f"data.root={tmp_path}", "dataset=digits"]), tmp_path)
-    run_study(made)
-    error = made.runs[0].record()["error"]
-    assert error["kind"] == "user", error["traceback"]
-    assert "weights are missing" in error["message"]
+    refused = refusal(tmp_path, *FULL, "arm=adaround", f"data.root={tmp_path}", lines=3)
+    assert "weights are missing" in refused
 
 
 def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:
     """A small residual network in the place of ResNet-18: folded, two bits, one update a unit."""
     model = ResNetCIFAR([1, 8, 8], 10, depth=8, width=4)
     torch.save(model.state_dict(), tmp_path / "small.pth")
-    typed = ["paper=gradient_ptq", "scale=full", "arm=brecq_improved", "seed=0", "hardware=cpu",
-             "dataset=digits", "method.iterations=1", "module.protocol.size=8", "model=resnet20",
-             "model.depth=8", "model.width=4", "base.file=small.pth"]  # fmt: skip
-    made = create_study(plan_study([*typed, f"data.root={tmp_path}", "n_jobs=1"]), tmp_path)
-    run_study(made)
-    run = made.runs[0]
-    assert run.status() == Status.FINISHED, run.record()["error"]
+    typed = ["arm=brecq_improved", "method.iterations=1", "module.protocol.size=8",
+             "model=resnet20", "model.depth=8", "model.width=4", "base.file=small.pth"]  # fmt: skip
+    run = finished(tmp_path, *FULL, *typed, f"data.root={tmp_path}")
     assert run.summary()["steps"] == 5  # the stem, three blocks, the classifier
     weights = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]
     inner = [k for k, v in weights.items() if k.endswith("conv2.weight") and v.dim() == 4]
@@ -117,30 +73,21 @@ def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arm", ["vit_brecq", "decoder_brecq_improved"])
 def test_other_networks_are_quantised_too(arm: str, tmp_path: Path) -> None:
-    decoder = arm.startswith("decoder")
     typed = [f"arm={arm}", "method.iterations=2", "module.protocol.size=8"]
-    if decoder:
+    measure = "accuracy"
+    if arm.startswith("decoder"):
         typed += ["model.layers=1", "module.protocol.eval_batches=1", f"outputs={tmp_path}"]
-    made = study_of(tmp_path, *typed)
-    run_study(made)
-    assert [run.record()["error"] for run in made.runs] == [None] * len(made.runs)
-    measure = "perplexity" if decoder else "accuracy"
-    found = made.runs[-1].summary().keys()
+        measure = "perplexity"
+    found = finished(tmp_path, *SMALL, *typed).summary().keys()
     assert {f"test/{measure}", f"test/float_{measure}", "val/kl"} <= found
 
 
-def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    typed = [*UNTRAINED, "training.checkpoint.every_steps=1", "activations.together=false",
-             "activations.iterations=5"]  # fmt: skip
-    straight, killed = (study_of(tmp_path / name, *typed) for name in "ab")
-    run_study(straight)
-    # In the second pass, that over activations.
-    run_until(killed, Quantized, lambda module, index: module.global_step == 5)
-    run_study(killed)
-    ends = [timeless(made.runs[0]) for made in (straight, killed)]
-    assert ends[0] == ends[1]
-    assert ends[0]["steps"] == 8
-    assert killed.runs[0].record()["attempts"] == 2
+def test_a_run_killed_in_the_pass_over_activations_ends_with_the_same_numbers(
+    tmp_path: Path,
+) -> None:
+    # A network as it is drawn needs no other arm.
+    typed = ["arm=qdrop", "from=null", "activations.together=false", "activations.iterations=5"]
+    assert same_after_a_kill(tmp_path, 5, *SMALL, *typed).summary()["steps"] == 8
 
 
 @pytest.mark.parametrize(
@@ -153,38 +100,17 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
         ),
         ("module.protocol.source=music", "module.protocol.source is data, noise"),
         ("method=none", "Method is a method of training"),
-    ],
-)
-def test_a_bad_setting_is_one_clear_line(typed: str, complaint: str) -> None:
-    (run,) = plan_study([*SMALL, "arm=free", "from=null", typed]).runs
-    with pytest.raises(UserError, match=complaint) as caught, torch.device("meta"):
-        build_module(run.config)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("typed", "complaint"),
-    [
         ("module.protocol.size=5000", "such examples"),
         ("method.skip=['*']", "method.skip leaves none"),
     ],
 )
-def test_what_only_the_data_show_is_one_clear_line(
-    tmp_path: Path, typed: str, complaint: str
-) -> None:
-    made = study_of(tmp_path, "arm=free", "from=null", typed)
-    run_study(made)
-    error = made.runs[0].record()["error"]
-    assert error["kind"] == "user", error["traceback"]
-    assert complaint in error["message"]
-    assert "\n" not in error["message"]
+def test_a_bad_setting_is_one_line(typed: str, complaint: str, tmp_path: Path) -> None:
+    assert complaint in refusal(tmp_path, *SMALL, "arm=free", "from=null", typed)
 
 
 def test_the_recipe_refuses_to_change_training(tmp_path: Path) -> None:
-    typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "n_jobs=1", "method=adaround"]
-    made = create_study(plan_study(typed), tmp_path)
-    run_study(made)
-    assert "starts where training ends" in made.runs[0].record()["error"]["message"]
+    typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "method=adaround"]
+    assert "starts where training ends" in refusal(tmp_path, *typed)
 
 
 # -- The parts --

@@ -1,96 +1,44 @@
-"""The room of g-SAE: at scale=smoke through the engine, by composition at the others."""
+"""What is special to g-SAE: which latents are active, what is recovered, GPT-2's own files."""
 
 from __future__ import annotations
 
-import copy
-import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from interruptions import run_until, timeless
-from omegaconf import OmegaConf
-from repro.experiments.gsae.module import Dictionary, DictionaryLearning
+from interruptions import same_after_a_kill
+from repro.experiments.gsae.module import Dictionary
+from rooms import configs, finished, refusal, summaries
 
-from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.errors import UserError
-from repro.launching.local import run_study
-from repro.methods.gsae import ReLUAutoencoder
 from repro.planning.instantiate import instantiate
-from repro.planning.plan import Plan, plan_study
-from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
-from repro.records.run import Status
 from repro.records.study import Study
-from repro.report.draw import draw_study
-from repro.toolbox.pretrained import Given
 from repro.training.execute import build_module
 
 PAPER = load_paper("gsae")
-SMOKE = ["paper=gsae", "scale=smoke", "n_jobs=1", "seed=0"]
+SMOKE = ["paper=gsae", "scale=smoke", "seed=0"]
 
 
-@functools.cache
-def plan(scale: str) -> Plan:
-    """What the paper runs at a scale, for one seed."""
-    return plan_study(["paper=gsae", f"scale={scale}", "seed=0"])
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all studies here, so that the language model is trained once."""
-    return tmp_path_factory.mktemp("outputs")
-
-
-@pytest.fixture(scope="module")
-def study(outputs: Path) -> Study:
-    """The whole study at scale=smoke."""
-    made = create_study(plan_study([*SMOKE, f"outputs={outputs}"]), outputs)
-    run_study(made)
-    return made
-
-
-def test_smoke_runs_and_judges(study: Study) -> None:
-    assert {run.status() for run in study.runs} == {Status.FINISHED}
-    summaries = {run.record()["arm"]: run.summary() for run in study.runs}
+def test_smoke_dissects_the_same_model_in_both_arms(study: Study) -> None:
+    found = summaries(study)
     for arm in ("topk", "gsae", "gated"):
-        assert set(PAPER.report) <= summaries[arm].keys()
-    assert summaries["topk"]["test/l0/topk"] == 6
-    assert summaries["lm_gsae"]["test/l0/sampled"] == 2
-    assert all(name in summaries["lm_gsae"] for name in ("val/kl", "test/loss_recovered/label"))
-    # The same model is dissected in both arms, and only gradients tell the modes apart.
-    assert summaries["lm_topk"]["test/clean_loss"] == summaries["lm_gsae"]["test/clean_loss"]
-    assert summaries["topk"]["test/clean_loss"] == summaries["gsae"]["test/clean_loss"]
-    assert summaries["topk"]["test/kl/label"] == summaries["topk"]["test/kl/topk"]
-    assert summaries["gsae"]["test/kl/label"] != summaries["gsae"]["test/kl/topk"]
-    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
-    assert set(verdicts.values()) == {Verdict.NOT_AT_SCALE}
-    assert {path.name for path in draw_study(study)} >= {
-        "frontier.png",
-        "recovery.svg",
-        "modes.png",
-    }
-
-
-def test_every_arm_composes_and_builds() -> None:
-    more = plan_study(["paper=gsae", "seed=0", "arm=[random,batch_gsae]"]).runs
-    medium = plan_study(["paper=gsae", "seed=0", "arm=gpt2_gsae", "scale=full_medium"]).runs
-    runs = [*plan("mini").runs, *more, *plan("full").runs, *medium]
-    assert {run.arm for run in runs} == set(PAPER.arms)
-    with torch.device("meta"):
-        for run in runs:
-            config = copy.deepcopy(run.config)
-            if run.arm.startswith("gpt2"):  # the model and the data need their files
-                config.model = {"_target_": "repro.models.language.gpt2.GPT2", "layers": 24}
-                config.dataset = {"task": "language"}
-            build_module(config)
+        assert set(PAPER.report) <= found[arm].keys()
+    assert found["topk"]["test/l0/topk"] == 6
+    assert found["lm_gsae"]["test/l0/sampled"] == 2
+    assert {"val/kl", "test/loss_recovered/label"} <= found["lm_gsae"].keys()
+    # Only gradients tell the modes apart.
+    assert found["lm_topk"]["test/clean_loss"] == found["lm_gsae"]["test/clean_loss"]
+    assert found["topk"]["test/clean_loss"] == found["gsae"]["test/clean_loss"]
+    assert found["topk"]["test/kl/label"] == found["topk"]["test/kl/topk"]
+    assert found["gsae"]["test/kl/label"] != found["gsae"]["test/kl/topk"]
 
 
 def test_a_missing_gpt2_is_a_clear_message(tmp_path: Path) -> None:
+    config = next(iter(configs("paper=gsae", "scale=full").values()))
     with pytest.raises(UserError, match="'openai-community/gpt2' is missing"):
-        instantiate(plan("full").runs[0].config.model, root=str(tmp_path))
+        instantiate(config.model, root=str(tmp_path))
 
 
 def test_full_runs_on_a_tiny_gpt2(tmp_path: Path) -> None:
@@ -103,13 +51,10 @@ def test_full_runs_on_a_tiny_gpt2(tmp_path: Path) -> None:
         "module.dictionary.steered=3", "autoencoder.latents=48", "autoencoder.k=4",
         "autoencoder.dead_after=50", "hardware=cpu",
     ]  # fmt: skip
-    typed = ["paper=gsae", "scale=full", "arm=gpt2_gsae", "seed=0", "n_jobs=1"]
-    made = create_study(plan_study([*typed, f"data.root={tmp_path}", *small]), tmp_path / "out")
-    run_study(made)
-    for run in made.runs:
-        assert run.status() == Status.FINISHED, run.record()["error"]
-        assert 0 < run.summary()["test/l0/sampled"] <= 4
-        assert run.summary()["test/steering"] > 0
+    typed = ["paper=gsae", "scale=full", "arm=gpt2_gsae", "seed=0", f"data.root={tmp_path}"]
+    summary = finished(tmp_path / "out", *typed, *small).summary()
+    assert 0 < summary["test/l0/sampled"] <= 4
+    assert summary["test/steering"] > 0
 
 
 def _write_tiny_hub(root: Path) -> None:
@@ -139,60 +84,29 @@ def _write_tiny_hub(root: Path) -> None:
 
 
 def test_a_killed_run_ends_with_the_same_numbers(outputs: Path, tmp_path: Path) -> None:
-    typed = [
-        *SMOKE, f"outputs={outputs}", "arm=lm_gsae", "training.steps_per_epoch=6",
-        "training.checkpoint.every_steps=2", "module.dictionary.labels=sampled",
-    ]  # fmt: skip
-    straight, killed = (create_study(plan_study(typed), tmp_path / name) for name in "ab")
-    run_study(straight)
-    run_until(killed, DictionaryLearning, lambda module, index: module.global_step == 4, run=-1)
-    run_study(killed)
-    ends = [timeless(made.runs[-1]) for made in (straight, killed)]
-    assert ends[0] == ends[1]
-    assert killed.runs[-1].record()["attempts"] == 2
+    typed = ["arm=lm_gsae", "training.steps_per_epoch=6", "module.dictionary.labels=sampled"]
+    same_after_a_kill(tmp_path, 4, *SMOKE, f"outputs={outputs}", *typed)
 
 
 @pytest.mark.parametrize(
     ("typed", "complaint"),
     [
-        (["autoencoder.k=1000"], "k lies between"),
-        (["method=man"], "choose autoencoder="),
-        (["model=mlp"], "input_shape"),
+        ("method=man", "choose autoencoder="),
+        ("model=mlp", "input_shape"),
+        ("module.dictionary.labels=sample", "Did you mean 'sampled'"),
+        ("module.dictionary.mode=lable", "Did you mean 'label'"),
+        ("module.dictionary.steered=0", "steered is at least 1"),
     ],
 )
-def test_a_bad_choice_is_one_line(typed: list[str], complaint: str, outputs: Path) -> None:
-    try:
-        made = create_study(
-            plan_study([*SMOKE, f"outputs={outputs}", "arm=lm_gsae", *typed]), outputs / "bad"
-        )
-    except UserError as error:
-        message = str(error)
-    else:
-        run_study(made)
-        record = made.runs[0].record()["error"]
-        assert record["kind"] == "user", record["traceback"]
-        message = record["message"]
-    assert complaint in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    ("knobs", "complaint"),
-    [
-        ({"labels": "sample"}, "Did you mean 'sampled'"),
-        ({"mode": "lable"}, "Did you mean 'label'"),
-        ({"steered": 0}, "steered is at least 1"),
-    ],
-)
-def test_a_bad_knob_is_one_line(knobs: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(UserError, match=complaint) as error:
-        Dictionary(autoencoder=ReLUAutoencoder, base=Given(), **knobs)
-    assert "\n" not in str(error.value)
+def test_a_bad_choice_is_one_line(
+    typed: str, complaint: str, outputs: Path, tmp_path: Path
+) -> None:
+    refused = refusal(tmp_path, *SMOKE, f"outputs={outputs}", "arm=lm_gsae", typed)
+    assert complaint in refused
 
 
 def test_one_device_only(study: Study) -> None:
-    config = OmegaConf.load(study.runs[-1].folder / "config.yaml")
-    module = build_module(config)
+    module: Any = build_module(study.runs[-1].config())
     assert isinstance(module.dictionary, Dictionary)
     module.trainer = type("Trainer", (), {"world_size": 2})()
     with pytest.raises(UserError, match="one device"):

@@ -2,27 +2,74 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from repro.errors import UserError
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
+from repro.records.papers import load_paper, load_papers
 from repro.records.run import Status
 from repro.report import combinations, record
 from repro.toolbox.method import Method
 from repro.training.execute import execute_here
 
+PAGE = combinations.document().read_text()
+PAPERS = {
+    paper.slug: paper
+    for paper in load_papers()
+    if f"`{paper.slug}`" in PAGE or paper.results_file("mini").is_file()
+}
 
-def test_the_page_agrees_with_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPRO_CONFIG_DIR", "")  # the project's own papers
-    page = combinations.document().read_text()
-    now = record.fill(page, "combinations", combinations.generate())
-    assert now == page, "run: make combinations"
+
+def read_page() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """What `to_markdown` wrote: column -> method -> why not, and paper -> how it trains instead."""
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", PAGE, re.M))
+    columns: dict[str, dict[str, str]] = {}
+    for title, *rows in (table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", PAGE, re.M)):
+        places = title.strip("| ").split(" | ")[1:]
+        for method, *cells in (row.strip("| ").split(" | ") for row in rows[1:]):
+            for place, cell in zip(places, cells, strict=True):
+                columns.setdefault(place, {})[method.strip("`")] = reasons.get(cell, "")
+    return columns, dict(re.findall(r"^\* `(\w+)`, (.*)$", PAGE, re.M))
+
+
+COLUMNS, WITHOUT = read_page()
+
+
+@pytest.fixture(scope="module")
+def methods() -> dict[str, DictConfig]:
+    return combinations.method_configs()
+
+
+@pytest.mark.parametrize("slug", PAPERS)
+def test_the_page_agrees_with_what_happens_in_a_room(
+    slug: str, methods: dict[str, DictConfig]
+) -> None:
+    found = combinations.try_paper(methods, PAPERS[slug])
+    shown = {place: COLUMNS.get(place) for place in combinations.places(PAPERS[slug])}
+    expected = {} if slug in WITHOUT else shown
+    assert found.reasons == expected, "run: make combinations"
+    assert found.without.get(slug) == WITHOUT.get(slug), "run: make combinations"
+
+
+@pytest.mark.parametrize("name", combinations.MODELS)
+def test_the_page_agrees_with_what_happens_to_a_model(
+    name: str, methods: dict[str, DictConfig]
+) -> None:
+    assert combinations.try_model(methods, name) == COLUMNS[name], "run: make combinations"
+
+
+def test_the_page_is_written_by_the_command() -> None:
+    models = {name: COLUMNS[name] for name in combinations.MODELS}
+    papers = {place: column for place, column in COLUMNS.items() if place not in models}
+    block = combinations.to_markdown(papers, models, WITHOUT)
+    assert record.fill(PAGE, "combinations", block) == PAGE, "run: make combinations"
 
 
 @pytest.mark.parametrize(
@@ -42,20 +89,18 @@ def test_what_works_in_the_table_trains(typed: list[str], tmp_path: Path) -> Non
 
 
 def test_what_does_not_work_fails_with_the_line_of_the_table(tmp_path: Path) -> None:
-    methods = {"gbnn": combinations.method_configs()["gbnn"]}
-    reasons = combinations.try_papers(methods, ["dgc"]).reasons["`dgc`"]
+    reasons = COLUMNS["`dgc`"]
     study = create_study(
         plan_study(["paper=dgc", "arm=dense", "method=gbnn", "scale=smoke", "seed=0"]), tmp_path
     )
     assert execute_here(study.runs[0]) == Status.FAILED
-    assert study.runs[0].record().error.message == reasons["gbnn"]
+    assert study.runs[0].record().error["message"] == reasons["gbnn"]
     assert "\n" not in reasons["gbnn"]
 
 
-def test_an_interpolation_that_leads_nowhere_is_a_reason() -> None:
+def test_an_interpolation_that_leads_nowhere_is_a_reason(methods: dict[str, DictConfig]) -> None:
     config = combinations.config_of("dgc", ["arm=dense", "optimizer=adam"])
-    methods = {"dgc": combinations.method_configs()["dgc"]}
-    reason = combinations.try_methods(config, methods)["dgc"]
+    reason = combinations.try_methods(config, {"dgc": methods["dgc"]})["dgc"]
     assert reason == (
         "method.momentum cannot be filled in: the chosen optimizer has no momentum."
         " Choose another optimizer."
@@ -89,6 +134,6 @@ class Sculptor(SimpleNamespace):
 
 def test_a_paper_that_takes_no_method_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(combinations, "build_module", lambda config: Sculptor())
-    found = combinations.try_papers({}, ["dgc"])
+    found = combinations.try_paper({}, load_paper("dgc"))
     assert found.without == {"dgc": "`Sculptor`: Carves a network from a block."}
     assert not found.reasons

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rooms import finished, prepared
 
-from repro.launching.local import run_study
 from repro.records.run import Run, Status
-from repro.records.study import Study
 from repro.training import execute
 from repro.training.checkpoints import Interrupted
 
@@ -30,11 +31,39 @@ def unplugged(module: type, at: Callable[[Any, int], bool]) -> Iterator[None]:
         yield
 
 
-def run_until(study: Study, module: type, at: Callable[[Any, int], bool], run: int = 0) -> None:
-    """Runs a study until one of its runs is interrupted; see `unplugged`."""
-    with unplugged(module, at), contextlib.suppress(KeyboardInterrupt):
-        run_study(study)
-    assert study.runs[run].status() == Status.INTERRUPTED
+def same_after_a_kill(folder: Path, step: int, *typed: str, straight: Run | None = None) -> Run:
+    """Kills the last run of a study before a step; continued, it must end as if nothing had been.
+
+    It goes on from a checkpoint of an earlier step, with the random generators elsewhere.
+
+    Args:
+        folder: for the studies.
+        step: the step at which the run is killed.
+        typed: the study.
+        straight: a run of the same that was not killed, if there is one already.
+
+    Returns:
+        The killed run, with the numbers and, bit for bit, the weights of the straight one.
+    """
+    checkpoints = f"training.checkpoint.every_steps={max(1, step - 1)}"
+    straight = straight or finished(folder / "straight", checkpoints, *typed)
+    study = prepared(folder / "killed", checkpoints, *typed)
+    *parents, killed = study.runs
+    for parent in parents:
+        assert execute.execute(parent.folder) == Status.FINISHED
+    module = type(execute.build_module(killed.config()))
+    with unplugged(module, lambda module, index: module.global_step >= step):
+        assert execute.execute(killed.folder) == Status.INTERRUPTED
+    torch.manual_seed(123)
+    assert execute.execute(killed.folder) == Status.FINISHED
+    assert killed.record().attempts == 2
+    assert timeless(killed) == timeless(straight)
+    ends = [
+        torch.load(r.last_checkpoint, weights_only=True)["state_dict"] for r in (killed, straight)
+    ]
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    return killed
 
 
 def stop_after(steps: int, run: Run) -> None:

@@ -30,6 +30,7 @@ class Paper:
     arms: dict[str, list[str]]  # with what they inherit
     scales: dict[str, list[str]]  # likewise
     report: list[str]  # the metrics worth a column in the summary table
+    combines: list[str]  # what lets more methods train it, where its defaults stand in their way
     config_file: Path
 
     @property
@@ -102,6 +103,7 @@ def load_paper(slug: str) -> Paper:
             arms=layers.expand(content["arms"], "arm", is_group),
             scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
+            combines=list(about.get("combines") or []),
             config_file=file,
         )
     except UserError as error:

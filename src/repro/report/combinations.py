@@ -31,8 +31,6 @@ from repro.training.execute import build_module
 from repro.training.supervised import Supervised
 
 EXAMPLES = 16  # of the batch that a combination is tried on
-# What lets more methods work in a paper, where its defaults stand in their way.
-VARIANTS = {"gbnn": ["arm=cnn", "optimizer=sgd"], "gradient_noise": ["training.clip_norm=null"]}
 # Models on data of their kind, in the supervised room of paper=dgc: small, and nothing to fetch.
 MODELS = {
     "mlp on digits": ["model=mlp", "dataset=digits"],
@@ -49,7 +47,7 @@ class Combinations:
     """The outcome of trying.
 
     Attributes:
-        reasons: place (a paper, or a model on a data set) -> method -> why not, "" where it works.
+        reasons: column of the table -> method -> why not, "" where it works.
         without: papers that take no method, and how they train instead.
     """
 
@@ -82,29 +80,29 @@ def config_of(slug: str, typed: Sequence[str] = ()) -> DictConfig:
     )
 
 
-def try_papers(methods: Mapping[str, DictConfig], slugs: Iterable[str]) -> Combinations:
-    """Tries the methods on the papers: their own modules, models and data."""
+def places(paper: Paper) -> dict[str, list[str]]:
+    """The columns of a paper, each with what is typed for it: as it is, and as `Paper.combines`."""
+    own = f"`{paper.slug}`"
+    typed = " ".join(f"`{text}`" for text in paper.combines)
+    return {own: []} | ({f"{own} {typed}": paper.combines} if typed else {})
+
+
+def try_paper(methods: Mapping[str, DictConfig], paper: Paper) -> Combinations:
+    """Tries the methods on a paper: its own module, models and data."""
     found = Combinations()
-    for slug in slugs:
-        config = config_of(slug)
+    for place, typed in places(paper).items():
+        config = config_of(paper.slug, typed)
         module: Any = build_module(config)
         if not isinstance(getattr(module, "method", None), Method):
-            found.without[slug] = f"`{type(module).__name__}`: {_first_line(module)}"
-            continue
-        found.reasons[f"`{slug}`"] = try_methods(config, methods)
-        if slug in VARIANTS:
-            named = f"`{slug}` {' '.join(f'`{text}`' for text in VARIANTS[slug])}"
-            found.reasons[named] = try_methods(config_of(slug, VARIANTS[slug]), methods)
+            found.without[paper.slug] = f"`{type(module).__name__}`: {_first_line(module)}"
+            break
+        found.reasons[place] = try_methods(config, methods)
     return found
 
 
-def try_models(methods: Mapping[str, DictConfig]) -> Combinations:
-    """Tries the methods on `MODELS`, in plain supervised training."""
-    found = Combinations()
-    for name, typed in MODELS.items():
-        config = config_of("dgc", ["arm=dense", *typed])
-        found.reasons[name] = try_methods(config, methods)
-    return found
+def try_model(methods: Mapping[str, DictConfig], name: str) -> dict[str, str]:
+    """Tries the methods on one of `MODELS`, in plain supervised training."""
+    return try_methods(config_of("dgc", ["arm=dense", *MODELS[name]]), methods)
 
 
 def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[str, str]:
@@ -153,10 +151,14 @@ def update_once(module: Supervised, batch: Batch) -> None:
     method.after_step(model)
 
 
-def to_markdown(papers: Combinations, models: Combinations) -> str:
+def to_markdown(
+    papers: Mapping[str, Mapping[str, str]],
+    models: Mapping[str, Mapping[str, str]],
+    without: Mapping[str, str],
+) -> str:
     """The tables of papers and of models, the reasons, and the papers that take no method."""
     numbers: dict[str, int] = {}
-    for place in (*papers.reasons.values(), *models.reasons.values()):
+    for place in (*papers.values(), *models.values()):
         for reason in filter(None, place.values()):
             numbers.setdefault(reason, len(numbers) + 1)
 
@@ -167,12 +169,12 @@ def to_markdown(papers: Combinations, models: Combinations) -> str:
         ]
         return tables.markdown_table((title, *places), rows)
 
-    lines = [*table("method \\ paper", papers.reasons), ""]
-    lines += [*table("method \\ model", models.reasons), "", "Why not:", ""]
+    lines = [*table("method \\ paper", papers), ""]
+    lines += [*table("method \\ model", models), "", "Why not:", ""]
     lines += [f"{number}. {reason}" for reason, number in numbers.items()]
-    if papers.without:
+    if without:
         lines += ["", "Papers that train in a way of their own, and so take no `method`:", ""]
-        lines += [f"* `{slug}`, {why}" for slug, why in papers.without.items()]
+        lines += [f"* `{slug}`, {why}" for slug, why in without.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -184,8 +186,13 @@ def document() -> Path:
 def generate() -> str:
     """Tries everything and returns the page's generated block."""
     methods = method_configs()
-    papers = try_papers(methods, [paper.slug for paper in load_papers()])
-    return to_markdown(papers, try_models(methods))
+    found = Combinations()
+    for paper in load_papers():
+        tried = try_paper(methods, paper)
+        found.reasons |= tried.reasons
+        found.without |= tried.without
+    models = {name: try_model(methods, name) for name in MODELS}
+    return to_markdown(found.reasons, models, found.without)
 
 
 def main() -> int:

@@ -78,7 +78,7 @@ def update_readmes(paper: Paper) -> None:
 
 def project_readme() -> Path:
     """The project's README.md in a checkout; an installed package has none."""
-    return Path(str(package_files("repro.experiments"))).parent / "README.md"
+    return Path(str(package_files("repro.experiments"))).resolve().parent / "README.md"
 
 
 def with_tables(text: str, paper: Paper) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -209,10 +208,8 @@ def test_real_sets_are_as_their_configs_state(dataset, real_set, mnist_root):
     data = dataset(name, root, **({} if real_set else SMALL))
     data.setup()
     assert all(size > 0 for size in data.fingerprint()["sizes"].values())
-    started = time.perf_counter()
     batches = sum(1 for _ in data.train_dataloader())
     assert batches == len(data.train_dataloader())
-    assert time.perf_counter() - started < 10
     if real_set and getattr(data, "normalise", None):
         sample = data.normalise(data.splits["train"][0][:5000])
         assert sample.mean().abs() < 0.02

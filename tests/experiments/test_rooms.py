@@ -1,0 +1,152 @@
+"""What holds for every paper's room. What is special to one is in a test file of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from interruptions import same_after_a_kill
+from rooms import configs, refusal, summaries
+
+from repro.claims.file import check_arms, load_claims
+from repro.claims.studies import judge_study
+from repro.claims.verdicts import Verdict
+from repro.errors import UserError
+from repro.records.papers import Paper, load_papers
+from repro.records.run import Run, Status
+from repro.records.study import Study
+from repro.report.draw import draw_study
+from repro.training.execute import build_module
+
+PAPERS = {paper.slug: paper for paper in load_papers()}
+SCALES = [(slug, scale) for slug, paper in PAPERS.items() for scale in paper.scales]
+Smoke = Callable[[str], Study]
+of_each_paper = pytest.mark.parametrize("slug", PAPERS)
+at_each_scale = pytest.mark.parametrize(("slug", "scale"), SCALES)
+
+
+def arms_at(paper: Paper, scale: str) -> set[str]:
+    """The arms that a scale runs."""
+    lists = [text for text in paper.scales[scale] if text.startswith("arm=[")]
+    named = lists[-1].removeprefix("arm=[").removesuffix("]").split(",") if lists else paper.arms
+    return {arm.strip() for arm in named}
+
+
+@of_each_paper
+def test_every_arm_finishes(slug: str, smoke: Smoke) -> None:
+    ended = {run.record().arm: run.status() for run in smoke(slug).runs}
+    assert set(ended.values()) == {Status.FINISHED}, ended
+
+
+def kind(metric: str) -> str:
+    """A metric's name without the sizes in it, which scales choose: loss_50 and loss_2of4."""
+    return re.sub(r"\d+(of\d+)?", "#", metric)
+
+
+@of_each_paper
+def test_every_metric_of_the_report_and_the_claims_is_there(slug: str, smoke: Smoke) -> None:
+    """But for claims that only the papers' own sizes can test."""
+    paper = PAPERS[slug]
+    found = {arm: set(map(kind, each)) for arm, each in summaries(smoke(slug)).items()}
+    assert set(map(kind, paper.report)) <= set().union(*found.values())
+    for claim in load_claims(paper.claims_file).claims:
+        for check in claim.all_checks():
+            if all(scale.startswith("full") for scale in check.scales or claim.scales):
+                continue
+            read = set(map(kind, check.metric_names()))
+            for arm in found.keys() & set(check.arm_names()):
+                assert read <= found[arm], (claim.id, arm)
+
+
+@of_each_paper
+def test_every_claim_gets_a_verdict(slug: str, smoke: Smoke) -> None:
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(smoke(slug))}
+    for claim in load_claims(PAPERS[slug].claims_file).claims:
+        judged = verdicts[claim.id] is not Verdict.NOT_AT_SCALE
+        assert judged == bool(claim.checks_at("smoke")), claim.id
+
+
+@of_each_paper
+def test_figures_are_written_as_png_and_svg(slug: str, smoke: Smoke) -> None:
+    written = draw_study(smoke(slug))
+    stems = {path.stem for path in written}
+    assert {path.name for path in written} == {f"{s}.{t}" for s in stems for t in ("png", "svg")}
+    assert all(path.stat().st_size > 5000 for path in written)
+
+
+def one_of_each_kind(study: Study) -> Iterator[Run]:
+    """A run for every module and every method in it."""
+    seen = set()
+    for run in study.runs:
+        config = run.config()
+        kind = config.module._target_, config.method.get("_target_")
+        if kind not in seen:
+            seen.add(kind)
+            yield run
+
+
+@of_each_paper
+def test_a_killed_run_ends_with_the_same_numbers(
+    slug: str, smoke: Smoke, outputs: Path, tmp_path: Path
+) -> None:
+    """Killed halfway, continued from a checkpoint of an earlier step."""
+    for run in one_of_each_kind(smoke(slug)):
+        arm, middle = run.record().arm, int(run.summary()["steps"]) // 2
+        typed = [f"paper={slug}", "scale=smoke", f"arm={arm}", "seed=0", f"outputs={outputs}"]
+        same_after_a_kill(tmp_path / arm, middle, *typed, straight=run)
+
+
+@of_each_paper
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("module.nonsense=1", "module.nonsense"),
+        ("training.epochs=many", "training.epochs"),
+    ],
+)
+def test_a_bad_setting_is_one_line(slug: str, typed: str, complaint: str, tmp_path: Path) -> None:
+    arm = next(iter(PAPERS[slug].arms))
+    refused = refusal(tmp_path, f"paper={slug}", "scale=smoke", f"arm={arm}", "seed=0", typed)
+    assert complaint in refused
+
+
+def build(*typed: str) -> None:
+    """Builds what is composed; what needs files that are not here may say so, in one line."""
+    for config in configs(*typed).values():
+        try:
+            with torch.device("meta"):
+                build_module(config)
+        except UserError as error:
+            if "\n" in str(error) or "missing" not in str(error):
+                raise
+
+
+@pytest.mark.parametrize(("slug", "scale"), [pair for pair in SCALES if pair[1] != "smoke"])
+def test_every_arm_composes_and_builds(slug: str, scale: str) -> None:
+    """At smoke they run."""
+    build(f"paper={slug}", f"scale={scale}")
+
+
+@of_each_paper
+def test_arms_that_no_scale_runs_compose_and_build_too(slug: str) -> None:
+    paper = PAPERS[slug]
+    others = set(paper.arms).difference(*(arms_at(paper, scale) for scale in paper.scales))
+    if others:
+        build(f"paper={slug}", f"arm=[{','.join(sorted(others))}]")
+
+
+@of_each_paper
+def test_claims_speak_of_arms_that_there_are(slug: str) -> None:
+    check_arms(load_claims(PAPERS[slug].claims_file), PAPERS[slug].arms)
+
+
+@at_each_scale
+def test_a_scale_runs_the_arms_of_its_claims(slug: str, scale: str) -> None:
+    arms = arms_at(PAPERS[slug], scale)
+    assert arms <= set(PAPERS[slug].arms)
+    for claim in load_claims(PAPERS[slug].claims_file).claims:
+        for check in claim.checks_at(scale):
+            assert set(check.arm_names()) <= arms, claim.id

@@ -1,0 +1,60 @@
+"""Short words for what tests of papers do all the time: plan, run, read."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from repro.errors import UserError
+from repro.planning.plan import Plan, plan_study
+from repro.planning.prepare import create_study
+from repro.records.run import Run, Status
+from repro.records.study import Study
+from repro.training.execute import execute
+
+
+@functools.cache  # composing takes longer than building, and many tests look at the same scale
+def plan(*typed: str) -> Plan:
+    """What is planned for seed 0, unless other seeds are typed; to look at, not to change."""
+    return plan_study(["seed=0", *typed])
+
+
+def configs(*typed: str) -> dict[str, DictConfig]:
+    """Composed configs by arm; see `plan`."""
+    return {run.arm: run.config for run in plan(*typed).runs}
+
+
+def prepared(folder: Path, *typed: str) -> Study:
+    """A study that is ready to run in this process."""
+    return create_study(plan_study(["n_jobs=1", *typed]), folder)
+
+
+def finished(folder: Path, *typed: str) -> Run:
+    """The last run of a study whose runs all finish, parents first."""
+    study = prepared(folder, *typed)
+    for run in study.runs:
+        assert execute(run.folder) == Status.FINISHED, run.record().error
+    return study.runs[-1]
+
+
+def refusal(folder: Path, *typed: str, lines: int = 1) -> str:
+    """What planning or the first run says to refuse what was typed, in one line or at most some."""
+    try:
+        study = prepared(folder, *typed)
+    except UserError as error:
+        message = str(error)
+    else:
+        assert execute(study.runs[0].folder) == Status.FAILED
+        failure = study.runs[0].record().error
+        assert failure.kind == "user", failure.traceback
+        message = failure.message
+    assert len(message.splitlines()) <= lines, message
+    return message
+
+
+def summaries(study: Study) -> dict[str, dict[str, float]]:
+    """Summaries by arm of a study of one seed; an arm that equals another has that one's."""
+    found = {run.record().arm: run.summary() for run in study.runs}
+    return found | {arm: found[first] for arm, first in study.about.twins.items()}
