@@ -28,6 +28,7 @@ class Paper:
     arms: dict[str, list[str]]
     scales: dict[str, list[str]]
     report: list[str]  # the metrics worth a column in the summary table
+    figures: dict[str, Any]  # the stock figures of its studies, see repro.report.figures
     config_file: Path
 
     @property
@@ -96,6 +97,7 @@ def load_paper(slug: str) -> Paper:
             arms=dict(content["arms"]),
             scales=dict(content["scales"]),
             report=list(content.get("report") or []),
+            figures=dict(content.get("figures") or {}),
             config_file=file,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,0 +1,272 @@
+"""How every figure looks: the paper's arms dark and thick, baselines grey, the rest thin."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+PANEL = (3.7, 2.9)  # inches of one panel
+COLUMNS = 3  # of panels beside each other, unless a figure says otherwise
+HEAT = "YlGnBu"
+ROW = 0.26  # inches of one row of a panel whose axis holds names
+LETTER = 0.065  # inches of a letter of the legend
+BAND = 0.15  # how opaque the range over seeds is
+SETTINGS = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "figure.titlesize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+OWN = ("#08306b", "#a50f15", "#00592d", "#4a1486", "#7f3b08", "#01665e")
+OTHERS = (
+    "#56a0d3", "#f08a24", "#3fa66a", "#c46fb0", "#a9962b", "#e0695d",
+    "#35a9a3", "#8f7fd0", "#b0703c", "#7fa83a",
+)  # fmt: skip
+GREYS = ("0.25", "0.5", "0.68")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = "osD^v<>PX*"
+EDGE = 0.04  # of an axis that is left free beyond the data
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm, or a line of a figure, is drawn."""
+
+    label: str
+    colour: str
+    width: float = 1.1
+    dash: Any = "-"
+    marker: str = "o"
+    level: int = 2  # what is drawn over what
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Arguments for `Axes.plot` of a line."""
+        return {
+            "color": self.colour,
+            "linewidth": self.width,
+            "linestyle": self.dash,
+            "label": self.label,
+            "zorder": self.level,
+        }
+
+    @property
+    def dots(self) -> dict[str, Any]:
+        """Arguments for `Axes.plot` of marks without a line."""
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": "none",
+            "label": self.label,
+            "zorder": self.level,
+        }
+
+
+def settings() -> AbstractContextManager[None]:
+    """A context in which figures get the sizes and the grid of all figures."""
+    return matplotlib.rc_context(SETTINGS)  # type: ignore[arg-type]
+
+
+def looks(
+    arms: Sequence[str], own: Mapping[str, str], baselines: Mapping[str, str]
+) -> dict[str, Look]:
+    """A look for each arm: the same in all figures of a paper.
+
+    Args:
+        arms: all arms of the paper, in its order.
+        own: patterns (``dgc``, ``*_noise``) of the paper's own arms. All arms that a pattern
+            matches first look alike, and are called as the pattern says, unless that is empty.
+        baselines: the same of the arms that the paper compares with.
+    """
+    found: dict[str, Look] = {}
+    grey = list(itertools.islice(itertools.product(DASHES, GREYS), len(baselines)))
+    for number, (pattern, label) in enumerate(own.items()):
+        for arm in _matching(arms, pattern, found):
+            found[arm] = own_look(number, label or arm)
+    for number, (pattern, label) in enumerate(baselines.items()):
+        for arm in _matching(arms, pattern, found):
+            dash, colour = grey[number % len(grey)]
+            marker = MARKERS[(number + 1) % len(MARKERS)]
+            found[arm] = Look(label or arm, colour, 1.5, dash, marker)
+    others = [arm for arm in arms if arm not in found]
+    return found | {arm: other_look(number, arm) for number, arm in enumerate(others)}
+
+
+def own_look(number: int, label: str) -> Look:
+    """The look of the paper's own arm of that number."""
+    dash = DASHES[number // len(OWN) % len(DASHES)]
+    return Look(label, OWN[number % len(OWN)], 2.5, dash, MARKERS[number % len(MARKERS)], 4)
+
+
+def other_look(number: int, label: str) -> Look:
+    """The look of an arm that is neither the paper's own nor a baseline, or of a line."""
+    dash = DASHES[number // len(OTHERS) % len(DASHES)]
+    return Look(label, OTHERS[number % len(OTHERS)], 1.2, dash, MARKERS[number % len(MARKERS)], 3)
+
+
+def _matching(arms: Iterable[str], pattern: str, taken: Collection[str]) -> list[str]:
+    return [arm for arm in fnmatch.filter(arms, pattern) if arm not in taken]
+
+
+def grid(sizes: Sequence[tuple[float, float]], columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each of some sizes (width and height in inches), row by row."""
+    columns = min(columns, len(sizes))
+    rows = math.ceil(len(sizes) / columns)
+    widths = [max(width for width, _ in sizes[place::columns]) for place in range(columns)]
+    heights = [
+        max(height for _, height in sizes[row * columns : (row + 1) * columns])
+        for row in range(rows)
+    ]
+    figure = Figure(figsize=(sum(widths) + 0.6, sum(heights) + 0.4), layout="constrained")
+    ratios = {"width_ratios": widths, "height_ratios": heights}
+    panels = figure.subplots(rows, columns, squeeze=False, gridspec_kw=ratios)
+    for axes in panels.flat[len(sizes) :]:
+        axes.remove()
+    return figure, list(panels.flat[: len(sizes)])
+
+
+def share(panels: Sequence[tuple[Axes, str]]) -> None:
+    """Gives panels of the same name the same ends of their vertical axes."""
+    for name in {name for _, name in panels}:
+        same = [axes for axes, each in panels if each == name]
+        ends = [axes.get_ylim() for axes in same]
+        for axes in same:
+            axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def finish(figure: Figure, title: str) -> None:
+    """A title at the left, and one legend beside all panels with each label once."""
+    figure.suptitle(title, x=0.01, ha="left")
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        width, height = figure.get_size_inches()
+        needed = LETTER * max(map(len, handles)) + 0.6
+        figure.set_size_inches(width + needed, max(height, 0.18 * len(handles) + 0.3))
+        figure.legend(handles.values(), handles, loc="outside right upper")
+
+
+def centre(values: np.ndarray, log: bool) -> float:
+    """The mean over seeds; on a logarithmic axis the geometric mean."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return math.nan
+    if log and (values > 0).all():
+        return float(np.exp(np.log(values).mean()))
+    return float(values.mean())
+
+
+def interval(values: np.ndarray, log: bool) -> tuple[float, float]:
+    """The 95 % t interval of the mean; on a logarithmic axis that of the geometric mean."""
+    from scipy.stats import t
+
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return (math.nan, math.nan)
+    is_log = log and bool((values > 0).all())
+    values = np.log(values) if is_log else values
+    reach = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    low, high = values.mean() - reach, values.mean() + reach
+    return (math.exp(low), math.exp(high)) if is_log else (float(low), float(high))
+
+
+def limits(
+    lines: Sequence[np.ndarray], astray: Sequence[bool], log: bool
+) -> tuple[tuple[float, float] | None, list[bool]]:
+    """Ends of an axis that lines gone astray do not stretch.
+
+    Args:
+        lines: what lies on the axis, line by line.
+        astray: which lines have diverged.
+        log: whether the axis is logarithmic.
+
+    Returns:
+        The ends, None where they are best left to matplotlib; and which lines count as astray:
+        also those that end more than ten median deviations away from where the others end.
+    """
+    placed = [_on_axis(line, log) for line in lines]
+    ends = np.array([line[-1] if len(line) else np.nan for line in placed])
+    middle = np.nanmedian(ends) if np.isfinite(ends).any() else 0.0
+    deviation = np.nanmedian(np.abs(ends - middle)) if np.isfinite(ends).any() else 0.0
+    outlying = (len(lines) > 3) & (np.abs(ends - middle) > max(10 * deviation, 1e-9))
+    out = [bool(a or b) for a, b in zip(astray, outlying, strict=True)]
+    kept = [line for line, is_out in zip(placed, out, strict=True) if not is_out]
+    points = np.concatenate(kept) if kept else np.array([])
+    if not any(out) or len(points) < 2:
+        return None, out
+    free = EDGE * float(np.ptp(points)) or 0.05 * abs(float(points[0])) or 0.05
+    low, high = float(points.min()) - free, float(points.max()) + free
+    return ((10**low, 10**high) if log else (low, high)), out
+
+
+def mark_leaving(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, diverged: bool) -> None:
+    """A cross where an arm diverged, an arrow where it leaves the panel."""
+    low, high = axes.get_ylim()
+    is_in = (x >= axes.get_xlim()[0]) & (x <= axes.get_xlim()[1]) & np.isfinite(y)
+    x, y = x[is_in], y[is_in]
+    if not len(x):
+        return
+    outside = np.flatnonzero((y < low) | (y > high))
+    if diverged:
+        place = int(outside[0]) if len(outside) else len(y) - 1
+    elif len(outside):
+        place = int(outside[0])
+    else:
+        return
+    marker = "x" if diverged else ("^" if y[place] > high else "v")
+    at = min(max(y[place], low), high)
+    axes.plot(x[place], at, marker, color=look.colour, ms=6, mew=1.8, clip_on=False, zorder=6)
+
+
+def beside(count: int) -> np.ndarray:
+    """Shifts that put so many marks beside each other at a place of an axis with names."""
+    return np.linspace(-0.2, 0.2, count) if count > 1 else np.zeros(1)
+
+
+def name_ticks(axes: Axes, places: Sequence[float], labels: Sequence[str], long: int = 24) -> None:
+    """Ticks of the horizontal axis at some places only; labels that take room stand aslant."""
+    is_long = sum(map(len, labels)) > long
+    axes.set_xticks(
+        places, labels, rotation=40 if is_long else 0, ha="right" if is_long else "center"
+    )
+    axes.set_xticks([], minor=True)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Plain numbers on a logarithmic axis; minor ones only where there are hardly any others."""
+    low, high = axes.get_ylim()
+    few = low > 0 and high / low < 30
+    number = FuncFormatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
+    axes.yaxis.set_major_formatter(number)
+    axes.yaxis.set_minor_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        if few
+        else NullFormatter()
+    )
+
+
+def _on_axis(line: np.ndarray, log: bool) -> np.ndarray:
+    line = line[np.isfinite(line)]
+    return np.log10(line[line > 0]) if log else line
