@@ -31,7 +31,9 @@ def figures(study: Study) -> dict[str, Figure]:
     }
     masks = {name: picture_masks()[name] for name in SHOWN}
     sizes = [
-        (WIDTH, 0.4 + WIDTH * mask.shape[0] / mask.shape[1]) for mask in masks.values() for _ in methods
+        (WIDTH, 0.4 + WIDTH * mask.shape[0] / mask.shape[1])
+        for mask in masks.values()
+        for _ in methods
     ]
     figure, panels = style.grid(sizes, columns=len(methods))
     cases = [(mask, title, method) for mask in masks.values() for title, method in methods.items()]

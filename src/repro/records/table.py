@@ -130,7 +130,9 @@ class Table:
         """
         found = []
         for run in self.runs:
-            rows = [row for row in run.series if metric in row and x in row] if run.arm == arm else []
+            rows = (
+                [row for row in run.series if metric in row and x in row] if run.arm == arm else []
+            )
             if rows:
                 step, along, y = (
                     np.array([row[key] for row in rows], dtype=float) for key in ("step", x, metric)

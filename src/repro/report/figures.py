@@ -24,11 +24,9 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -46,6 +44,10 @@ from repro.records.study import Study
 from repro.records.table import Curve, Table, table
 from repro.report import style
 from repro.report.style import Look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 X = "{x}"  # stands for a swept value in the name of a metric or an arm
 METRIC = "{metric}"  # stands for the panel's metric in the metric of a line or row
@@ -257,6 +259,7 @@ class Panels(_Model, ABC):
     """
 
     says: ClassVar[str]  # the figure's title
+    measure: ClassVar[str] = "y"  # the axis of the metric
     metrics: dict[str, Axis] = Field(min_length=1)
     arms: list[Arm] = ["*"]
     groups: dict[str, list[Arm]] = {}
@@ -266,7 +269,9 @@ class Panels(_Model, ABC):
         """What there is to draw."""
         groups = self.groups or {self.title: self.arms}
         found = [
-            Panel(self, metric, axis, title, self.collect(context, metric, axis, context.select(arms)))
+            Panel(
+                self, metric, axis, title, self.collect(context, metric, axis, context.select(arms))
+            )
             for metric, axis in self.metrics.items()
             for title, arms in groups.items()
         ]
@@ -332,6 +337,7 @@ class Swept(Panels):
         minus: an arm whose value of the same seed is subtracted from the arms' lines.
         reference: an arm's value drawn as a horizontal line.
         level: a number drawn as a horizontal line.
+        centre: ``median`` shows median and quartiles, for what has no mean.
     """
 
     says: ClassVar[str] = "mean and range over {seeds} seeds"
@@ -344,6 +350,7 @@ class Swept(Panels):
     minus: Arm | None = None
     reference: Source | None = None
     level: float | None = None
+    centre: Literal["mean", "median"] = "mean"
 
     def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> list[Line]:
         """The lines, each over the swept values that it has."""
@@ -355,13 +362,22 @@ class Swept(Panels):
         for look, source in wanted:
             found = self._values(context, source, metric)
             if found:
-                lines.append(_swept_line(look, found, axis))
+                lines.append(self._line(look, found, axis))
         if lines and self.reference is not None:
             level = self.reference.values(context, metric)
-            if len(level):
+            if np.isfinite(level).any():
                 look = context.looks[str(self.reference.arm)]
-                lines.append(_swept_line(look, {"": level}, axis))
+                lines.append(self._line(look, {"": level}, axis))
         return lines
+
+    def _line(self, look: Look, values: Mapping[str, np.ndarray], axis: Axis) -> Line:
+        seeds = [each[np.isfinite(each)] * axis.scale for each in values.values()]
+        if self.centre == "median":
+            low, y, high = np.array([np.quantile(each, (0.25, 0.5, 0.75)) for each in seeds]).T
+        else:
+            y = np.array([style.centre(each, axis.log) for each in seeds])
+            low, high = (np.array([end(each) for each in seeds]) for end in (np.min, np.max))
+        return Line(look, np.array(list(values)), y, low, high)
 
     def _values(self, context: Context, source: Source, metric: str) -> dict[str, np.ndarray]:
         """Swept value -> the metric of every seed."""
@@ -376,7 +392,11 @@ class Swept(Panels):
             for x, name in self.also.items():
                 other = source.model_copy(update={"metric": name})
                 each[x] = other.values(context, metric) if each else np.array([])
-        return {x: found for x, found in each.items() if len(found) and x not in self.leave_out}
+        return {
+            x: found
+            for x, found in each.items()
+            if np.isfinite(found).any() and x not in self.leave_out
+        }
 
     def paint(self, axes: Axes, panel: Panel) -> None:
         """Lines with ranges; names that are no numbers stand beside each other, not joined."""
@@ -406,6 +426,7 @@ class DotRows(Panels):
     """
 
     says: ClassVar[str] = "{seeds} seeds as dots; bars: mean and its 95 % interval"
+    measure: ClassVar[str] = "x"
     kind: Literal["dots"]
     rows: dict[str, Source] = {}
     level: float | None = None
@@ -415,7 +436,9 @@ class DotRows(Panels):
         if self.rows:
             rows = [(look, self.rows[name]) for name, look in _line_looks(self.rows, context)]
         else:
-            rows = [(replace(context.looks[a], label=a), Source.model_construct(arm=a)) for a in arms]
+            rows = [
+                (replace(context.looks[a], label=a), Source.model_construct(arm=a)) for a in arms
+            ]
         dots = []
         for look, source in rows:
             values = source.values(context, metric) * axis.scale
@@ -473,7 +496,9 @@ class Scatter(Panels):
         self, context: Context, metric: str, axis: Axis, arms: Sequence[str]
     ) -> list[list[Dots]]:
         """The marks: those that a line joins, and each arm's alone."""
-        firsts = {name: Source.model_construct(arm=chain.arms[0]) for name, chain in self.lines.items()}
+        firsts = {
+            name: Source.model_construct(arm=chain.arms[0]) for name, chain in self.lines.items()
+        }
         chains = [(look, self.lines[name]) for name, look in _line_looks(firsts, context)]
         chains += [(context.looks[arm], Chain.model_construct(arms=[arm])) for arm in arms]
         found = []
@@ -487,7 +512,9 @@ class Scatter(Panels):
             found.append(dots)
         if any(found) and self.reference is not None:
             level = self.reference.values(context, metric) * axis.scale
-            found.append([Dots(context.looks[str(self.reference.arm)], level)] if len(level) else [])
+            found.append(
+                [Dots(context.looks[str(self.reference.arm)], level)] if len(level) else []
+            )
         return [dots for dots in found if dots]
 
     def paint(self, axes: Axes, panel: Panel) -> None:
@@ -622,9 +649,7 @@ class Pictures(Panels):
         return 1.9, 2.0
 
 
-Kind = Annotated[
-    Curves | Swept | DotRows | Scatter | Heat | Pictures, Field(discriminator="kind")
-]
+Kind = Annotated[Curves | Swept | DotRows | Scatter | Heat | Pictures, Field(discriminator="kind")]
 
 
 class Drawing(_Model):
@@ -665,7 +690,8 @@ class Drawing(_Model):
             panel.kind.paint(axes, panel)
             axes.set_title(panel.title)
         if self.share:
-            style.share([(axes, panel.metric) for axes, panel in zip(grid, panels, strict=True)])
+            named = [(axes, panel.metric) for axes, panel in zip(grid, panels, strict=True)]
+            style.share(named, panels[0].kind.measure)
         says = self.title or panels[0].kind.says.format(seeds=context.table.seeds)
         style.finish(figure, f"{study}: {says}")
         return figure
@@ -712,13 +738,6 @@ def _over_seeds(curves: Sequence[Curve]) -> tuple[np.ndarray, ...]:
     return np.nanmean(x, 0), np.nanmean(y, 0), np.nanmin(y, 0), np.nanmax(y, 0)
 
 
-def _swept_line(look: Look, values: Mapping[str, np.ndarray], axis: Axis) -> Line:
-    seeds = [each * axis.scale for each in values.values()]
-    mean = np.array([style.centre(each, axis.log) for each in seeds])
-    low, high = (np.array([end(each) for each in seeds]) for end in (np.min, np.max))
-    return Line(look, np.array(list(values)), mean, low, high)
-
-
 def _placed(line: Line, places: Mapping[str, float], shift: float) -> Line:
     """A swept line from left to right, with a gap before each name that is no number."""
     gap = np.full(1, np.nan)
@@ -735,7 +754,9 @@ def _placed(line: Line, places: Mapping[str, float], shift: float) -> Line:
 
 def _paint_lines(axes: Axes, lines: Sequence[Line], axis: Axis, marks: bool = False) -> None:
     """Lines with ranges on an axis that those gone astray do not stretch."""
-    ends, astray = style.limits([a.y for a in lines], [a.diverged for a in lines], axis.log)
+    bands = [np.concatenate([line.low, line.high]) for line in lines]
+    diverged = [line.diverged for line in lines]
+    ends, astray = style.limits([line.y for line in lines], bands, diverged, axis.log)
     for line, is_astray in zip(lines, astray, strict=True):
         look = line.look
         marker = look.marker if marks or len(line.x) == 1 else ""
@@ -746,14 +767,14 @@ def _paint_lines(axes: Axes, lines: Sequence[Line], axis: Axis, marks: bool = Fa
         if not is_astray and not line.curves:
             band = {"color": look.colour, "alpha": style.BAND, "lw": 0, "zorder": look.level - 1}
             axes.fill_between(line.x, line.low, line.high, **band)
-            if marks:
-                axes.vlines(line.x, line.low, line.high, color=look.colour, lw=0.8)
+            around = np.concatenate([[np.nan], line.y, [np.nan]])
+            alone = np.isnan(around[:-2]) & np.isnan(around[2:])  # a band shows nothing there
+            ends_of = (line.x[alone], line.low[alone], line.high[alone])
+            axes.vlines(*ends_of, color=look.colour, lw=1)
     axes.set_yscale(axis.kind)
     if ends is not None:
         axes.set_ylim(*ends)
     _limit(axes.set_ylim, axis)
-    if axis.log:
-        style.plain_ticks(axes)
     for line in lines:
         style.mark_leaving(axes, line.x, line.y, line.look, line.diverged)
 
@@ -768,7 +789,8 @@ def _line_looks(lines: Mapping[str, Source], context: Context) -> list[tuple[str
     """A look for each named line: its arm's, with dashes of its own where lines share the arm."""
     found, drawn = [], dict[str, int]()
     for number, (label, source) in enumerate(lines.items()):
-        arm = source.arm if isinstance(source.arm, str) else next(iter(source.arm))
+        arms = [source.arm] if isinstance(source.arm, str) else list(source.arm)
+        arm = max(arms, key=lambda each: context.looks[each].level if each in context.looks else 0)
         if arm in context.looks:
             nth = drawn[arm] = drawn.get(arm, -1) + 1
             look = context.looks[arm]

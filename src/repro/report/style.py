@@ -1,26 +1,32 @@
-"""How every figure looks: the paper's arms dark and thick, baselines grey, the rest thin."""
+"""How every figure looks: the paper's arms dark and thick, baselines grey, the rest thin.
+
+Matplotlib is imported where something is drawn, so that declarations are checked in no time.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import itertools
 import math
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 PANEL = (3.7, 2.9)  # inches of one panel
 COLUMNS = 3  # of panels beside each other, unless a figure says otherwise
 HEAT = "YlGnBu"
 ROW = 0.26  # inches of one row of a panel whose axis holds names
-LETTER = 0.065  # inches of a letter of the legend
+LETTER = 0.07  # inches of a letter of titles and legends
+WIDE, HIGH = 46, 34  # letters of a label along the axes of a panel
 BAND = 0.15  # how opaque the range over seeds is
 SETTINGS = {
     "font.size": 9,
@@ -45,6 +51,7 @@ OTHERS = (
 GREYS = ("0.25", "0.5", "0.68")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = "osD^v<>PX*"
+STRETCH = 2.5  # how many times longer an axis has to be before lines are left outside
 EDGE = 0.04  # of an axis that is left free beyond the data
 
 
@@ -84,6 +91,8 @@ class Look:
 
 def settings() -> AbstractContextManager[None]:
     """A context in which figures get the sizes and the grid of all figures."""
+    import matplotlib
+
     return matplotlib.rc_context(SETTINGS)  # type: ignore[arg-type]
 
 
@@ -121,7 +130,8 @@ def own_look(number: int, label: str) -> Look:
 def other_look(number: int, label: str) -> Look:
     """The look of an arm that is neither the paper's own nor a baseline, or of a line."""
     dash = DASHES[number // len(OTHERS) % len(DASHES)]
-    return Look(label, OTHERS[number % len(OTHERS)], 1.2, dash, MARKERS[number % len(MARKERS)], 3)
+    marker = MARKERS[(number + number // len(OTHERS)) % len(MARKERS)]  # other pairs than before
+    return Look(label, OTHERS[number % len(OTHERS)], 1.2, dash, marker, 3)
 
 
 def _matching(arms: Iterable[str], pattern: str, taken: Collection[str]) -> list[str]:
@@ -130,6 +140,8 @@ def _matching(arms: Iterable[str], pattern: str, taken: Collection[str]) -> list
 
 def grid(sizes: Sequence[tuple[float, float]], columns: int) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each of some sizes (width and height in inches), row by row."""
+    from matplotlib.figure import Figure
+
     columns = min(columns, len(sizes))
     rows = math.ceil(len(sizes) / columns)
     widths = [max(width for width, _ in sizes[place::columns]) for place in range(columns)]
@@ -145,27 +157,37 @@ def grid(sizes: Sequence[tuple[float, float]], columns: int) -> tuple[Figure, li
     return figure, list(panels.flat[: len(sizes)])
 
 
-def share(panels: Sequence[tuple[Axes, str]]) -> None:
-    """Gives panels of the same name the same ends of their vertical axes."""
+def share(panels: Sequence[tuple[Axes, str]], axis: str) -> None:
+    """Gives panels of the same name the same ends of their ``x`` or ``y`` axes."""
     for name in {name for _, name in panels}:
         same = [axes for axes, each in panels if each == name]
-        ends = [axes.get_ylim() for axes in same]
+        ends = [getattr(axes, f"get_{axis}lim")() for axes in same]
         for axes in same:
-            axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+            low, high = min(low for low, _ in ends), max(high for _, high in ends)
+            getattr(axes, f"set_{axis}lim")(low, high)
 
 
 def finish(figure: Figure, title: str) -> None:
     """A title at the left, and one legend beside all panels with each label once."""
     figure.suptitle(title, x=0.01, ha="left")
+    for axes in figure.axes:
+        axes.set_title(textwrap.fill(axes.get_title(), WIDE))
+        axes.set_xlabel(textwrap.fill(axes.get_xlabel(), WIDE))
+        axes.set_ylabel(textwrap.fill(axes.get_ylabel(), HIGH))
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                _plain_ticks(axis)
+    width, height = figure.get_size_inches()
+    width = max(width, LETTER * len(title) + 0.4)
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        width, height = figure.get_size_inches()
-        needed = LETTER * max(map(len, handles)) + 0.6
-        figure.set_size_inches(width + needed, max(height, 0.18 * len(handles) + 0.3))
+        width += LETTER * max(map(len, handles)) + 0.6
+        height = max(height, 0.18 * len(handles) + 0.3)
         figure.legend(handles.values(), handles, loc="outside right upper")
+    figure.set_size_inches(width, height)
 
 
 def centre(values: np.ndarray, log: bool) -> float:
@@ -193,32 +215,45 @@ def interval(values: np.ndarray, log: bool) -> tuple[float, float]:
 
 
 def limits(
-    lines: Sequence[np.ndarray], astray: Sequence[bool], log: bool
+    lines: Sequence[np.ndarray], bands: Sequence[np.ndarray], astray: Sequence[bool], log: bool
 ) -> tuple[tuple[float, float] | None, list[bool]]:
-    """Ends of an axis that lines gone astray do not stretch.
+    """Ends of an axis that lines gone astray and a huge range over seeds do not stretch.
 
     Args:
         lines: what lies on the axis, line by line.
+        bands: the ends of the range over seeds of each line.
         astray: which lines have diverged.
         log: whether the axis is logarithmic.
 
     Returns:
         The ends, None where they are best left to matplotlib; and which lines count as astray:
-        also those that end more than ten median deviations away from where the others end.
+        also those that end far from where the others end, if that stretches the axis much.
     """
     placed = [_on_axis(line, log) for line in lines]
     ends = np.array([line[-1] if len(line) else np.nan for line in placed])
-    middle = np.nanmedian(ends) if np.isfinite(ends).any() else 0.0
-    deviation = np.nanmedian(np.abs(ends - middle)) if np.isfinite(ends).any() else 0.0
-    outlying = (len(lines) > 3) & (np.abs(ends - middle) > max(10 * deviation, 1e-9))
-    out = [bool(a or b) for a, b in zip(astray, outlying, strict=True)]
-    kept = [line for line, is_out in zip(placed, out, strict=True) if not is_out]
-    points = np.concatenate(kept) if kept else np.array([])
-    if not any(out) or len(points) < 2:
-        return None, out
-    free = EDGE * float(np.ptp(points)) or 0.05 * abs(float(points[0])) or 0.05
+    out = np.array(astray, dtype=bool)
+    if np.isfinite(ends).any():
+        far = np.abs(ends - np.nanmedian(ends))
+        outlying = out | (far > max(10 * np.nanmedian(far), 1e-9))
+        if _spread(placed, outlying) * STRETCH < _spread(placed, np.zeros_like(out)):
+            out = outlying
+    points = _points(placed, out)
+    is_wide = _spread([_on_axis(band, log) for band in bands], out) > 10 * _spread(placed, out)
+    if not (out.any() or is_wide) or len(points) < 2:
+        return None, out.tolist()
+    free = EDGE * float(np.ptp(points)) or 0.05
     low, high = float(points.min()) - free, float(points.max()) + free
-    return ((10**low, 10**high) if log else (low, high)), out
+    return ((10**low, 10**high) if log else (low, high)), out.tolist()
+
+
+def _points(lines: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
+    kept = [line for line, is_out in zip(lines, out, strict=True) if not is_out]
+    return np.concatenate(kept) if kept else np.array([])
+
+
+def _spread(lines: Sequence[np.ndarray], out: np.ndarray) -> float:
+    points = _points(lines, out)
+    return float(np.ptp(points)) if len(points) else 0.0
 
 
 def mark_leaving(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, diverged: bool) -> None:
@@ -254,17 +289,22 @@ def name_ticks(axes: Axes, places: Sequence[float], labels: Sequence[str], long:
     axes.set_xticks([], minor=True)
 
 
-def plain_ticks(axes: Axes) -> None:
+def _plain_ticks(axis: Axis) -> None:
     """Plain numbers on a logarithmic axis; minor ones only where there are hardly any others."""
-    low, high = axes.get_ylim()
-    few = low > 0 and high / low < 30
-    number = FuncFormatter(lambda value, _: f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}")
-    axes.yaxis.set_major_formatter(number)
-    axes.yaxis.set_minor_formatter(
-        FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-        if few
-        else NullFormatter()
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    if isinstance(axis.get_major_locator(), FixedLocator):  # has ticks of its own
+        return
+    low, high = axis.get_view_interval()
+    digits = {1: "2346", 2: "25"}.get(math.ceil(math.log10(high / low)), "") if low > 0 else ""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    axis.set_minor_formatter(
+        FuncFormatter(lambda value, _: _plain(value) if f"{value:e}"[0] in digits else "")
     )
+
+
+def _plain(value: float) -> str:
+    return f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}"
 
 
 def _on_axis(line: np.ndarray, log: bool) -> np.ndarray:
