@@ -228,16 +228,10 @@ class Study:
         return [ClaimVerdict.from_dict(raw) for raw in files.read_json(self.verdicts_file)]
 
     def draw(self) -> list[Path]:
-        """Lets the paper's room draw its figures; writes each as PNG and SVG."""
-        import importlib
+        """Draws the figures that the paper declares and those of its room; writes PNG and SVG."""
+        from repro.report.figures import figures
 
-        try:
-            room = importlib.import_module(f"{self.paper.room}.figures")
-        except ModuleNotFoundError as error:
-            if error.name != f"{self.paper.room}.figures":
-                raise
-            return []
-        return self.save_figures(room.figures(self))
+        return self.save_figures(figures(self))
 
     def save_figures(self, figures: Mapping[str, Figure]) -> list[Path]:
         """Writes figures by name, each as PNG and SVG."""
