@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from repro.records.names import ARTIFACTS
 from repro.records.table import table
 from repro.report import style
 
@@ -19,7 +20,7 @@ def figures(study: Study) -> dict[str, Figure]:
     """Draws a row of real images, then a row of samples of each arm's first seed."""
     kept: dict[str, tuple[np.ndarray, int]] = {}
     for run in table(study).runs:
-        file = run.folder / "artifacts" / "samples.npz"
+        file = run.folder / ARTIFACTS / "samples.npz"
         if file.is_file() and run.arm not in kept:
             with np.load(file) as saved:
                 kept[run.arm] = (saved["images"], int(saved["real"]))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from repro.records.run import Status
+from repro.records import names
 from repro.records.series import read_series
+from repro.records.status import Status
 from repro.records.study import Study
 
 
@@ -59,7 +60,7 @@ class Measured:
     @functools.cached_property
     def series(self) -> list[dict[str, Any]]:
         """The rows of metrics.csv, read when they are first asked for."""
-        return read_series(self.folder / "metrics.csv")
+        return read_series(self.folder / names.SERIES)
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,12 @@ def table(study: Study) -> Table:
         record = run.record()
         runs.append(
             Measured(
-                arm=record["arm"],
-                seed=record["seed"],
+                arm=record.arm,
+                seed=record.seed,
                 folder=run.folder,
                 metrics=run.summary(),
-                diverged=record["status"] == Status.DIVERGED,
-                point=" ".join(f"{key}={value}" for key, value in record["point"].items()),
+                diverged=record.status == Status.DIVERGED,
+                point=" ".join(f"{key}={value}" for key, value in record.point.items()),
             )
         )
     return Table(runs)

@@ -39,6 +39,7 @@ from pydantic import (
 )
 
 from repro.errors import UserError, did_you_mean
+from repro.records.names import ARTIFACTS
 from repro.records.papers import Paper
 from repro.records.study import Study
 from repro.records.table import Curve, Table, table
@@ -634,7 +635,7 @@ class Pictures(Panels):
         for run in context.table.runs:
             if run.arm in arms:
                 for pattern in self.metrics:
-                    for file in sorted((run.folder / "artifacts").glob(pattern)):
+                    for file in sorted((run.folder / ARTIFACTS).glob(pattern)):
                         return [np.load(file, allow_pickle=False)]
         return []
 

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
-from repro.records import files
-from repro.records.series import CsvLogger
+from repro.records import files, names
+from repro.training.series import CsvLogger
 
 
 class Interrupted(Exception):  # noqa: N818 - a signal, not an error
@@ -158,7 +158,7 @@ class Checkpoints(Checkpoint):
             return
         if self.sign * float(value) < self.best_value:
             self.best_value = self.sign * float(value)
-            self._save(trainer, "best.ckpt", weights_only=True)
+            self._save(trainer, names.BEST_CHECKPOINT, weights_only=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Saves when enough time has passed, and stops on request; the last epoch ends the fit."""
@@ -231,7 +231,7 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.should_stop(), all=False)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        self._save(trainer, "last.ckpt", weights_only=False)
+        self._save(trainer, names.LAST_CHECKPOINT, weights_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):
                 logger.write()

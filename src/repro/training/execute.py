@@ -23,17 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError, UserError
-from repro.launching import slurm
 from repro.records import files, provenance
-from repro.records.run import Run, Status, now, process_identity
+from repro.records.run import Failure, Run, process_identity
+from repro.records.status import Status
+from repro.records.typed import now
 from repro.training.imports import import_lightning
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
-
-    from repro.search.pruning import PruneHopeless
 
 log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
@@ -67,8 +66,12 @@ def execute(folder: Path) -> Status:
     return execute_here(run)
 
 
-def execute_here(run: Run) -> Status:
+def execute_here(run: Run, job: str | None = None) -> Status:
     """Executes or continues a run in this process; failures end up in run.json, not in the air.
+
+    Args:
+        run: the run.
+        job: the Slurm job that this process is, if it is one.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
@@ -78,22 +81,23 @@ def execute_here(run: Run) -> Status:
     started = time.monotonic()
     import_lightning()  # now, because it sets up loggers that are redirected below
     if not is_main_process():
-        if run.has_ended() and run.status().is_final:
-            return run.status()  # as the main process will find, too
+        status = run.status()
+        if status.is_final:
+            return status  # as the main process will find, too
         with _StopRequest() as stop, _tracked(run) as trackers:
             _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
-    with run.held(), _logged_to(run.folder / "log.txt"), _StopRequest() as stop:
+    with run.held(), _logged_to(run.log_file), _StopRequest() as stop:
         record = run.record()
-        if Status(record["status"]).is_final:
-            return Status(record["status"])
-        if run.job != slurm.current_job():
+        if record.status.is_final:
+            return record.status
+        if run.job != job:
             run.forget_job()
         run.update(
             status=Status.RUNNING,
             started=now(),
             error=None,
-            attempts=record.get("attempts", 0) + 1,
+            attempts=record.attempts + 1,
             **process_identity(),
         )
         outcome: dict[str, Any]
@@ -105,7 +109,7 @@ def execute_here(run: Run) -> Status:
             log.error("%s", traceback.format_exc())
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
             outcome = {"status": Status.INTERRUPTED}
-        seconds = record.get("seconds", 0.0) + time.monotonic() - started
+        seconds = (record.seconds or 0.0) + time.monotonic() - started
         if outcome["status"].is_final:
             outcome["progress"] = 1.0
         run.update(
@@ -125,13 +129,13 @@ def is_main_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-def describe_error(error: BaseException, run: Run) -> dict[str, str]:
+def describe_error(error: BaseException, run: Run) -> Failure:
     """The record of a failure: whose fault, what happened, where to read more."""
     if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
         error = files.explain_os_error(error, run.folder)
     message = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
     kind = "user" if isinstance(error, UserError) else "run"
-    return {"kind": kind, "message": message.strip(), "traceback": traceback.format_exc()}
+    return Failure(kind=kind, message=message.strip(), traceback=traceback.format_exc())
 
 
 def _execute_apart(run: Run) -> Status:
@@ -151,7 +155,7 @@ def _execute_apart(run: Run) -> Status:
     if status is Status.WAITING:  # it did not come far enough to say so itself
         message = f"Its process ended with exit code {code} before the run began."
         status = Status.FAILED
-        run.update(status=status, error={"kind": "run", "message": message, "traceback": ""})
+        run.update(status=status, error=Failure(kind="run", message=message, traceback=""))
     return status
 
 
@@ -213,8 +217,9 @@ def _train_and_test(
     import torch
 
     from repro.planning.instantiate import instantiate
-    from repro.records.series import CsvLogger
+    from repro.training import hardware
     from repro.training.checkpoints import Checkpoints, Diverged, Interrupted, Watch
+    from repro.training.series import CsvLogger
 
     config = run.config()
     training = config.training
@@ -226,21 +231,21 @@ def _train_and_test(
     data = instantiate(config.dataset)
     module = build_module(config)
     _start_from_parent(run, module)
-    series = CsvLogger(run.folder / "metrics.csv")
+    series = CsvLogger(run.series_file)
     watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
     checkpoints = Checkpoints(
-        folder=run.folder / "checkpoints",
+        folder=run.checkpoints_folder,
         monitor=training.monitor,
         mode=training.mode,
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
-    pruning = _pruning(run)
+    own = _own_callback(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
         logger=[series, *trackers],
-        callbacks=[watch, *pruning, checkpoints],
+        callbacks=[watch, *own, checkpoints],
     )
     # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -249,7 +254,7 @@ def _train_and_test(
         series.continue_from(resume_from["global_step"])
         log.info("continuing after step %d", resume_from["global_step"])
     if is_main:
-        run.update(versions=provenance.versions(), hardware=provenance.hardware())
+        run.update(versions=provenance.versions(), hardware=hardware.describe())
 
     outcome: dict[str, Any] = {"status": Status.FINISHED}
     try:
@@ -271,7 +276,7 @@ def _train_and_test(
     if stop.requested and outcome["status"] == Status.FINISHED:
         return {"status": Status.INTERRUPTED}
     final = checkpoints.logged
-    if any(each.pruned for each in pruning):
+    if any(each.pruned for each in own):
         outcome = {"status": Status.PRUNED}
     elif outcome["status"] == Status.FINISHED:
         if training.test_with != "none":
@@ -286,7 +291,7 @@ def _train_and_test(
         series.write()
         final = {name: value for name, value in final.items() if math.isfinite(value)}
         final |= {"steps": trainer.global_step, **watch.times()}
-        files.write_json(run.folder / "summary.json", dict(sorted(final.items())))
+        files.write_json(run.summary_file, dict(sorted(final.items())))
         outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
     return outcome
 
@@ -304,13 +309,12 @@ def _tracked(run: Run) -> Iterator[list[Logger]]:
         yield trackers
 
 
-def _pruning(run: Run) -> list[PruneHopeless]:
-    """The callback of a run that is a search's trial; none otherwise."""
-    if run.record().get("trial") is None:
-        return []
-    from repro.search.pruning import PruneHopeless
+def _own_callback(run: Run) -> list[Any]:
+    """The callback that run.json asks for, such as a search's, which may find a run hopeless."""
+    from hydra.utils import get_class
 
-    return [PruneHopeless(run)]
+    name = run.record().callback
+    return [] if name is None else [get_class(name)(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
