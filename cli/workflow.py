@@ -123,10 +123,10 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
 def check_claims(paper: Paper) -> None:
     """Finds mistakes in claims and declared figures before hours of training, not after them."""
     from repro.claims.schema import check_arms, load_claims
-    from repro.report.figures import read
+    from repro.report.figures import read_declared
 
     check_arms(load_claims(paper.claims_file), paper.arms)
-    read(paper)
+    read_declared(paper)
 
 
 def continue_run(folder: Path, as_json: bool) -> int:

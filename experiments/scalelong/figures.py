@@ -34,8 +34,8 @@ def figures(study: Study) -> dict[str, Figure]:
         strip = np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1)  # side by side
         strip = np.clip((strip - low) / (high - low), 0, 1)
         axes.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray_r")
-        axes.set_ylabel(name, rotation=0, ha="right", va="center")
-        axes.set(xticks=[], yticks=[])
+        axes.set_yticks([strip.shape[0] / 2], [name])
+        axes.set_xticks([])
         axes.grid(visible=False)
     style.finish(figure, f"{study.paper.slug}, scale={study.scale}: samples of one seed")
     return {"samples": figure}

@@ -19,7 +19,7 @@ from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import Study
 from repro.records.table import Measured, Table, table
 from repro.report import style
-from repro.report.figures import read, stock
+from repro.report.figures import read_declared, stock
 
 ARMS = ("ours", "ours_k2", "ours_k4", "rival", "ablation")
 
@@ -269,7 +269,7 @@ def test_legend_and_title_are_not_cut(arms: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("slug", [each.slug for each in load_papers()])
 def test_what_papers_declare_is_right(slug: str) -> None:
-    read(load_paper(slug))
+    read_declared(load_paper(slug))
 
 
 DOTS = {"kind": "dots", "metrics": {"kl": "KL"}}
@@ -291,7 +291,7 @@ DOTS = {"kind": "dots", "metrics": {"kl": "KL"}}
 )
 def test_a_wrong_declaration_is_one_line(figures: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        read(paper(**figures))
+        read_declared(paper(**figures))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(str(load_paper("dgc").config_file))

@@ -291,13 +291,18 @@ def name_ticks(axes: Axes, places: Sequence[float], labels: Sequence[str], long:
 
 def _plain_ticks(axis: Axis) -> None:
     """Plain numbers on a logarithmic axis; minor ones only where there are hardly any others."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     if isinstance(axis.get_major_locator(), FixedLocator):  # has ticks of its own
         return
-    low, high = axis.get_view_interval()
-    digits = {1: "2346", 2: "25"}.get(math.ceil(math.log10(high / low)), "") if low > 0 else ""
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if low > 0 else 9.0
+    if decades < 0.5:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+        return
+    digits = "2346" if decades <= 1 else "25" if decades <= 2 else ""
     axis.set_minor_formatter(
         FuncFormatter(lambda value, _: _plain(value) if f"{value:e}"[0] in digits else "")
     )
