@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
@@ -42,6 +42,9 @@ class _ReadOnce(CachingConfigRepository):
         """A copy, because what is composed from it writes into it."""
         found = copy.copy(super().load_config(config_path))
         if found is not None:
+            # No run needs what `repro.report.figures` reads from the file; copying it takes long.
+            with flag_override(found.config, ["struct", "readonly"], False):
+                found.config.pop("figures", None)
             found.config = copy.deepcopy(found.config)
         return found
 

@@ -337,7 +337,7 @@ def _without_lists(config: DictConfig) -> DictConfig:
     """A config without what concerns a study as a whole."""
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    study = ("arms", "scales", "seeds", "report", "figures")
+    study = ("arms", "scales", "seeds", "report")
     return OmegaConf.create({key: value for key, value in plain.items() if key not in study})
 
 
