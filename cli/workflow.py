@@ -122,7 +122,7 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
 
 def check_claims(paper: Paper) -> None:
     """Finds mistakes in claims and declared figures before hours of training, not after them."""
-    from repro.claims.schema import check_arms, load_claims
+    from repro.claims.file import check_arms, load_claims
     from repro.report.figures import read_declared
 
     check_arms(load_claims(paper.claims_file), paper.arms)
@@ -148,10 +148,12 @@ def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
     """Sends verdicts and figures to the study's trackers, if it has any."""
     if not study.runs[0].config().logger.loggers:
         return
+    from repro.report.tables import verdicts_markdown
     from repro.training import loggers
 
+    texts = {"verdicts": "\n".join(verdicts_markdown(verdicts))} if verdicts else {}
     try:
-        loggers.publish(study, verdicts)
+        loggers.publish(study, texts)
     except Exception as error:  # a tracker is not worth losing the verdicts
         render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 
