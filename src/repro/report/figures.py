@@ -12,8 +12,8 @@ says what the legend calls them); every other key is a figure::
         metrics: {val/accuracy: accuracy, train/loss: {label: loss, log: true}}
 
 A figure has a panel for each metric and each of its ``groups`` of arms; one whose panels differ
-more than that lists them under ``panels``. `repro.report.kinds` has the kinds and
-their keys. What has no numbers in a study is left out.
+more than that lists them under ``panels``, and what they have in common beside it. What has no
+numbers in a study is left out. `repro.report.kinds` has the kinds and their keys.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def read_declared(paper: Paper) -> Declared:
 
 
 class Drawing(Declaration):
-    """A figure; one whose panels are of one kind leaves out the list around them.
+    """A figure; keys beside ``panels`` hold for all of them, and if they suffice it has no list.
 
     Attributes:
         panels: the panels, kind by kind.
@@ -95,11 +95,15 @@ class Drawing(Declaration):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_kind(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or "panels" in raw:
+    def _keys_for_all_panels(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
             return raw
         about = {key: raw[key] for key in ("columns", "share", "title") if key in raw}
-        return {**about, "panels": [{key: raw[key] for key in raw if key not in about}]}
+        common = {key: raw[key] for key in raw if key not in (*about, "panels")}
+        panels = raw.get("panels", [{}])
+        if not isinstance(panels, list) or not all(isinstance(panel, dict) for panel in panels):
+            return raw
+        return {**about, "panels": [{**common, **panel} for panel in panels]}
 
     def draw(self, context: Context, study: str) -> Figure | None:
         """The figure, or nothing if the study has no numbers for it."""
