@@ -6,8 +6,8 @@ import copy
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from repro.internals import TorchDispatchMode
 from repro.methods.skeleton import Skeletonize
 
 # What the abstract allows, by PyTorch's names: additions, multiplications, convolutions, simple
