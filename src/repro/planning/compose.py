@@ -62,7 +62,7 @@ class _ReadOnce:
 
 
 def _without_figures(found: ConfigResult | None) -> ConfigResult | None:
-    """A config without what `repro.report.figures` reads: no run needs it, and copying it is slow."""
+    """A config without what `repro.report.figures` reads: no run needs it, and copies take long."""
     if found is not None:
         with flag_override(found.config, ["struct", "readonly"], False):
             found.config.pop("figures", None)
