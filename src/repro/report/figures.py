@@ -73,8 +73,9 @@ def read_declared(paper: Paper) -> Declared:
     try:
         return Declared.model_validate(paper.figures, context={"arms": list(paper.arms)})
     except ValidationError as error:
-        # A misspelt key comes first: it explains the one that is missing.
-        details = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        # A misspelt key or arm comes first: it explains what else is wrong.
+        order = ("extra_forbidden", "value_error")
+        details = sorted(error.errors(), key=lambda each: each["type"] not in order)
         raise UserError(f"{paper.config_file}, {_explain(details[0])}") from None
 
 
@@ -156,11 +157,13 @@ class Declared(Declaration):
 def _explain(detail: Any) -> str:
     """What is wrong with a declaration, in one line."""
     place = [str(part) for part in detail["loc"]]
-    place = [part for part in place if part not in ("drawings", "panels", "0", "[key]")]
+    if "[key]" in place:  # a key that is wrong follows what holds it
+        place = place[: place.index("[key]") - 1]
+    place = [part for part in place if part not in ("drawings", "panels", "0") and "[" not in part]
     where = ".".join(["figures", *place])
     if detail["type"] == "extra_forbidden":
         parts = [*get_args(get_args(Kind)[0]), Drawing, Along, Source, Chain]
-        known = {key for part in parts for key in part.model_fields}
+        known = {key for part in parts for key in part.model_fields} - {place[-1]}
         return f"{where}: there is no such key.{did_you_mean(place[-1], known)}"
     if detail["type"] == "union_tag_invalid":
         context = detail["ctx"]
