@@ -121,10 +121,12 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
 
 
 def check_claims(paper: Paper) -> None:
-    """Finds mistakes in claims.yaml before hours of training rather than after them."""
+    """Finds mistakes in claims and declared figures before hours of training, not after them."""
     from repro.claims.file import check_arms, load_claims
+    from repro.report.figures import read_declared
 
     check_arms(load_claims(paper.claims_file), paper.arms)
+    read_declared(paper)
 
 
 def continue_run(folder: Path, as_json: bool) -> int:

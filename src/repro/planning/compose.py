@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
@@ -54,11 +54,19 @@ class _ReadOnce:
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy, because what is composed from it writes into it."""
         if config_path not in self.parsed:
-            self.parsed[config_path] = self.repository.load_config(config_path)
+            self.parsed[config_path] = _without_figures(self.repository.load_config(config_path))
         found = copy.copy(self.parsed[config_path])
         if found is not None:
             found.config = copy.deepcopy(found.config)
         return found
+
+
+def _without_figures(found: ConfigResult | None) -> ConfigResult | None:
+    """A config without what `repro.report.figures` reads: no run needs it, and copies take long."""
+    if found is not None:
+        with flag_override(found.config, ["struct", "readonly"], False):
+            found.config.pop("figures", None)
+    return found
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Paper:
     scales: dict[str, list[str]]  # likewise
     report: list[str]  # the metrics worth a column in the summary table
     combines: list[str]  # what lets more methods train it, where its defaults stand in their way
+    figures: dict[str, Any]  # the stock figures of its studies, see repro.report.figures
     config_file: Path
 
     @property
@@ -104,6 +105,7 @@ def load_paper(slug: str) -> Paper:
             scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
             combines=list(about.get("combines") or []),
+            figures=dict(content.get("figures") or {}),
             config_file=file,
         )
     except UserError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from typing import Any
 
@@ -15,13 +14,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from repro.records import files
 from repro.records.study import Study
+from repro.report import style
 from repro.report.draw import save_figures
 from repro.search import database, loop
 from repro.search.request import UNTESTED, Request, request_of
 from repro.search.space import Parameter, to_point
 
 ENOUGH = 4  # completed trials from which on an importance means something
-COLOURS = {TrialState.COMPLETE: "tab:blue", TrialState.PRUNED: "tab:gray"}
+LOOKS = {
+    TrialState.COMPLETE: style.own_look(0, "to the end"),
+    TrialState.PRUNED: style.Look("pruned, last value", style.GREYS[1]),
+}
 
 
 def conclude(study: Study) -> dict[str, Any]:
@@ -48,29 +51,21 @@ def conclude(study: Study) -> dict[str, Any]:
 
 def draw(trials: list[FrozenTrial], request: Request) -> Figure:
     """The objective by trial, and against each parameter."""
-    count = 1 + len(request.parameters)
-    columns = min(count, 3)
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
-    first, *others = figure.subplots(rows, columns, squeeze=False).flat
-    for state, colour in COLOURS.items():
-        shown = [trial for trial in trials if trial.state is state and trial.value is not None]
-        values = [trial.value for trial in shown]
-        label = "to the end" if state is TrialState.COMPLETE else "pruned, last value"
-        first.scatter([t.number for t in shown], values, s=14, color=colour, label=label)
-        for axes, parameter in zip(others, request.parameters, strict=False):
-            axes.scatter([_place(t, parameter) for t in shown], values, s=14, color=colour)
-    _draw_best_so_far(first, trials, request.mode)
-    first.set(xlabel="trial", ylabel=request.metric, title="history")
-    first.legend(frameon=False, fontsize="small")
-    for axes, parameter in zip(others, request.parameters, strict=False):
-        axes.set(xlabel=parameter.key)
-        if getattr(parameter.distribution, "log", False):
-            axes.set(xscale="log")
-    for axes in (first, *others):
-        axes.grid(alpha=0.3)
-    for axes in others[len(request.parameters) :]:
-        axes.remove()
+    with style.settings():
+        figure, panels = style.grid([style.PANEL] * (1 + len(request.parameters)), style.COLUMNS)
+        history, *others = panels
+        for state, look in LOOKS.items():
+            shown = [trial for trial in trials if trial.state is state and trial.value is not None]
+            values = [trial.value for trial in shown]
+            history.plot([trial.number for trial in shown], values, **look.dots, ms=4)
+            for axes, parameter in zip(others, request.parameters, strict=True):
+                axes.plot([_place(each, parameter) for each in shown], values, **look.dots, ms=4)
+        _draw_best_so_far(history, trials, request.mode)
+        history.set(xlabel="trial", ylabel=request.metric, title="history")
+        for axes, parameter in zip(others, request.parameters, strict=True):
+            is_log = getattr(parameter.distribution, "log", False)
+            axes.set(xlabel=parameter.key, xscale="log" if is_log else "linear")
+        style.finish(figure, f"{request.arm}: search for the best {request.metric}")
     return figure
 
 
@@ -82,7 +77,7 @@ def _draw_best_so_far(axes: Axes, trials: list[FrozenTrial], mode: str) -> None:
         assert trial.value is not None
         best.append(better([trial.value, *best[-1:]]))
     numbers = [trial.number for trial in done]
-    axes.step(numbers, best, where="post", color="tab:orange", label="best so far")
+    axes.step(numbers, best, where="post", color=style.OTHERS[1], label="best so far")
 
 
 def _place(trial: FrozenTrial, parameter: Parameter) -> Any:

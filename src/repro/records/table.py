@@ -1,0 +1,164 @@
+"""What a study measured, by arm: final metrics as a table, logged metrics as curves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repro.records import names
+from repro.records.series import read_series
+from repro.records.status import Status
+from repro.records.study import Study
+
+
+@dataclass(frozen=True)
+class Row:
+    """A final metric of a run."""
+
+    arm: str
+    seed: int
+    point: str  # the swept values of a grid, empty in a study
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A logged metric of a run; ``step``, ``x`` and ``y`` have the same length.
+
+    Attributes:
+        seed: the run's seed.
+        step: optimizer steps done.
+        x: what the curve is drawn against.
+        y: the metric.
+        diverged: whether the run ended because it diverged.
+    """
+
+    seed: int
+    step: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run as a table sees it: what it is, how it ended, what it measured."""
+
+    arm: str
+    seed: int
+    folder: Path
+    metrics: dict[str, float]
+    diverged: bool = False
+    point: str = ""
+
+    @functools.cached_property
+    def series(self) -> list[dict[str, Any]]:
+        """The rows of metrics.csv, read when they are first asked for."""
+        return read_series(self.folder / names.SERIES)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The runs of a study, in the order of the study."""
+
+    runs: Sequence[Measured]
+    _found: dict[tuple[str, str], dict[tuple[str, int], float]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+        for row in self.rows:
+            found.setdefault((row.arm, row.metric), {})[row.point, row.seed] = row.value
+        object.__setattr__(self, "_found", found)
+
+    @property
+    def rows(self) -> Iterable[Row]:
+        """Every final metric of every run."""
+        for run in self.runs:
+            for metric, value in run.metrics.items():
+                yield Row(run.arm, run.seed, run.point, metric, value)
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that have runs."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    def metrics_of(self, arm: str) -> list[str]:
+        """The final metrics that the arm's runs have."""
+        return [metric for name, metric in self._found if name == arm]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the study has."""
+        return len({run.seed for run in self.runs})
+
+    def has_diverged(self, arm: str) -> bool:
+        """Whether a run of the arm diverged."""
+        return any(run.diverged for run in self.runs if run.arm == arm)
+
+    def values(self, arm: str, metric: str) -> np.ndarray:
+        """A metric of all runs of an arm that have it, (runs,)."""
+        return np.array(list(self._found.get((arm, metric), {}).values()), dtype=float)
+
+    def differences(self, arm: str, other: str, metric: str) -> np.ndarray:
+        """A metric minus the other arm's of the same seed, (seeds that both have,)."""
+        own, rival = (self._found.get((name, metric), {}) for name in (arm, other))
+        return np.array([own[key] - rival[key] for key in own if key in rival], dtype=float)
+
+    def matrix(self, arm: str, metrics: Sequence[str]) -> np.ndarray:
+        """Metrics of the arm's runs that have all of them, (runs, metrics)."""
+        rows = [
+            [run.metrics[name] for name in metrics]
+            for run in self.runs
+            if run.arm == arm and all(name in run.metrics for name in metrics)
+        ]
+        return np.array(rows, dtype=float).reshape(len(rows), len(metrics))
+
+    def curves(self, arm: str, metric: str, x: str = "step", total: bool = False) -> list[Curve]:
+        """A logged metric of each run of an arm that has it.
+
+        Args:
+            arm: whose runs.
+            metric: a column of metrics.csv.
+            x: what to put it against: ``step``, ``epoch`` (epochs done) or another column that is
+                logged in the same rows.
+            total: whether ``x`` is counted per step and is to be added up over the steps.
+        """
+        found = []
+        for run in self.runs:
+            rows = (
+                [row for row in run.series if metric in row and x in row] if run.arm == arm else []
+            )
+            if rows:
+                step, along, y = (
+                    np.array([row[key] for row in rows], dtype=float) for key in ("step", x, metric)
+                )
+                if total:  # the first row is of step 0 or later: nothing was done before it
+                    along = np.cumsum(along * np.diff(step, prepend=-1))
+                if x == "epoch":
+                    along = along + 1
+                found.append(Curve(run.seed, step, along, y, run.diverged))
+        return found
+
+
+def table(study: Study) -> Table:
+    """Reads the final metrics of a study's runs; curves are read when they are asked for."""
+    runs = []
+    for run in study.runs:
+        record = run.record()
+        runs.append(
+            Measured(
+                arm=record.arm,
+                seed=record.seed,
+                folder=run.folder,
+                metrics=run.summary(),
+                diverged=record.status == Status.DIVERGED,
+                point=" ".join(f"{key}={value}" for key, value in record.point.items()),
+            )
+        )
+    return Table(runs)
