@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro.training.imports import import_lightning
+from repro.training.startup import import_lightning
 
 SUPPORT = Path(__file__).parent / "support"
 TOY_CONFIG = SUPPORT / "toy_project" / "conf"

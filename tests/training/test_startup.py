@@ -36,8 +36,8 @@ def test_torchmetrics_is_the_one_that_everybody_else_finds(use: str) -> None:
 import torchmetrics, lightning.pytorch as pl
 from torchmetrics.utilities import imports
 flags = sorted(f"{k} {bool(v)}" for k, v in vars(imports).items() if k.endswith("_AVAILABLE"))
-from lightning.pytorch.core import module
-same = module.Metric is torchmetrics.Metric, module.MetricCollection is torchmetrics.MetricCollection
+from lightning.pytorch.core import module as its
+same = its.Metric is torchmetrics.Metric, its.MetricCollection is torchmetrics.MetricCollection
 private = {"__builtins__", "__cached__", "__file__", "__loader__", "__spec__"}
 print(type(torchmetrics).__name__, same, flags, sorted(set(vars(torchmetrics)) - private))
 """

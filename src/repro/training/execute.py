@@ -210,7 +210,7 @@ def _train_and_test(
     if is_main:
         run.update(versions=provenance.versions(), hardware=provenance.hardware())
     outcome = _train(fit)
-    if stop.requested and outcome["status"] == Status.FINISHED:
+    if stop.requested and outcome["status"] != Status.DIVERGED:
         outcome = {"status": Status.INTERRUPTED}
     if outcome["status"] == Status.INTERRUPTED:
         return outcome

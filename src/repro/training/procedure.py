@@ -70,8 +70,9 @@ class Means:
         values = values.to(torch.get_default_dtype())
         weights = torch.full_like(values, weight).masked_fill(values.isnan(), 0)
         total, count = self.sums.get(name, (torch.zeros_like(weights.sum()),) * 2)
-        self.sums[name] = total + (values.nan_to_num(0, torch.inf, -torch.inf) * weights).sum(), (
-            count + weights.sum()
+        self.sums[name] = (
+            total + (values.nan_to_num(0, torch.inf, -torch.inf) * weights).sum(),
+            (count + weights.sum()),
         )
 
     def take(self, reduce: Callable[[Tensor], Tensor] = lambda total: total) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ class Procedure(pl.LightningModule):
         return [each for each in self.parameters() if each.requires_grad]
 
     def configure_optimizers(self) -> Any:
-        """The optimizer; one of nothing where nothing is trained, because Lightning counts steps."""
+    """The optimizer; one of nothing, for Lightning to count steps, where nothing is trained."""
         nothing = [nn.Parameter(torch.zeros(()))]
         if self.optimizer_factory is None:
             return torch.optim.SGD(nothing, lr=0.0)

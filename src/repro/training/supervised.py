@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,7 +72,7 @@ class Supervised(Evaluated):
         UserError: there is no such task, or ``clip_norm`` is not positive.
     """
 
-    METRICS = {
+    METRICS: ClassVar = {
         "train/loss": "mean training loss of the epoch",
         "val/loss": "mean validation loss",
         "test/loss": "mean test loss",
