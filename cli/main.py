@@ -159,7 +159,7 @@ def run(
         return
     from repro.launching import local, slurm
 
-    workflow.check_claims(plan.paper)
+    workflow.check_claims(plan)
     local.check(plan, detach)
     study = Study.create(plan, outputs)
     try:

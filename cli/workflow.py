@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from repro.errors import ReproError
 from repro.launching import progress
-from repro.records.papers import Paper
 from repro.records.run import Run, Status
 from repro.records.study import Study
 
@@ -114,11 +113,27 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     return 0
 
 
-def check_claims(paper: Paper) -> None:
-    """Finds mistakes in claims.yaml before hours of training rather than after them."""
-    from repro.claims.schema import check_arms, load_claims
+def check_claims(plan: Plan) -> None:
+    """Finds mistakes in claims.yaml before hours of training rather than after them.
 
-    check_arms(load_claims(paper.claims_file), paper.arms)
+    Raises:
+        UserError: a claim names an unknown arm, or a claim or the paper's report reads a metric
+            that none of the arms in question logs.
+    """
+    from repro.claims.schema import check_arms, load_claims
+    from repro.training.metrics import check_declared, declared
+
+    paper, claims = plan.paper, load_claims(plan.paper.claims_file)
+    check_arms(claims, paper.arms)
+    logged: dict[str, dict[str, str]] = {}
+    for run in plan.runs:
+        if run.arm not in logged:
+            logged[run.arm] = declared(run.config)
+    for claim in claims.claims:
+        for check in claim.checks_at(plan.scale):
+            read = [value for name, value in check if name in ("metric", "versus_metric") and value]
+            check_declared(read, check.arm_names(), logged, f"claims.yaml, claim {claim.id}")
+    check_declared(paper.report, paper.arms, logged, f"{paper.config_file.name}, report")
 
 
 def continue_run(folder: Path, as_json: bool) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from repro.experiments.skeleton.benchmark import skeletonizer_of
 from torch import Tensor, nn

@@ -127,7 +127,7 @@ class Procedure(pl.LightningModule):
         return [each for each in self.parameters() if each.requires_grad]
 
     def configure_optimizers(self) -> Any:
-    """The optimizer; one of nothing, for Lightning to count steps, where nothing is trained."""
+        """The optimizer; one of nothing, for Lightning to count steps, where nothing is trained."""
         nothing = [nn.Parameter(torch.zeros(()))]
         if self.optimizer_factory is None:
             return torch.optim.SGD(nothing, lr=0.0)
