@@ -62,7 +62,9 @@ def _packages() -> list[Finding]:
 
 def _hardware() -> list[Finding]:
     try:
-        found = provenance.hardware()
+        from repro.training import hardware
+
+        found = hardware.describe()
     except Exception as error:
         return [Finding("torch", "broken", f"{error}; reinstall it: pip install --force torch")]
     gpus = ", ".join(found.get("gpus", [])) or "none; everything runs on the CPU"

@@ -145,7 +145,7 @@ def run(
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
     """
     from repro.planning.plan import plan_study
-    from repro.records.study import Study, typical_seconds
+    from repro.records.study import typical_seconds
 
     from . import render, workflow
 
@@ -158,16 +158,18 @@ def run(
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
     from repro.launching import local, slurm
+    from repro.planning.prepare import create_study
 
     workflow.check_claims(plan)
     local.check(plan, detach)
-    study = Study.create(plan, outputs)
+    study = create_study(plan, outputs)
     try:
         if detach:
             sys.exit(workflow.submit(study, as_json))
         sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
     except slurm.Refused:
-        study.discard()
+        if not any(run.record().attempts for run in study.runs):
+            study.discard()
         raise
 
 
@@ -255,6 +257,7 @@ def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) ->
 @people_readable
 def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
+    from repro.records.run import Run
     from repro.records.study import Study, find_studies
 
     from . import workflow
@@ -264,10 +267,10 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
         if not studies:
             raise UserError(f"There is no study in {outputs}. Start one: repro run paper=<slug>.")
         folder = studies[-1].folder
-    if (folder / "run.json").is_file():
+    if Run(folder).record_file.is_file():
         sys.exit(workflow.continue_run(folder, as_json))
     study = Study.open(folder.absolute())
-    proceed = workflow.search if "search" in study.about else workflow.run_and_judge
+    proceed = workflow.run_and_judge if study.about.search is None else workflow.search
     sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
 
 

@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from repro.records.papers import Paper, config_folders
-from repro.records.run import Run, Status
-from repro.records.study import Study, count_statuses
-from repro.records.summary import Scored, best_first, mean_and_spread, state_counts
+from repro.records.status import Status
+from repro.records.summary import Scored, best_first, mean_and_spread, scores, state_counts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from repro.claims.verdicts import ClaimVerdict
     from repro.data.base.catalog import DatasetInfo
     from repro.planning.plan import Plan
+    from repro.records.run import Run, RunRecord
+    from repro.records.study import Study
     from repro.search.request import Request
 
 console = Console()
@@ -174,21 +175,23 @@ def paper(shown: Paper, as_json: bool) -> None:
 def study_starts(study: Study) -> None:
     """What is about to happen."""
     about = study.about
-    arms = dict.fromkeys(path.split("/")[0] for layer in about["layers"] for path in layer)
+    arms = dict.fromkeys(path.split("/")[0] for layer in about.layers for path in layer)
     console.print(
-        f"{about['paper']} at scale={about['scale']}: {len(study.runs)} runs "
+        f"{about.paper} at scale={about.scale}: {len(study.runs)} runs "
         f"({', '.join(arms)}) in {study.folder}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    for note in about["notes"]:
+    for note in about.notes:
         console.print(f"note: {note}", markup=False)
 
 
 def submitted(study: Study, as_json: bool) -> None:
     """Which Slurm jobs work on a study, and how to watch and stop them."""
-    jobs = study.jobs()
+    from repro.launching.queue import jobs_of
+
+    jobs = jobs_of(study.runs)
     if as_json:
         emit({"folder": str(study.folder), "jobs": jobs})
         return
@@ -204,13 +207,15 @@ def submitted(study: Study, as_json: bool) -> None:
 
 def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) -> None:
     """The summary of a study: metrics by arm, then claims and verdicts."""
-    points, metric, mode = study.scores() if study.about["is_grid"] else ([], "", "")
+    points, metric, mode = scores(study) if study.about.is_grid else ([], "", "")
     if as_json:
+        from repro.claims.studies import results
+
         emit(
             {
                 "folder": str(study.folder),
                 "runs": [
-                    {**result.__dict__, "point": dict(result.point)} for result in study.results()
+                    {**result.__dict__, "point": dict(result.point)} for result in results(study)
                 ],
                 "points": [{"metric": metric, **point.__dict__} for point in points],
                 "claims": [verdict.to_dict() for verdict in verdicts],
@@ -226,7 +231,7 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
         for verdict in verdicts:
             if verdict.reason and verdict.checks:
                 console.print(f"{verdict.id}: {verdict.reason}", markup=False, highlight=False)
-    overrides = [text for text in study.about["typed"] if not text.startswith("paper=")]
+    overrides = [text for text in study.about.typed if not text.startswith("paper=")]
     if overrides:
         console.print(f"With: {' '.join(overrides)}", markup=False, highlight=False)
     figures = sorted(study.figures_folder.glob("*.png"))
@@ -237,7 +242,7 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
 def search_starts(study: Study, request: Request) -> None:
     """What is about to be searched."""
     console.print(
-        f"{study.about['paper']} at scale={study.scale}: {request.trials} trials of arm "
+        f"{study.about.paper} at scale={study.scale}: {request.trials} trials of arm "
         f"{request.arm} for the {request.mode}imum of {request.metric} in {study.folder}",
         highlight=False,
         markup=False,
@@ -260,11 +265,13 @@ def search_result(study: Study, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit({"folder": str(study.folder), **result})
         return
+    from repro.search.request import request_of
+
     rows = [
         Scored((f"trial {row['trial']}",), row["point"], row["values"], row["state"])
         for row in result["trials"]
     ]
-    limit = study.about["search"]["settings"]["table_rows"]
+    limit = request_of(study).settings["table_rows"]
     console.print(scores_table(("trial",), rows, result["metric"], result["mode"], limit))
     if len(rows) > limit:
         left = f"… and {len(rows) - limit} more in {study.folder / 'search.json'}"
@@ -298,18 +305,17 @@ def scores_table(
 
 def summary_table(study: Study) -> Table:
     """Mean and standard deviation over seeds of the paper's report metrics, by arm."""
-    results = study.results()
-    wanted = study.paper.report
-    known = [metric for metric in wanted if any(metric in r.metrics for r in results)]
-    groups: dict[tuple[str, str], list[Any]] = {}
-    for result in results:
-        point = ", ".join(f"{key}={value}" for key, value in result.point.items())
-        groups.setdefault((result.arm, point), []).append(result)
+    results = [(run.record(), run.summary()) for run in study.runs]
+    known = [name for name in study.paper.report if any(name in found for _, found in results)]
+    groups: dict[tuple[str, str], list[tuple[RunRecord, dict[str, float]]]] = {}
+    for record, metrics in results:
+        point = ", ".join(f"{key}={value}" for key, value in record.point.items())
+        groups.setdefault((record.arm, point), []).append((record, metrics))
     has_points = any(point for _, point in groups)
     shown = table("arm", *(["point"] if has_points else []), "runs", *known)
     for (arm, point), runs in groups.items():
-        states = state_counts([Status(run.status) for run in runs])
-        cells = [mean_and_spread([r.metrics[m] for r in runs if m in r.metrics]) for m in known]
+        states = state_counts([record.status for record, _ in runs])
+        cells = [mean_and_spread([m[name] for _, m in runs if name in m]) for name in known]
         shown.add_row(arm, *([point] if has_points else []), states, *cells)
     return shown
 
@@ -344,21 +350,24 @@ def run_result(run: Run, as_json: bool) -> None:
     """The end of a single run."""
     record, summary = run.record(), run.summary()
     if as_json:
-        emit({"folder": str(run.folder), "status": record["status"], "metrics": summary})
+        emit({"folder": str(run.folder), "status": record.status, "metrics": summary})
         return
     shown = table("metric", "value")
     for name, value in summary.items():
         shown.add_row(name, number(value))
-    console.print(f"{run.folder}: {record['status']}", soft_wrap=True, highlight=False)
+    console.print(f"{run.folder}: {record.status}", soft_wrap=True, highlight=False)
     console.print(shown)
 
 
 def studies(found: Sequence[Study], as_json: bool) -> None:
     """One line a study."""
+    from repro.claims.studies import read_verdicts
+    from repro.launching.queue import count_statuses
+
     rows = []
     for study in found:
         counts = count_statuses(study.runs)
-        given = [str(verdict.verdict) for verdict in study.verdicts()]
+        given = [str(verdict.verdict) for verdict in read_verdicts(study)]
         summary = {name: given.count(name) for name in dict.fromkeys(given)}
         rows.append((study, counts, summary))
     if as_json:
@@ -366,9 +375,9 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
             [
                 {
                     "folder": str(study.folder),
-                    "paper": study.about["paper"],
+                    "paper": study.about.paper,
                     "scale": study.scale,
-                    "typed": study.about["typed"],
+                    "typed": study.about.typed,
                     "runs": counts,
                     "verdicts": verdicts,
                 }
@@ -383,7 +392,7 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
     for study, counts, verdicts in rows:
         shown.add_row(
             str(study.folder),
-            Text(" ".join(study.about["typed"])),
+            Text(" ".join(study.about.typed)),
             ", ".join(f"{n} {state}" for state, n in counts.items()),
             ", ".join(f"{n} {name}" for name, n in verdicts.items()) or "–",
         )
@@ -392,34 +401,35 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
 
 def study_status(study: Study, as_json: bool) -> None:
     """One line a run."""
-    records = [(run, run.record()) for run in study.runs]
+    from repro.claims.studies import read_verdicts
+    from repro.launching.queue import current_record
+
+    records = [(run, current_record(run)) for run in study.runs]
     if as_json:
-        emit([{"folder": str(run.folder), **record} for run, record in records])
+        emit([{"folder": str(run.folder), **record.content()} for run, record in records])
         return
     shown = table("run", "status", "progress", "time", "error")
     for run, record in records:
-        error = (record.get("error") or {}).get("message", "")
+        is_running = record.status is Status.RUNNING
         shown.add_row(
             str(run.folder.relative_to(study.folder)),
-            record["status"],
-            f"{100 * record.get('progress', 0):.0f} %" if record["status"] == "running" else "",
-            duration(record["seconds"]) if "seconds" in record else "",
-            Text(error or record.get("queue", "")),
+            record.status,
+            f"{100 * record.progress:.0f} %" if is_running else "",
+            "" if record.seconds is None else duration(record.seconds),
+            Text(record.error.message if record.error else record.queue),
         )
     console.print(shown)
-    verdicts = study.verdicts()
+    verdicts = read_verdicts(study)
     if verdicts:
         console.print(verdict_table(verdicts))
 
 
 def comparison(first: Run, second: Run, as_json: bool) -> None:
     """What differs between two runs."""
-    from omegaconf import OmegaConf
-
     from repro.planning.compose import flatten
 
     def settings(run: Run) -> dict[str, Any]:
-        plain: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "config.yaml"))
+        plain = run.plain_config()
         plain.pop("module", None)  # it points at the groups above it
         return flatten(plain)
 

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repro.claims.studies import judge_study
 from repro.errors import ReproError
 from repro.launching import progress
-from repro.records.run import Run, Status
+from repro.launching.local import run_study, wait_for
+from repro.launching.queue import current_record, jobs_of
+from repro.records.run import Run
+from repro.records.status import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 
 from . import render
 
@@ -28,7 +33,7 @@ LAST_LINES = 5
 
 def submit(study: Study, as_json: bool) -> int:
     """Leaves what is left of a study to Slurm's jobs, and says how to come back to it."""
-    study.run(wait=False)
+    run_study(study, wait=False)
     render.submitted(study, as_json)
     return 0
 
@@ -45,26 +50,26 @@ def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     interrupted = False
     try:
         with progress.shown(study, render.console, quiet):
-            study.run(wait=False)
-            if not quiet and study.jobs():
+            run_study(study, wait=False)
+            if not quiet and jobs_of(study.runs):
                 render.submitted(study, as_json=False)
-            study.wait()
+            wait_for(study.runs)
     except KeyboardInterrupt:
-        if study.jobs():
+        if jobs_of(study.runs):
             render.message(f"The jobs go on. Come back: repro resume {_short(study.folder)}")
             return INTERRUPTED
         interrupted = True
-    statuses = [run.status() for run in study.runs]
+    statuses = [current_record(run).status for run in study.runs]
     if interrupted or any(s in (Status.INTERRUPTED, Status.WAITING) for s in statuses):
         _report_failures(study)
         _report_lost_jobs(study)
         render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
         return INTERRUPTED if interrupted else 1
 
-    verdicts = study.judge() if study.is_judged else []
+    verdicts = judge_study(study) if study.is_judged else []
     if any(status.is_final for status in statuses):
         try:
-            study.draw()
+            draw_study(study)
         except ReproError:
             raise
         except Exception as error:  # a picture is not worth losing the verdicts
@@ -90,8 +95,9 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
         0 if all its trials are done, 1 if some are left, 130 if the user stopped it.
     """
     from repro.search import loop, results
+    from repro.search.request import request_of
 
-    request = loop.request_of(study)
+    request = request_of(study)
 
     def announce(trial: FrozenTrial) -> None:
         if not quiet:
@@ -144,9 +150,10 @@ def continue_run(folder: Path, as_json: bool) -> int:
     status = execute(run.folder)
     render.run_result(run, as_json)
     if status is Status.FAILED:
-        error = run.record()["error"]
-        render.message(error["message"])
-        return 2 if error["kind"] == "user" else 1
+        error = run.record().error
+        assert error is not None
+        render.message(error.message)
+        return 2 if error.kind == "user" else 1
     return 0 if status.is_final else INTERRUPTED
 
 
@@ -164,28 +171,30 @@ def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
 
 def _report_failures(study: Study) -> int:
     records = [run.record() for run in study.runs]
-    failed = [record for record in records if record["status"] == Status.FAILED]
+    failed = [(record, record.error) for record in records if record.error is not None]
     if not failed:
         return 0
-    messages = Counter(record["error"]["message"] for record in failed)
+    messages = Counter(error.message for _, error in failed)
     for message, count in messages.items():
-        first = next(r for r in failed if r["error"]["message"] == message)
+        first = next(record for record, error in failed if error.message == message)
         times = f" ({count} runs)" if count > 1 else ""
-        render.message(f"{first['arm']} seed {first['seed']} failed{times}: {message}")
-    if all(record["error"]["kind"] == "user" for record in failed):
+        render.message(f"{first.arm} seed {first.seed} failed{times}: {message}")
+    if all(error.kind == "user" for _, error in failed):
         return 2
     for run in [run for run in study.runs if run.job and run.status() is Status.FAILED][:SHOWN]:
-        _show_end(run.folder / "log.txt")
+        _show_end(run.log_file)
     render.message(f"Details: log.txt in each run directory under {_short(study.folder)}")
     return 1
 
 
 def _report_lost_jobs(study: Study) -> None:
     """Says which Slurm jobs were killed or cancelled, and what they last printed."""
-    lost = [run for run in study.runs if run.job and run.status() is Status.INTERRUPTED]
+    lost = [
+        run for run in study.runs if run.job and current_record(run).status is Status.INTERRUPTED
+    ]
     for run in lost[:SHOWN]:
         record = run.record()
-        render.message(f"job {run.job} ({record['arm']} seed {record['seed']}) is gone.")
+        render.message(f"job {run.job} ({record.arm} seed {record.seed}) is gone.")
         if run.job_log is not None:
             _show_end(run.job_log)
     if len(lost) > SHOWN:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.run import Status
-from repro.records.study import Study
 from repro.training import checkpoints
 from repro.training.execute import execute_here
 
@@ -45,7 +45,7 @@ def through_the_engine(
             taken.append(self.clock.stop())
 
     monkeypatch.setattr("repro.training.checkpoints.Watch", Timed)
-    run = Study.create(plan_study(["paper=toy", *typed]), folder / "outputs").runs[0]
+    run = create_study(plan_study(["paper=toy", *typed]), folder / "outputs").runs[0]
     assert execute_here(run) == Status.FINISHED
     return taken[0]
 

@@ -23,15 +23,19 @@ from repro.experiments.accelat.pretraining import (
 )
 from torch import nn
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.data.base.files import cache_home
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import PlannedRun, plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.series import read_series
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training import execute
 
 PAPER = load_paper("accelat")
@@ -60,8 +64,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Some arms at scale=smoke, run once for all tests here."""
     arms = f"arm=[{','.join(SAMPLE)}]"
     plan = plan_study(["paper=accelat", "scale=smoke", "seeds=[0]", "n_jobs=1", arms])
-    made = Study.create(plan, tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(plan, tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -93,11 +97,11 @@ def test_arms_finish_and_report_their_metrics(study: Study) -> None:
 
 
 def test_smoke_is_judged(study: Study) -> None:
-    assert {v.verdict for v in study.judge()} == {Verdict.NOT_AT_SCALE}
+    assert {v.verdict for v in judge_study(study)} == {Verdict.NOT_AT_SCALE}
 
 
 def test_the_figures_are_written(study: Study) -> None:
-    names = {path.name for path in study.draw()}
+    names = {path.name for path in draw_study(study)}
     assert names == {f"{n}.{s}" for n in ("schedules", "robustness") for s in ("png", "svg")}
 
 
@@ -167,7 +171,7 @@ def test_no_radius_is_clean_training_and_norms_stay_frozen(
 
 def test_the_rule_sees_the_control_split_and_acts_an_epoch_later(tmp_path: Path) -> None:
     typed = ["paper=accelat", "scale=smoke", "seed=0", "arm=accelat", "schedule.threshold=10"]
-    made = Study.create(plan_study([*typed, "training.epochs=9", *SHORT]), tmp_path)
+    made = create_study(plan_study([*typed, "training.epochs=9", *SHORT]), tmp_path)
     execute.execute(made.runs[0].folder)
     rows = [row for row in read_series(made.runs[0].folder / "metrics.csv") if "lr" in row]
     high = made.runs[0].config().rates.high
@@ -180,7 +184,7 @@ def test_a_killed_run_ends_like_a_straight_one(
 ) -> None:
     typed = ["paper=accelat", "scale=smoke", "seed=0", f"arm={arm}", "training.epochs=3", *SHORT]
     plan = plan_study(typed)
-    straight, killed = (Study.create(plan, tmp_path / name) for name in ("a", "b"))
+    straight, killed = (create_study(plan, tmp_path / name) for name in ("a", "b"))
     execute.execute(straight.runs[0].folder)
     steps = 0
     original = AdversariallyTrained.training_step
@@ -238,8 +242,8 @@ def test_data_that_are_no_images_cannot_be_rotated(tmp_path: Path) -> None:
 @pytest.mark.parametrize("typed", ["schedule=accuracy_slope", "method=free_at"])
 def test_schedule_and_methods_work_in_other_rooms(typed: str, tmp_path: Path) -> None:
     plan = plan_study(["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "n_jobs=1", typed])
-    made = Study.create(plan, tmp_path)
-    made.run()
+    made = create_study(plan, tmp_path)
+    run_study(made)
     assert made.runs[0].status() == Status.FINISHED
 
 

@@ -12,12 +12,16 @@ from failures import fails_in_one_line
 from interruptions import run_until, timeless
 from repro.experiments.bn_marl.module import Play
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
+from repro.launching.local import run_study
 from repro.methods.bn_marl import Aloha, BayesNetPPO, GradientPlay
 from repro.planning.plan import Plan, plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPER = load_paper("bn_marl")
@@ -27,8 +31,8 @@ SMALL = ["paper=bn_marl", "scale=smoke", "n_jobs=1", "hardware.threads=1"]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The whole study at scale=smoke, run once for all tests here."""
-    made = Study.create(plan_study([*SMALL, "seed=0"]), tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(plan_study([*SMALL, "seed=0"]), tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -42,8 +46,8 @@ def test_smoke_plays_and_judges(study: Study) -> None:
     assert summaries["ppo_learned"]["train/updates"] == 4
     assert 0 < summaries["ppo_learned"]["test/open_ratio"] < 1
     assert summaries["ppo_none"]["test/open_ratio"] == 0
-    assert {verdict.verdict for verdict in study.judge()} == {Verdict.NOT_AT_SCALE}
-    written = {path.name for path in study.draw()}
+    assert {verdict.verdict for verdict in judge_study(study)} == {Verdict.NOT_AT_SCALE}
+    written = {path.name for path in draw_study(study)}
     assert written >= {"tabular.png", "ppo.png"}
 
 
@@ -91,8 +95,8 @@ def test_every_arm_builds_what_it_says() -> None:
 
 def test_fewer_steps_are_fewer_updates(tmp_path: Path) -> None:
     typed = [*SMALL, "arm=line", "seed=0", "training.max_steps=1"]
-    study = Study.create(plan_study(typed), tmp_path)
-    study.run()
+    study = create_study(plan_study(typed), tmp_path)
+    run_study(study)
     assert study.runs[0].summary()["train/updates"] == 2  # a quarter of its eight
 
 
@@ -102,12 +106,12 @@ def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> No
         *SMALL, f"arm={arm}", "seed=0", "training.checkpoint.every_steps=1", "dataset.ticks=3",
         "budget.rollouts=6", "method.annealing.start=0.1" if "ppo" in arm else "budget.updates=60",
     ]  # fmt: skip
-    straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
-    straight.run()
+    straight, killed = (create_study(plan_study(typed), tmp_path / name) for name in "ab")
+    run_study(straight)
     # In the middle of the second epoch.
     run_until(killed, Play, lambda module, index: module.global_step == 4)
     torch.manual_seed(123)  # whatever came in between
-    killed.run()
+    run_study(killed)
     assert killed.runs[0].record()["attempts"] == 2
     ends = [timeless(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]
@@ -131,4 +135,4 @@ def test_a_bad_knob_fails_the_run_in_one_line(
     arm: str, typed: str, complaint: str, tmp_path: Path
 ) -> None:
     plan = plan_study([*SMALL, f"arm={arm}", "seed=0", typed])
-    fails_in_one_line(Study.create(plan, tmp_path), complaint)
+    fails_in_one_line(create_study(plan, tmp_path), complaint)

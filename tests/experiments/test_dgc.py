@@ -8,11 +8,15 @@ import pytest
 import torch
 from repro.experiments.dgc.module import counted_ratio, sent_bytes
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
+from repro.launching.local import run_study
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPER = load_paper("dgc")
@@ -22,8 +26,8 @@ PAPER = load_paper("dgc")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The whole study at scale=smoke, run once for all tests here."""
     plan = plan_study(["paper=dgc", "scale=smoke", "n_jobs=1"])
-    made = Study.create(plan, tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(plan, tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -34,14 +38,14 @@ def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:
 
 
 def test_smoke_is_judged_and_the_rest_says_where_it_can_be(study: Study) -> None:
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C1"].verdict != Verdict.NOT_AT_SCALE
     assert verdicts["C4"].verdict == Verdict.NOT_AT_SCALE
     assert "full_imagenet" in verdicts["C4"].reason
 
 
 def test_the_figure_is_written_as_png_and_svg(study: Study) -> None:
-    written = study.draw()
+    written = draw_study(study)
     assert [path.name for path in written] == ["traffic.png", "traffic.svg"]
     assert all(path.stat().st_size > 10_000 for path in written)
 
@@ -97,8 +101,8 @@ def test_sent_bytes_of_a_layer_by_hand() -> None:
 )
 def test_a_bad_knob_fails_the_run_in_one_line(tmp_path: Path, typed: str, complaint: str) -> None:
     plan = plan_study(["paper=dgc", "scale=smoke", "arm=dgc", "seed=0", typed])
-    study = Study.create(plan, tmp_path)
-    study.run()
+    study = create_study(plan, tmp_path)
+    run_study(study)
     error = study.runs[0].record()["error"]
     assert error["kind"] == "user"
     assert complaint in error["message"]

@@ -12,14 +12,18 @@ import torch
 from interruptions import unplugged
 from repro.experiments.gblm.module import Pruning
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.models import Llama
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Run, Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.toolbox.pruning import Pattern, Pruner
 from repro.training.execute import execute
 
@@ -37,13 +41,13 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(outputs: Path) -> Study:
     """The whole study at scale=smoke, run once for all tests here."""
-    made = Study.create(plan_study([*SMOKE, f"outputs={outputs}"]), outputs)
-    made.run()
+    made = create_study(plan_study([*SMOKE, f"outputs={outputs}"]), outputs)
+    run_study(made)
     return made
 
 
 def run_of(outputs: Path, *typed: str) -> Run:
-    return Study.create(plan_study([*SMOKE, f"outputs={outputs}", "seed=0", *typed]), outputs).runs[
+    return create_study(plan_study([*SMOKE, f"outputs={outputs}", "seed=0", *typed]), outputs).runs[
         0
     ]
 
@@ -63,9 +67,9 @@ def test_smoke_prunes_measures_and_judges(study: Study) -> None:
         assert summary["pruned/fraction_60"] == pytest.approx(0.6, abs=0.02)
         assert {"val/loss", "test/loss_2of4", "test/perplexity_60"} <= summary.keys()
     assert len(list((study.folder.parents[2] / ".cache").glob("*.pt"))) == 1
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    names = {path.name for path in study.draw()}
+    names = {path.name for path in draw_study(study)}
     assert names == {"pruning.png", "pruning.svg", "masks.png", "masks.svg"}
 
 
@@ -189,7 +193,7 @@ def full(published: Path, *typed: str) -> Run:
         "dataset.sequence_length=32", "module.calibration.sequences=3", f"outputs={published}",
         *typed,
     ]  # fmt: skip
-    return Study.create(plan_study(more), published / "outputs").runs[0]
+    return create_study(plan_study(more), published / "outputs").runs[0]
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
@@ -248,6 +252,6 @@ def test_a_bad_setting_is_one_line(outputs: Path, typed: str, complaint: str) ->
 
 def test_training_papers_refuse_pruners(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "method=gblm"]
-    run = Study.create(plan_study(typed), tmp_path).runs[0]
+    run = create_study(plan_study(typed), tmp_path).runs[0]
     assert execute(run.folder) == Status.FAILED
     assert "trained already" in run.record()["error"]["message"]

@@ -11,12 +11,16 @@ from interruptions import run_until, timeless
 from repro.experiments.gbnn.module import Comparison
 from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPER = load_paper("gbnn")
@@ -27,8 +31,8 @@ SMALL = ["paper=gbnn", "scale=smoke", "n_jobs=1"]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The whole study at scale=smoke, run once for all tests here."""
-    made = Study.create(plan_study([*SMALL, "seed=0"]), tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(plan_study([*SMALL, "seed=0"]), tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -40,10 +44,10 @@ def test_smoke_runs_cut_and_judges(study: Study) -> None:
     assert summaries["gbnn"]["test/merge_error"] < 1e-9
     assert 0.2 < summaries["gbnn"]["test/cost_of_a_quarter"] <= 0.25
     assert summaries["cnn_gbnn"]["test/accuracy"] > 0.8  # the backbone came with its weights
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C4"].verdict == Verdict.SUPPORTED
     assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    written = study.draw()
+    written = draw_study(study)
     assert {path.name for path in written} >= {"truncation.png", "truncation.svg"}
 
 
@@ -73,10 +77,10 @@ def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> No
         "~dataset.sets.breast_cancer", "dataset.split=7", "module.comparison.shares=[25]",
         *(["optimizer.max_iter=3"] if arm == "nn_lbfgs" else []),
     ]  # fmt: skip
-    straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
-    straight.run()
+    straight, killed = (create_study(plan_study(typed), tmp_path / name) for name in "ab")
+    run_study(straight)
     run_until(killed, Comparison, lambda module, index: module.global_step == 3)
-    killed.run()
+    run_study(killed)
     ends = [timeless(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     assert killed.runs[0].record()["attempts"] == 2
@@ -98,15 +102,15 @@ def test_a_bad_knob_fails_the_run_in_one_line(tmp_path: Path, typed: str, compla
     clash = ["module.comparison.seed=0"]
     base = [t for t in SMALL if t != "scale=smoke"] + ["scale=mini"]
     plan = plan_study([*base, *clash, "arm=gbnn", "seed=0", typed, *typed_more])
-    fails_in_one_line(Study.create(plan, tmp_path), complaint)
+    fails_in_one_line(create_study(plan, tmp_path), complaint)
 
 
 def test_a_single_data_set_works_when_it_comes_whole(tmp_path: Path) -> None:
     whole = ["dataset.batch_size=1000", "dataset.eval_batch_size=1000"]
     typed = ["paper=gbnn", "scale=mini", "n_jobs=1", "arm=gbnn", "seed=0", "dataset=iris", *whole]
     plan = plan_study([*typed, "method.units=6", "method.iterations=20"])
-    study = Study.create(plan, tmp_path)
-    study.run()
+    study = create_study(plan, tmp_path)
+    run_study(study)
     assert study.runs[0].summary()["test/accuracy/iris"] > 0.8
     assert study.runs[0].summary()["steps"] == 6  # as many as blocks of one unit
 

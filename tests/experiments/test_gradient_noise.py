@@ -8,12 +8,16 @@ import pytest
 import torch
 from interruptions import stop_after, timeless
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module, execute_here
 
 PAPER = load_paper("gradient_noise")
@@ -21,14 +25,14 @@ TINY = ["model.depth=3", "model.width=8", "model.members=2", "training.val_every
 
 
 def prepared(folder: Path, *typed: str) -> Study:
-    return Study.create(plan_study(["paper=gradient_noise", "n_jobs=1", *typed]), folder)
+    return create_study(plan_study(["paper=gradient_noise", "n_jobs=1", *typed]), folder)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The whole study at scale=smoke, run once for all tests here."""
     made = prepared(tmp_path_factory.mktemp("outputs"), "scale=smoke")
-    made.run()
+    run_study(made)
     return made
 
 
@@ -44,13 +48,13 @@ def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:
 
 
 def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["G1"].verdict == Verdict.NOT_AT_SCALE
     assert "mini_neural_gpu" in verdicts["G7"].reason
 
 
 def test_the_figure_is_written_as_png_and_svg(study: Study) -> None:
-    written = study.draw()
+    written = draw_study(study)
     assert [path.name for path in written] == ["escape.png", "escape.svg"]
     assert all(path.stat().st_size > 10_000 for path in written)
 
@@ -153,6 +157,6 @@ def test_missing_babi_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_the_noise_works_in_another_room(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "method=gradient_noise", "seed=0", "n_jobs=1"]
-    made = Study.create(plan_study(typed), tmp_path)
+    made = create_study(plan_study(typed), tmp_path)
     assert execute_here(made.runs[0]) == Status.FINISHED
     assert made.runs[0].summary()["noise/std"] > 0

@@ -10,13 +10,17 @@ from interruptions import run_until, timeless
 from repro.experiments.gradient_ptq.figures import BY_BITS, FACTORS, PAIRS
 from repro.experiments.gradient_ptq.module import Protocol, Quantized
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.models import ResNetCIFAR
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.toolbox.pretrained import Given, WeightsFile
 from repro.training.execute import build_module
 
@@ -26,14 +30,14 @@ UNTRAINED = ["arm=qdrop", "from=null"]  # a network as it is drawn needs no othe
 
 
 def study_of(folder: Path, *typed: str) -> Study:
-    return Study.create(plan_study([*SMALL, *typed]), folder)
+    return create_study(plan_study([*SMALL, *typed]), folder)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The arms of scale=smoke, run once for all tests here."""
     made = study_of(tmp_path_factory.mktemp("outputs"))
-    made.run()
+    run_study(made)
     return made
 
 
@@ -51,8 +55,8 @@ def test_smoke_quantises_and_judges(study: Study) -> None:
             assert summary["test/kl"] > 0
             assert summary["steps"] == (4 if arm == "qdrop" else 6)
     assert summaries["mixed"]["bits/average"] <= summaries["free"]["bits/average"] + 0.1
-    assert {verdict.verdict for verdict in study.judge()} == {Verdict.NOT_AT_SCALE}
-    assert {path.name for path in study.draw()} >= {"factors.png", "guidelines.svg"}
+    assert {verdict.verdict for verdict in judge_study(study)} == {Verdict.NOT_AT_SCALE}
+    assert {path.name for path in draw_study(study)} >= {"factors.png", "guidelines.svg"}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +90,8 @@ def test_full_llama_composes() -> None:
 
 def test_missing_weights_are_one_clear_line(tmp_path: Path) -> None:
     full = ["paper=gradient_ptq", "scale=full", "arm=adaround", "seed=0", "hardware=cpu"]
-    made = Study.create(plan_study([*full, f"data.root={tmp_path}", "dataset=digits"]), tmp_path)
-    made.run()
+    made = create_study(plan_study([*full, f"data.root={tmp_path}", "dataset=digits"]), tmp_path)
+    run_study(made)
     error = made.runs[0].record()["error"]
     assert error["kind"] == "user", error["traceback"]
     assert "weights are missing" in error["message"]
@@ -100,8 +104,8 @@ def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:
     typed = ["paper=gradient_ptq", "scale=full", "arm=brecq_improved", "seed=0", "hardware=cpu",
              "dataset=digits", "method.iterations=1", "module.protocol.size=8", "model=resnet20",
              "model.depth=8", "model.width=4", "base.file=small.pth"]  # fmt: skip
-    made = Study.create(plan_study([*typed, f"data.root={tmp_path}", "n_jobs=1"]), tmp_path)
-    made.run()
+    made = create_study(plan_study([*typed, f"data.root={tmp_path}", "n_jobs=1"]), tmp_path)
+    run_study(made)
     run = made.runs[0]
     assert run.status() == Status.FINISHED, run.record()["error"]
     assert run.summary()["steps"] == 5  # the stem, three blocks, the classifier
@@ -118,7 +122,7 @@ def test_other_networks_are_quantised_too(arm: str, tmp_path: Path) -> None:
     if decoder:
         typed += ["model.layers=1", "module.protocol.eval_batches=1", f"outputs={tmp_path}"]
     made = study_of(tmp_path, *typed)
-    made.run()
+    run_study(made)
     assert [run.record()["error"] for run in made.runs] == [None] * len(made.runs)
     measure = "perplexity" if decoder else "accuracy"
     found = made.runs[-1].summary().keys()
@@ -129,10 +133,10 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
     typed = [*UNTRAINED, "training.checkpoint.every_steps=1", "activations.together=false",
              "activations.iterations=5"]  # fmt: skip
     straight, killed = (study_of(tmp_path / name, *typed) for name in "ab")
-    straight.run()
+    run_study(straight)
     # In the second pass, that over activations.
     run_until(killed, Quantized, lambda module, index: module.global_step == 5)
-    killed.run()
+    run_study(killed)
     ends = [timeless(made.runs[0]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     assert ends[0]["steps"] == 8
@@ -169,7 +173,7 @@ def test_what_only_the_data_show_is_one_clear_line(
     tmp_path: Path, typed: str, complaint: str
 ) -> None:
     made = study_of(tmp_path, "arm=free", "from=null", typed)
-    made.run()
+    run_study(made)
     error = made.runs[0].record()["error"]
     assert error["kind"] == "user", error["traceback"]
     assert complaint in error["message"]
@@ -178,8 +182,8 @@ def test_what_only_the_data_show_is_one_clear_line(
 
 def test_the_recipe_refuses_to_change_training(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "n_jobs=1", "method=adaround"]
-    made = Study.create(plan_study(typed), tmp_path)
-    made.run()
+    made = create_study(plan_study(typed), tmp_path)
+    run_study(made)
     assert "starts where training ends" in made.runs[0].record()["error"]["message"]
 
 

@@ -13,14 +13,18 @@ from interruptions import run_until, timeless
 from omegaconf import OmegaConf
 from repro.experiments.gsae.module import Dictionary, DictionaryLearning
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.methods.gsae import ReLUAutoencoder
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import Plan, plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.toolbox.pretrained import Given
 from repro.training.execute import build_module
 
@@ -43,8 +47,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def study(outputs: Path) -> Study:
     """The whole study at scale=smoke."""
-    made = Study.create(plan_study([*SMOKE, f"outputs={outputs}"]), outputs)
-    made.run()
+    made = create_study(plan_study([*SMOKE, f"outputs={outputs}"]), outputs)
+    run_study(made)
     return made
 
 
@@ -61,9 +65,13 @@ def test_smoke_runs_and_judges(study: Study) -> None:
     assert summaries["topk"]["test/clean_loss"] == summaries["gsae"]["test/clean_loss"]
     assert summaries["topk"]["test/kl/label"] == summaries["topk"]["test/kl/topk"]
     assert summaries["gsae"]["test/kl/label"] != summaries["gsae"]["test/kl/topk"]
-    verdicts = {verdict.id: verdict.verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
     assert set(verdicts.values()) == {Verdict.NOT_AT_SCALE}
-    assert {path.name for path in study.draw()} >= {"frontier.png", "recovery.svg", "modes.png"}
+    assert {path.name for path in draw_study(study)} >= {
+        "frontier.png",
+        "recovery.svg",
+        "modes.png",
+    }
 
 
 def test_every_arm_composes_and_builds() -> None:
@@ -96,8 +104,8 @@ def test_full_runs_on_a_tiny_gpt2(tmp_path: Path) -> None:
         "autoencoder.dead_after=50", "hardware=cpu",
     ]  # fmt: skip
     typed = ["paper=gsae", "scale=full", "arm=gpt2_gsae", "seed=0", "n_jobs=1"]
-    made = Study.create(plan_study([*typed, f"data.root={tmp_path}", *small]), tmp_path / "out")
-    made.run()
+    made = create_study(plan_study([*typed, f"data.root={tmp_path}", *small]), tmp_path / "out")
+    run_study(made)
     for run in made.runs:
         assert run.status() == Status.FINISHED, run.record()["error"]
         assert 0 < run.summary()["test/l0/sampled"] <= 4
@@ -135,10 +143,10 @@ def test_a_killed_run_ends_with_the_same_numbers(outputs: Path, tmp_path: Path) 
         *SMOKE, f"outputs={outputs}", "arm=lm_gsae", "training.steps_per_epoch=6",
         "training.checkpoint.every_steps=2", "module.dictionary.labels=sampled",
     ]  # fmt: skip
-    straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
-    straight.run()
+    straight, killed = (create_study(plan_study(typed), tmp_path / name) for name in "ab")
+    run_study(straight)
     run_until(killed, DictionaryLearning, lambda module, index: module.global_step == 4, run=-1)
-    killed.run()
+    run_study(killed)
     ends = [timeless(made.runs[-1]) for made in (straight, killed)]
     assert ends[0] == ends[1]
     assert killed.runs[-1].record()["attempts"] == 2
@@ -154,13 +162,13 @@ def test_a_killed_run_ends_with_the_same_numbers(outputs: Path, tmp_path: Path) 
 )
 def test_a_bad_choice_is_one_line(typed: list[str], complaint: str, outputs: Path) -> None:
     try:
-        made = Study.create(
+        made = create_study(
             plan_study([*SMOKE, f"outputs={outputs}", "arm=lm_gsae", *typed]), outputs / "bad"
         )
     except UserError as error:
         message = str(error)
     else:
-        made.run()
+        run_study(made)
         record = made.runs[0].record()["error"]
         assert record["kind"] == "user", record["traceback"]
         message = record["message"]

@@ -10,12 +10,16 @@ from failures import fails_in_one_line
 from interruptions import run_until, timeless
 from repro.experiments.icgnn.module import Transmission
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
+from repro.launching.local import run_study
 from repro.methods.icgnn import CellFree, Downlink
 from repro.planning.plan import Plan, plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPER = load_paper("icgnn")
@@ -34,8 +38,8 @@ def plan() -> Plan:
 def study(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One run of every kind at scale=smoke, for all tests here."""
     light = replace(plan, runs=[run for run in plan.runs if run.arm in LIGHT])
-    made = Study.create(light, tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(light, tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -49,10 +53,10 @@ def test_smoke_measures_and_judges(study: Study) -> None:
     for arm in ("rzf_cg8", "wmmse", "icgnn_cg8", "icgnn_power", "max_min"):
         assert set(PAPER.report) <= found[arm].keys()
         assert found[arm]["test/power_error"] < 1e-5
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C6"].verdict == Verdict.SUPPORTED
     assert verdicts["C1"].verdict == Verdict.NOT_AT_SCALE
-    written = {path.name for path in study.draw()}
+    written = {path.name for path in draw_study(study)}
     assert written >= {"sizes.png", "steps.png", "cost.png", "cost.svg"}
 
 
@@ -93,11 +97,11 @@ def test_every_arm_composes_and_builds(plan: Plan) -> None:
 def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> None:
     typed = [*SMALL, f"arm={arm}", "seed=0", "dataset.cellular.eval_size=4", "module.cg_steps=[2]",
              "training.checkpoint.every_steps=1", "dataset.cellfree.eval_size=4"]  # fmt: skip
-    straight, killed = (Study.create(plan_study(typed), tmp_path / name) for name in "ab")
-    straight.run()
+    straight, killed = (create_study(plan_study(typed), tmp_path / name) for name in "ab")
+    run_study(straight)
     # In the middle of the second epoch.
     run_until(killed, Transmission, lambda module, index: (module.current_epoch, index) == (1, 2))
-    killed.run()
+    run_study(killed)
     assert {made.runs[0].status() for made in (straight, killed)} == {Status.FINISHED}
     assert timeless(straight.runs[0]) == timeless(killed.runs[0])
     assert killed.runs[0].record()["attempts"] == 2
@@ -121,4 +125,4 @@ def test_a_bad_knob_fails_the_run_in_one_line(
     kind = ["model.kind=cellular"] if typed == ["dataset=digits"] else []
     small = [] if kind or "celular" in typed[0] else ["scale=smoke"]
     plan = plan_study(["paper=icgnn", "n_jobs=1", *small, "arm=icgnn_cg8", "seed=0", *kind, *typed])
-    fails_in_one_line(Study.create(plan, tmp_path), complaint)
+    fails_in_one_line(create_study(plan, tmp_path), complaint)

@@ -13,14 +13,18 @@ from interruptions import stop_after, timeless
 from omegaconf import DictConfig
 from repro.experiments.man.module import LocalTraining
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.methods.man import LocalLearning
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module, execute
 
 PAPER = load_paper("man")
@@ -31,8 +35,8 @@ SIZES = {"train": 6000, "val": 1000, "test": 1500}
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """All arms of scale=smoke, run once for all tests here."""
     plan = plan_study(["paper=man", "scale=smoke", "seed=0", "n_jobs=1"])
-    made = Study.create(plan, tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(plan, tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -51,13 +55,13 @@ def test_every_arm_finishes_and_reports_its_metrics(study: Study) -> None:
 
 
 def test_smoke_is_judged_and_the_rest_says_where_it_can_be(study: Study) -> None:
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C1"].verdict == Verdict.SUPPORTED
     assert verdicts["C6"].verdict == Verdict.NOT_AT_SCALE
 
 
 def test_figures_are_written_as_png_and_svg(study: Study) -> None:
-    names = [path.name for path in study.draw()]
+    names = [path.name for path in draw_study(study)]
     assert names == ["accuracy.png", "accuracy.svg", "memory.png", "memory.svg"]
 
 
@@ -83,7 +87,7 @@ def test_the_other_data_sets_compose(scale: str) -> None:
 
 def test_a_missing_data_set_is_one_clear_message(tmp_path: Path) -> None:
     typed = ["paper=man", "scale=full_svhn", "arm=bp", "seed=0", f"data.root={tmp_path}"]
-    run = Study.create(plan_study(typed), tmp_path / "outputs").runs[0]
+    run = create_study(plan_study(typed), tmp_path / "outputs").runs[0]
     assert execute(run.folder) == Status.FAILED
     assert "svhn" in run.record()["error"]["message"]
     assert run.record()["error"]["kind"] == "user"
@@ -112,7 +116,7 @@ def test_the_papers_networks_and_blocks(scale: str, parameters: int, blocks: int
 def test_a_run_stopped_midway_ends_with_the_same_numbers(study: Study, tmp_path: Path) -> None:
     typed = ["paper=man", "scale=smoke", "arm=dgl_man", "seed=1", "training.epochs=2"]
     plan = plan_study(typed)
-    straight, stopped = (Study.create(plan, tmp_path / name).runs[0] for name in ("a", "b"))
+    straight, stopped = (create_study(plan, tmp_path / name).runs[0] for name in ("a", "b"))
     assert execute(straight.folder) == Status.FINISHED
 
     # One epoch of a two-epoch plan: what a kill between the epochs leaves behind.
@@ -171,7 +175,7 @@ def refuse(config: DictConfig, message: str) -> None:
 
 def test_other_methods_train_in_this_room(tmp_path: Path) -> None:
     typed = ["paper=man", "scale=smoke", "arm=dgl_man", "seed=0", "method=dense"]
-    run = Study.create(plan_study(typed), tmp_path).runs[0]
+    run = create_study(plan_study(typed), tmp_path).runs[0]
     assert execute(run.folder) == Status.FINISHED
     assert run.summary()["memory/peak_mb"] > 0
 

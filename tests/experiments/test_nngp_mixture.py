@@ -16,13 +16,17 @@ from repro.experiments.nngp_mixture.limits import Ensemble
 from repro.experiments.nngp_mixture.regression import KernelSearch, KernelTraining
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module
 
 PAPER = load_paper("nngp_mixture")
@@ -39,7 +43,7 @@ KINDS: dict[str, type[Room]] = {
 
 
 def made(tmp_path: Path, *typed: str) -> Study:
-    return Study.create(plan_study([*SMALL, *typed]), tmp_path)
+    return create_study(plan_study([*SMALL, *typed]), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """One seed of the arms that show something at scale=smoke, run once for all tests here."""
     arms = "wide_32,wide_512,all_16,nngp,ig,burr,tp_trained,svtp_missing,ensemble_heavy"
     small = made(tmp_path_factory.mktemp("outputs"), f"arm=[{arms}]", "seed=0")
-    small.run()
+    run_study(small)
     return small
 
 
@@ -70,9 +74,9 @@ def test_smoke_runs_measures_and_draws(study: Study) -> None:
     assert ends["svtp_missing"]["test/df"] > 0
     assert 0 < ends["svtp_missing"]["test/unknown_auroc"] < 1
     assert ends["ensemble_heavy"]["test/noise/nll"] > 0
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert {verdict.verdict for verdict in verdicts.values()} == {Verdict.NOT_AT_SCALE}
-    written = {path.name for path in study.draw()}
+    written = {path.name for path in draw_study(study)}
     assert written >= {"limits.png", "regression.png"}
 
 
@@ -118,9 +122,9 @@ def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> No
         *(["training.steps_per_epoch=3"] if arm[:4] in ("svtp", "ense") else []),
     ]  # fmt: skip
     straight, killed = made(tmp_path / "a", *typed), made(tmp_path / "b", *typed)
-    straight.run()
+    run_study(straight)
     run_until(killed, KINDS[arm], lambda module, index: module.global_step == 2)
-    killed.run()
+    run_study(killed)
     ends = [timeless(each.runs[0]) for each in (straight, killed)]
     assert straight.runs[0].status() == Status.FINISHED
     assert ends[0] == ends[1]

@@ -17,14 +17,18 @@ from repro.experiments.scalelong.fid import frechet_inception_distance
 from repro.experiments.scalelong.module import Denoising
 from torch import Tensor, nn
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.methods.scalelong import SkipScaler
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Run, Status
 from repro.records.series import read_series
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module, execute
 
 PAPER = load_paper("scalelong")
@@ -37,8 +41,8 @@ NO_PROBES = ["module.probes.depths=[]"]
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """All arms of scale=smoke, run once for all tests here."""
     plan = plan_study(["paper=scalelong", "scale=smoke", "seed=0", "n_jobs=1"])
-    made = Study.create(plan, tmp_path_factory.mktemp("outputs"))
-    made.run()
+    made = create_study(plan, tmp_path_factory.mktemp("outputs"))
+    run_study(made)
     return made
 
 
@@ -74,13 +78,13 @@ def test_the_theory_is_measured_on_networks_that_all_arms_share(study: Study) ->
 
 
 def test_smoke_is_judged_and_the_rest_says_where_it_can_be(study: Study) -> None:
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C8"].verdict == Verdict.SUPPORTED
     assert verdicts["C6"].verdict == Verdict.NOT_AT_SCALE
 
 
 def test_figures_are_written_and_samples_kept(study: Study) -> None:
-    names = {path.name for path in study.draw() if path.suffix == ".png"}
+    names = {path.name for path in draw_study(study) if path.suffix == ".png"}
     assert names == {"samples.png", "theory.png", "training.png"}
     with np.load(of_arm(study, "cs").folder / "artifacts" / "samples.npz") as kept:
         assert kept["images"].shape == (40, 1, 8, 8)
@@ -92,9 +96,9 @@ def test_a_study_of_some_arms_draws_what_it_can(
 ) -> None:
     typed = ["paper=scalelong", "scale=smoke", f"arm={arm}", "seed=0", "from=null", *NO_PROBES]
     plan = plan_study([*typed, "module.sampling.pictures=0", "training.epochs=1"])
-    made = Study.create(plan, tmp_path)
-    made.run()
-    assert {path.stem for path in made.draw()} == expected
+    made = create_study(plan, tmp_path)
+    run_study(made)
+    assert {path.stem for path in draw_study(made)} == expected
 
 
 def test_arms_see_the_same_times_and_noises_and_start_alike(study: Study) -> None:
@@ -150,7 +154,7 @@ def test_a_run_stopped_midway_ends_with_the_same_bits(
     small = ["training.steps_per_epoch=3", "dataset.batch_size=16", "module.eval_draws=1"]
     small += ["training.checkpoint.every_steps=2"]
     plan = plan_study(["paper=scalelong", "scale=smoke", f"arm={arm}", "seed=1", *small, *typed])
-    straight, stopped = (Study.create(plan, tmp_path / name) for name in ("a", "b"))
+    straight, stopped = (create_study(plan, tmp_path / name) for name in ("a", "b"))
     for run in straight.runs:
         assert execute(run.folder) == Status.FINISHED
     for run in stopped.runs:
@@ -214,14 +218,14 @@ def test_models_that_do_not_fit_say_so_in_one_line(typed: list[str], message: st
 
 def test_vectors_can_be_denoised_too(tmp_path: Path) -> None:
     typed = ["paper=scalelong", "scale=smoke", "arm=ls", "seed=0", "from=null", "dataset=wine"]
-    run = Study.create(plan_study(typed), tmp_path).runs[0]
+    run = create_study(plan_study(typed), tmp_path).runs[0]
     assert execute(run.folder) == Status.FINISHED
     assert run.summary()["test/loss"] > 0
 
 
 def test_probes_need_the_theorys_network(tmp_path: Path) -> None:
     typed = ["paper=scalelong", "scale=smoke", "arm=org", "seed=0", *UVIT, "training.max_steps=1"]
-    run = Study.create(plan_study(typed), tmp_path).runs[0]
+    run = create_study(plan_study(typed), tmp_path).runs[0]
     assert execute(run.folder) == Status.FAILED
     assert "module.probes.depths" in run.record()["error"]["message"]
     assert run.record()["error"]["kind"] == "user"
@@ -229,7 +233,7 @@ def test_probes_need_the_theorys_network(tmp_path: Path) -> None:
 
 def test_missing_data_are_one_clear_message(tmp_path: Path) -> None:
     typed = ["paper=scalelong", "scale=full", "arm=org", "seed=0", f"data.root={tmp_path}"]
-    run = Study.create(plan_study(typed), tmp_path / "outputs").runs[0]
+    run = create_study(plan_study(typed), tmp_path / "outputs").runs[0]
     assert execute(run.folder) == Status.FAILED
     assert "cifar10" in run.record()["error"]["message"]
     assert run.record()["error"]["kind"] == "user"

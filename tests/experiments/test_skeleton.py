@@ -10,15 +10,19 @@ import torch
 from interruptions import stop_after, timeless
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
 
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.data.base.catalog import describe
 from repro.errors import UserError
+from repro.launching.local import run_study
 from repro.methods.skeleton import Skeletonize
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.study import Study
+from repro.report.draw import draw_study
 from repro.training.execute import build_module, execute_here
 
 PAPER = load_paper("skeleton")
@@ -27,14 +31,14 @@ FEW = ["dataset.train_size=16", "dataset.val_size=4", "dataset.test_size=4"]  # 
 
 
 def prepared(folder: Path, *typed: str) -> Study:
-    return Study.create(plan_study(["paper=skeleton", "n_jobs=1", *typed]), folder)
+    return create_study(plan_study(["paper=skeleton", "n_jobs=1", *typed]), folder)
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The study at scale=smoke, run once for all tests here."""
     made = prepared(tmp_path_factory.mktemp("outputs"), "scale=smoke", "seed=0", f"arm=[{RUN}]")
-    made.run()
+    run_study(made)
     return made
 
 
@@ -55,7 +59,7 @@ def test_smoke_finishes_and_judges(study: Study) -> None:
     assert {run.status() for run in study.runs} == {Status.FINISHED}
     known = set().union(*(run.summary() for run in study.runs))
     assert set(PAPER.report) <= known
-    verdicts = {verdict.id: verdict for verdict in study.judge()}
+    verdicts = {verdict.id: verdict for verdict in judge_study(study)}
     assert verdicts["C1"].verdict == Verdict.SUPPORTED
     assert verdicts["C5"].verdict == Verdict.SUPPORTED
     assert verdicts["C2"].verdict == Verdict.NOT_AT_SCALE
@@ -79,7 +83,7 @@ def test_applications_report_what_they_are_judged_by(study: Study) -> None:
 
 
 def test_pictures_are_written(study: Study) -> None:
-    written = {path.name for path in study.draw()}
+    written = {path.name for path in draw_study(study)}
     assert {"topology.png", "topology.svg", "applications.png"} <= written
 
 
@@ -140,7 +144,7 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, typed: list[str], complain
 
 def test_it_is_no_training_method(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "method=skeleton", "seed=0", "n_jobs=1"]
-    study = Study.create(plan_study(typed), tmp_path)
+    study = create_study(plan_study(typed), tmp_path)
     assert execute_here(study.runs[0]) == Status.FAILED
     assert "a skeleton is a layer" in study.runs[0].record()["error"]["message"]
 

@@ -6,17 +6,21 @@ import os
 import re
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from repro.cli.main import cli
 
-from repro.launching import slurm
-from repro.launching.slurm import JobState
+from repro.launching import local, queue
+from repro.launching.local import run_study
+from repro.launching.queue import JobState, current_record
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
-from repro.records.study import Study, find_studies
+from repro.records.study import find_studies
+from repro.training.execute import execute_here
 
 ONE_RUN = ["paper=toy", "scale=smoke", "arm=sgd", "seed=0"]
 HERE = socket.gethostname()
@@ -93,11 +97,55 @@ def test_a_resumed_study_submits_only_what_no_job_works_on(commands: Path) -> No
     assert repro(["run", *typed, "--detach"])[0] == 0
     (study,) = find_studies(commands.parent / "outputs")
     study.layers[1][1].note_job("5", commands / "none")  # a job that the stand-in does not know
-    study.run(wait=False)
+    run_study(study, wait=False)
     assert sorted(file.name for file in commands.glob("*.sh")) == ["7.sh", "8.sh", "9.sh"]
     assert options(commands / "9.sh")["dependency"] == "afterany:7"
     assert "array" not in options(commands / "9.sh")
     assert study.layers[1][1].job == "9"
+
+
+MIXED = [*ONE_RUN, "training.epochs=1", "hardware=cpu,slurm_cpu"]
+
+
+def test_each_run_goes_to_its_own_launcher(commands: Path) -> None:
+    accepting(commands)
+    study = create_study(plan_study(MIXED, grid=True), commands.parent)
+    run_study(study, wait=False)
+    here, job = study.runs
+    assert (here.status(), here.job) == (Status.FINISHED, None)
+    assert (job.status(), job.job) == (Status.WAITING, "7")
+    started = here.record().started
+    assert started is not None
+    assert (commands / "7.sh").stat().st_mtime <= started.timestamp() + 1, "jobs go first"
+
+
+def test_a_study_that_is_not_all_jobs_cannot_be_detached(commands: Path) -> None:
+    accepting(commands)
+    code, output = repro(["run", "-m", *MIXED, "--detach"])
+    assert code == 2
+    assert "--detach leaves a study to a cluster" in output
+    assert not (commands.parent / "outputs").exists()
+
+
+def test_a_local_child_waits_for_its_parents_job(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepting(commands)
+    study = create_study(plan_study(["paper=toy", "scale=smoke", "arm=tuned", "seed=0"]), commands)
+    parent, child = study.runs
+    config = parent.config_file.read_text()
+    parent.config_file.write_text(config.replace("name: basic", "name: submitit_slurm"))
+    executed: list[Run] = []
+
+    def end_job(_: float) -> None:
+        assert not child.record().attempts
+        execute_here(parent, parent.job)
+        executed.append(parent)
+
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=end_job))
+    run_study(study, wait=False)
+    assert executed == [parent]
+    assert child.status() is Status.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -105,6 +153,7 @@ def test_a_resumed_study_submits_only_what_no_job_works_on(commands: Path) -> No
     [
         (["hardware=slurm_cpu"], "There is no Slurm on this machine"),
         (["hardware=slurm_gpu", "--detach"], "There is no Slurm on this machine"),
+        (["-m", "hardware=cpu,slurm_cpu"], "There is no Slurm on this machine"),
         (["hardware=cpu", "--detach"], "--detach leaves a study to a cluster"),
         (["hardware=slurm_gp"], "Did you mean 'slurm_gpu'?"),
         (["hardware=slurm_cpu", "hardware.launcher.partitoin=x"], "hardware.launcher.partition"),
@@ -179,17 +228,17 @@ def test_a_refused_layer_takes_the_earlier_ones_back(commands: Path) -> None:
 def test_status_combines_what_the_run_wrote_with_what_slurm_says(
     toy: Path, monkeypatch: pytest.MonkeyPatch, written: str, host: str, job: Any, seen: str
 ) -> None:
-    run = Study.create(plan_study(ONE_RUN), toy).runs[0]
+    run = create_study(plan_study(ONE_RUN), toy).runs[0]
     run.note_job("7_0", toy / "log")
     run.update(status=written, host=host)
-    monkeypatch.setattr(slurm, "job_state", lambda *_: (job, "WORD"))
-    assert run.status() == seen
+    monkeypatch.setattr(queue, "job_state", lambda *_: (job, "WORD"))
+    assert current_record(run).status == seen
 
 
 def test_a_run_that_ends_while_slurm_is_asked_has_ended(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Study.create(plan_study(ONE_RUN), toy).runs[0]
+    run = create_study(plan_study(ONE_RUN), toy).runs[0]
     run.note_job("7", toy / "log")
     run.update(status="running", host="elsewhere")
 
@@ -197,14 +246,14 @@ def test_a_run_that_ends_while_slurm_is_asked_has_ended(
         run.update(status="finished")
         return JobState.GONE, ""
 
-    monkeypatch.setattr(slurm, "job_state", finish)
-    assert run.status() is Status.FINISHED
+    monkeypatch.setattr(queue, "job_state", finish)
+    assert current_record(run).status is Status.FINISHED
 
 
 def test_squeue_is_asked_once_for_an_array_and_again_for_a_job_it_did_not_know(
     commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "_answers", {})
+    monkeypatch.setattr(queue, "_answers", {})
     asked = commands / "asked"
     stand_in(
         commands,
@@ -212,11 +261,11 @@ def test_squeue_is_asked_once_for_an_array_and_again_for_a_job_it_did_not_know(
         f"echo >>{asked}; echo '7_0|RUNNING|None'; echo '7_1|PENDING|Dependency'",
     )
     now = os.stat(commands).st_mtime
-    assert slurm.job_state("7_0", now - 5) == (JobState.RUNNING, "RUNNING")
-    assert slurm.job_state("7_1", now - 5) == (JobState.QUEUED, "PENDING, Dependency")
-    assert slurm.job_state("7_2", now - 5) == (JobState.GONE, "")
+    assert queue.job_state("7_0", now - 5) == (JobState.RUNNING, "RUNNING")
+    assert queue.job_state("7_1", now - 5) == (JobState.QUEUED, "PENDING, Dependency")
+    assert queue.job_state("7_2", now - 5) == (JobState.GONE, "")
     assert len(asked.read_text()) == 1
-    assert slurm.job_state("7_2", now + 5) == (JobState.GONE, "")
+    assert queue.job_state("7_2", now + 5) == (JobState.GONE, "")
     assert len(asked.read_text()) == 2
 
 
@@ -231,14 +280,14 @@ def test_squeue_is_asked_once_for_an_array_and_again_for_a_job_it_did_not_know(
 def test_an_answer_that_is_missing_condemns_no_job(
     commands: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, state: JobState
 ) -> None:
-    monkeypatch.setattr(slurm, "_answers", {})
+    monkeypatch.setattr(queue, "_answers", {})
     if script is not None:
         stand_in(commands, "squeue", script)
-    assert slurm.job_state("7", 0.0) == (state, "")
+    assert queue.job_state("7", 0.0) == (state, "")
 
 
 def test_a_run_continued_by_hand_belongs_to_no_job_any_more(toy: Path) -> None:
-    study = Study.create(plan_study([*ONE_RUN, "training.epochs=1"]), toy)
+    study = create_study(plan_study([*ONE_RUN, "training.epochs=1"]), toy)
     study.runs[0].note_job("7", toy / "log")
     code, output = repro(["resume", str(study.runs[0].folder)])
     assert code == 0, output

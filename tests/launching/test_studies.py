@@ -14,9 +14,11 @@ from click.testing import CliRunner, Result
 from processes import repro
 from repro.cli.main import cli
 
+from repro.claims.studies import judge_study, read_verdicts, results
 from repro.launching.local import launcher_overrides
+from repro.planning import prepare
 from repro.planning.plan import plan_study
-from repro.records import study as study_module
+from repro.planning.prepare import create_study
 from repro.records.study import Study, find_studies
 
 SMOKE = ["run", "paper=toy", "scale=smoke"]
@@ -72,7 +74,7 @@ def test_parallel_studies_give_the_same_numbers(toy: Path, serial: Study) -> Non
     code, output = repro([*SHORT, "n_jobs=2"], toy)
     assert code == 0, output
     study = only_study()
-    assert len({run.record()["pid"] for run in study.runs}) == 2
+    assert len({run.record().pid for run in study.runs}) == 2
     assert summaries(study) == summaries(serial)
 
 
@@ -92,14 +94,14 @@ def test_a_study_can_be_moved_and_resumed_elsewhere(toy: Path, serial: Study) ->
 def test_studies_of_the_same_second_get_folders_of_their_own(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(study_module.datetime):
+    class Stopped(prepare.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(2026, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(study_module, "datetime", Stopped)
+    monkeypatch.setattr(prepare, "datetime", Stopped)
     plan = plan_study(["paper=toy", "arm=sgd", "seed=0"])
-    names = [Study.create(plan, toy / "outputs").folder.name for _ in range(3)]
+    names = [create_study(plan, toy / "outputs").folder.name for _ in range(3)]
     assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
 
 
@@ -145,13 +147,13 @@ def test_a_diverged_run_is_a_result_not_a_failure(toy: Path, typed: list[str]) -
     study = only_study()
     for each in study.runs:
         record = each.record()
-        assert record["status"] == "diverged"
-        assert "not finite" in record["reason"]
+        assert record.status == "diverged"
+        assert "not finite" in record.reason
         assert all(math.isfinite(value) for value in each.summary().values())
         assert each.summary()["steps"] < 40, "it went on training"
         assert "test/loss" not in each.summary()
     assert "2 diverged" in result.stdout
-    assert {r.status for r in study.results()} == {"diverged"}
+    assert {r.status for r in results(study)} == {"diverged"}
     assert CliRunner().invoke(cli, ["resume", "-q"]).exit_code == 0
 
 
@@ -177,9 +179,8 @@ def test_a_run_whose_last_step_ruins_it_has_diverged(
 
 
 def test_claims_see_what_became_of_runs(toy: Path, serial: Study) -> None:
-    results = serial.results()
-    assert {r.arm for r in results} == {"sgd", "adam", "tuned", "tuned_twice"}
-    (verdict,) = serial.verdicts()
+    assert {r.arm for r in results(serial)} == {"sgd", "adam", "tuned", "tuned_twice"}
+    (verdict,) = read_verdicts(serial)
     assert verdict.id == "T1"
     assert json.loads(serial.verdicts_file.read_text())[0]["verdict"] == str(verdict.verdict)
 
@@ -188,9 +189,9 @@ def test_an_arm_that_equals_another_is_judged_by_its_runs(
     toy: Path, serial: Study, tmp_path: Path
 ) -> None:
     copied = Study(Path(shutil.copytree(serial.folder, tmp_path / "copied")))
-    copied.update(layers=copied.about["layers"][:1], twins={"tuned": "sgd"})
-    assert {run.record()["arm"] for run in copied.runs} == {"sgd", "adam"}
-    (verdict,) = copied.judge()
+    copied.update(layers=copied.about.layers[:1], twins={"tuned": "sgd"})
+    assert {run.record().arm for run in copied.runs} == {"sgd", "adam"}
+    (verdict,) = judge_study(copied)
     assert verdict.checks[0].effect == 0
     assert verdict.checks[0].seeds == len(copied.runs) / 2
 
@@ -201,8 +202,8 @@ def test_grids_and_single_arms_are_not_judged(toy: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     study = only_study()
-    assert study.verdicts() == []
-    assert [dict(r.point) for r in study.results()] == [
+    assert read_verdicts(study) == []
+    assert [dict(r.point) for r in results(study)] == [
         {"optimizer.lr": 0.1},
         {"optimizer.lr": 0.01},
     ]

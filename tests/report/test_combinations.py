@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from repro.errors import UserError
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.run import Status
-from repro.records.study import Study
 from repro.report import combinations, record
 from repro.toolbox.method import Method
 from repro.training.execute import execute_here
@@ -36,7 +36,7 @@ def test_the_page_agrees_with_what_happens(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_what_works_in_the_table_trains(typed: list[str], tmp_path: Path) -> None:
     plan = plan_study([*typed, "scale=smoke", "seed=0", "training.max_steps=2"])
-    study = Study.create(plan, tmp_path)
+    study = create_study(plan, tmp_path)
     assert execute_here(study.runs[0]) == Status.FINISHED
     assert study.runs[0].summary()["steps"] == 2
 
@@ -44,11 +44,11 @@ def test_what_works_in_the_table_trains(typed: list[str], tmp_path: Path) -> Non
 def test_what_does_not_work_fails_with_the_line_of_the_table(tmp_path: Path) -> None:
     methods = {"gbnn": combinations.method_configs()["gbnn"]}
     reasons = combinations.try_papers(methods, ["dgc"]).reasons["`dgc`"]
-    study = Study.create(
+    study = create_study(
         plan_study(["paper=dgc", "arm=dense", "method=gbnn", "scale=smoke", "seed=0"]), tmp_path
     )
     assert execute_here(study.runs[0]) == Status.FAILED
-    assert study.runs[0].record()["error"]["message"] == reasons["gbnn"]
+    assert study.runs[0].record().error.message == reasons["gbnn"]
     assert "\n" not in reasons["gbnn"]
 
 

@@ -115,7 +115,7 @@ def test_trials_run_side_by_side(toy: Path) -> None:
     arguments = [text for text in SMALL if text != "n_jobs=1"]
     sweep(toy, *arguments, "n_jobs=2", "trials=2", "-q")
     assert [state for *_, state in trials(toy)] == ["finished", "finished"]
-    workers = {run.record()["pid"] for run in only_study(toy).runs}
+    workers = {run.record().pid for run in only_study(toy).runs}
     assert len(workers) == 2
 
 
@@ -136,7 +136,7 @@ def test_search_gives_up_when_every_trial_fails(toy: Path) -> None:
 def test_locked_database_is_named(toy: Path) -> None:
     sweep(toy, *SMALL, "trials=1", "sweep.lock_seconds=0.1", "-q")
     study = only_study(toy)
-    study.update(search=study.about["search"] | {"trials": 2})
+    study.update(search=study.about.search | {"trials": 2})
     with closing(sqlite3.connect(study.folder / "trials.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         code, output = repro(["resume"], toy)
@@ -156,10 +156,10 @@ def test_damaged_database_is_named(toy: Path) -> None:
     assert code == 2
     assert "damaged or not a database" in output
     (study.folder / "trials.db").unlink()
-    started = study.runs[0].record()["started"]
+    started = study.runs[0].record().started
     code, output = repro(["resume", "-q"], toy)
     assert code == 0, output
-    assert study.runs[0].record()["started"] == started, "the run was not repeated"
+    assert study.runs[0].record().started == started, "the run was not repeated"
 
 
 def test_a_search_is_not_run_twice_at_a_time(toy: Path) -> None:

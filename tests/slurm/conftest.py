@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from repro.launching import slurm
+from repro.launching.queue import jobs_of
 from repro.records.study import Study
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -39,5 +40,6 @@ def cluster(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SLURM_CONF", str(CONFIG))
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT))
     yield toy
+    # Those of a test that failed would keep the others waiting.
     for study in (Study(file.parent) for file in toy.glob("*/*/*/*/study.json")):
-        slurm.cancel(study.jobs())  # those of a test that failed would keep the others waiting
+        slurm.cancel(jobs_of(study.runs))

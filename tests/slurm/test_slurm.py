@@ -13,6 +13,7 @@ from interruptions import timeless
 from processes import repro, start, until
 from two_workers import PROCESSES, SIMULATED, assert_same_training
 
+from repro.launching.queue import jobs_of
 from repro.records.run import Run, Status
 from repro.records.series import read_series
 from repro.records.study import Study, find_studies
@@ -71,7 +72,7 @@ def test_a_detached_study_survives_a_requeue_and_a_warning_bit_for_bit(cluster: 
         assert_same_bits(ours, theirs)
     assert study.verdicts_file.read_bytes() == local.verdicts_file.read_bytes()
     for layer, saved_at in zip(study.layers, ("step", "step 30"), strict=True):
-        assert sorted(run.record()["attempts"] for run in layer) == [1, 2]
+        assert sorted(run.record().attempts for run in layer) == [1, 2]
         logs = "".join((run.folder / "log.txt").read_text() for run in layer)
         assert f"continuing after {saved_at}" in logs
 
@@ -108,7 +109,7 @@ def test_two_tasks_train_like_two_simulated_workers(cluster: Path) -> None:
     assert code == 0, output
     assert repro(["run", *SIMULATED, "outputs=simulated", "-q"], cluster)[0] == 0
     real = only_study(cluster / "real")
-    until(lambda: not real.jobs(), SECONDS_OF_JOBS)
+    until(lambda: not jobs_of(real.runs), SECONDS_OF_JOBS)
     assert_same_training(only_study(cluster / "simulated").runs[0], real.runs[0])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from repro.launching.local import run_study
 from repro.records.run import Run, Status
 from repro.records.study import Study
 from repro.training import execute
@@ -32,7 +33,7 @@ def unplugged(module: type, at: Callable[[Any, int], bool]) -> Iterator[None]:
 def run_until(study: Study, module: type, at: Callable[[Any, int], bool], run: int = 0) -> None:
     """Runs a study until one of its runs is interrupted; see `unplugged`."""
     with unplugged(module, at), contextlib.suppress(KeyboardInterrupt):
-        study.run()
+        run_study(study)
     assert study.runs[run].status() == Status.INTERRUPTED
 
 

@@ -21,16 +21,16 @@ from processes import repro, start, until
 from repro.errors import ReproError, UserError
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records import files
 from repro.records.run import Run, Status
 from repro.records.series import CsvLogger, read_series
-from repro.records.study import Study
 from repro.training.execute import execute_here
 
 
 def prepare(folder: Path, *typed: str, arm: str = "sgd") -> Run:
     plan = plan_study(["paper=toy", "scale=smoke", f"arm={arm}", "seed=0", *typed])
-    return Study.create(plan, folder / "outputs").runs[-1]
+    return create_study(plan, folder / "outputs").runs[-1]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_config_yaml_is_what_omegaconf_writes_and_reads(toy: Path) -> None:
     typed = ["paper=toy", "scale=smoke", "arm=sgd", "seed=0"]
     tricky = ["+odd.word='1e-5'", "+odd.truth='yes'", "+odd.long='ä: #'", "+odd.list=[1,null,a]"]
     plan = plan_study([*typed, *tricky])
-    written = Study.create(plan, toy).runs[0].folder / "config.yaml"
+    written = create_study(plan, toy).runs[0].folder / "config.yaml"
     assert written.read_text() == OmegaConf.to_yaml(plan.runs[0].config)
     assert OmegaConf.load(written).odd == {
         "word": "1e-5", "truth": "yes", "long": "ä: #", "list": [1, None, "a"],
@@ -213,9 +213,9 @@ def test_a_full_disk_is_said_in_a_line_and_can_be_resumed(toy: Path, tiny_disk: 
     free = os.statvfs(tiny_disk)
     ballast.write_bytes(bytes((free.f_bavail - 16) * free.f_bsize))  # room for notes, not weights
     assert execute_here(run) == Status.FAILED
-    error = run.record()["error"]
-    assert "No space left" in error["message"]
-    assert len(error["message"].splitlines()) == 1
+    error = run.record().error
+    assert "No space left" in error.message
+    assert len(error.message.splitlines()) == 1
     assert not list(run.folder.rglob("*.tmp"))
     ballast.unlink()
     assert execute_here(run) == Status.FINISHED
@@ -319,11 +319,11 @@ def test_bad_checkpoints_are_refused_with_a_way_out(
     run.last_checkpoint.write_bytes(finished.last_checkpoint.read_bytes())
     damage(run)
     assert execute_here(run) == Status.FAILED
-    error = run.record()["error"]
-    assert words in error["message"]
-    assert "Delete it to start this run again" in error["message"]
-    assert len(error["message"].splitlines()) <= 3
-    assert error["kind"] == "user"
+    error = run.record().error
+    assert words in error.message
+    assert "Delete it to start this run again" in error.message
+    assert len(error.message.splitlines()) <= 3
+    assert error.kind == "user"
     assert not Path("it-was-executed").exists()
     run.last_checkpoint.unlink()
     assert execute_here(run) == Status.FINISHED
@@ -361,9 +361,9 @@ def test_a_config_changed_by_somebody_else_executes_nothing(toy: Path, place: st
     OmegaConf.update(config, place, evil, merge=False, force_add=True)
     OmegaConf.save(config, run.folder / "config.yaml")
     assert execute_here(run) == Status.FAILED
-    error = run.record()["error"]
-    assert error["kind"] == "user"
-    assert "'os.system'" in error["message"]
+    error = run.record().error
+    assert error.kind == "user"
+    assert "'os.system'" in error.message
     assert not Path("it-was-executed").exists()
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
-from repro.records.study import Study
 from repro.training.execute import execute_here
 from repro.training.lightning import Steps
 from repro.training.supervised import Supervised
@@ -19,7 +19,7 @@ SMALL = ["arm=sgd", "seed=3", "training.epochs=2", "training.log_every=3", "trai
 
 
 def executed(folder: Path, name: str, *typed: str) -> Run:
-    run = Study.create(plan_study(["paper=toy", *SMALL, *typed]), folder / name).runs[0]
+    run = create_study(plan_study(["paper=toy", *SMALL, *typed]), folder / name).runs[0]
     assert execute_here(run) == Status.FINISHED, run.record()
     return run
 

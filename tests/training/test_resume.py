@@ -202,7 +202,7 @@ def test_parallel_workers_stop_with_the_command(toy: Path, what: str, exit_code:
     typed = ["run", "paper=toy", "scale=smoke", "arm=sgd", "n_jobs=2", "training.epochs=100000"]
     command = start(typed, toy)
     until(lambda: [run.status() for run in studies(toy)] == ["running", "running"])
-    workers = [run.record()["pid"] for run in studies(toy)]
+    workers = [run.record().pid for run in studies(toy)]
     command.send(signal.Signals[what])
     assert command.wait() == exit_code, command.output()
     until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))

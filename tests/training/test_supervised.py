@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from repro.errors import UserError
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
 from repro.records.series import read_series
-from repro.records.study import Study
 from repro.toolbox import schedules
 from repro.training.execute import build_module, execute_here
 from repro.training.supervised import TASKS
@@ -27,7 +27,7 @@ PLAIN = ["arm=sgd", "seed=3", "model=mlp", "model.hidden=[16]"]
 
 def execute(folder: Path, *typed: str, epochs: int = 2) -> Run:
     plan = plan_study(["paper=toy", *PLAIN, f"training.epochs={epochs}", *typed])
-    run = Study.create(plan, folder / "outputs").runs[0]
+    run = create_study(plan, folder / "outputs").runs[0]
     assert execute_here(run) == Status.FINISHED, run.record()
     return run
 
@@ -137,9 +137,9 @@ def test_a_monitor_that_is_never_logged_is_said(toy: Path) -> None:
             "training.monitor=val/acuracy",
         ]
     )
-    run = Study.create(plan, toy / "outputs").runs[0]
+    run = create_study(plan, toy / "outputs").runs[0]
     assert execute_here(run) == Status.FAILED
-    assert "val/acuracy" in run.record()["error"]["message"]
+    assert "val/acuracy" in run.record().error.message
 
 
 @pytest.mark.parametrize("task", TASKS)

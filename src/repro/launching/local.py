@@ -1,54 +1,54 @@
-"""Handing the runs of a study to a Hydra launcher, layer by layer."""
+"""Handing the runs of a study to Hydra launchers, layer by layer, each run to its own."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from repro.errors import ReproError, UserError
-from repro.launching import slurm
+from repro.launching import queue, slurm
 from repro.planning import compose
 from repro.records.run import Run
+from repro.records.study import Study
 from repro.training.execute import PARENT_VARIABLE, job
 
 if TYPE_CHECKING:
     from repro.planning.plan import Plan
 
+AnyRun = TypeVar("AnyRun")
+Overrides = tuple[str, ...]
 
-def launcher_overrides(
-    hardware: DictConfig, n_jobs: int | str, typed: Sequence[str], runs: int
-) -> list[str]:
-    """The Hydra overrides that choose the launcher of a study.
 
-    What the user typed wins; then the launcher that the hardware config names; then ``n_jobs``
-    local processes.
+def run_study(study: Study, wait: bool = True) -> None:
+    """Executes every run that is not done, each through its own launcher.
 
     Args:
-        hardware: the composed hardware config.
-        n_jobs: processes side by side, or ``auto``.
-        typed: overrides of Hydra's own settings from the command line.
-        runs: how many runs the study has.
+        study: whose runs.
+        wait: whether to wait for Slurm's jobs; other launchers return when they are done.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; what was done stays.
     """
-    if any(text.startswith("hydra/launcher=") for text in typed):
-        return list(typed)
-    launcher = dict(hardware.launcher)
-    name = launcher.pop("name")
-    if name == "basic":
-        jobs = local_jobs(hardware, n_jobs, runs)
-        if jobs > 1:
-            name, launcher = "joblib", {"n_jobs": jobs}
-    options = [_launcher_option(key, value) for key, value in launcher.items()]
-    return [f"hydra/launcher={name}", *options, *typed]
+    launch(study, [[r for r in layer if not r.status().is_final] for layer in study.layers])
+    if wait:
+        wait_for(study.runs)
+
+
+def wait_for(runs: Sequence[Run]) -> None:
+    """Waits until no Slurm job is left to work on some runs."""
+    while any(queue.is_submitted(run) for run in runs):
+        time.sleep(queue.FRESH_SECONDS)
 
 
 def check(plan: Plan, detach: bool) -> None:
@@ -59,55 +59,112 @@ def check(plan: Plan, detach: bool) -> None:
         detach: whether it is to go on without this process.
 
     Raises:
-        UserError: the launcher's settings are wrong, or there is no cluster here.
+        UserError: a launcher's settings are wrong, or there is no cluster here.
     """
-    config = plan.runs[0].config
-    overrides = launcher_overrides(
-        config.hardware, config.n_jobs, plan.hydra_overrides, len(plan.runs)
-    )
+    groups = _by_launcher(plan.runs, lambda run: run.content, plan.hydra_overrides)
     with compose.hydra_ready():
-        _launcher_config(overrides, Path("none"))
-    if uses_slurm(overrides):
+        for overrides in groups:
+            _launcher_config(overrides, Path("none"))
+    if any(map(uses_slurm, groups)):
         slurm.check_available()
-    elif detach:
+    if detach and not all(map(uses_slurm, groups)):
         raise UserError(
             "--detach leaves a study to a cluster. Choose one: hardware=slurm_cpu, slurm_gpu, …"
         )
 
 
-def uses_slurm(overrides: Sequence[str]) -> bool:
-    """Whether these overrides choose Slurm."""
-    return f"hydra/launcher={slurm.LAUNCHER}" in overrides
-
-
-def launch(layers: Sequence[Sequence[Run]], study: Path, overrides: Sequence[str]) -> None:
+def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | None = None) -> None:
     """Runs every layer, each after the one before it is done; Slurm's jobs are only submitted.
+
+    Args:
+        study: whose runs.
+        layers: the runs to do, parents before children.
+        n_jobs: local processes side by side, instead of what the runs' configs say.
 
     Raises:
         UserError: another process executes one of the runs, or Slurm refuses them.
         ReproError: a worker died, or the outcome of a run could not be recorded.
         KeyboardInterrupt: the user stopped the study.
     """
+    runs = [run for layer in layers for run in layer]
+    if not runs:
+        return
+    groups = _by_launcher(runs, Run.plain_config, study.about.hydra, n_jobs)
+    chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():
-        config = _launcher_config(overrides, study)
-        if uses_slurm(overrides):
-            slurm.submit(layers, study, config.hydra.launcher)
-            return
-        where = f"study={compose.quoted(str(study))}"
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=HydraContext(hydra.config_loader, Callbacks()),
-            task_function=job,
-            config=config,
-        )
-        os.environ[PARENT_VARIABLE] = str(os.getpid())
+        configs = {overrides: _launcher_config(overrides, study.folder) for overrides in groups}
+        slurms = {key: config for key, config in configs.items() if uses_slurm(key)}
+        locals_ = {key: _launcher(config) for key, config in configs.items() if key not in slurms}
+        submitted: list[str] = []
         done = 0
-        for layer in layers:
-            jobs = [[f"run={compose.quoted(str(run.folder))}", where] for run in layer]
-            if jobs:
-                _launch_layer(launcher, jobs, done)
-            done += len(jobs)
+        for depth, layer in enumerate(layers):
+            earlier = [run for above in layers[:depth] for run in above]
+            try:
+                for key, config in slurms.items():  # first, because nobody waits for them here
+                    part = [run for run in layer if chosen[run] == key]
+                    after = queue.arrays(run.job for run in earlier)
+                    submitted += slurm.submit(part, study, config.hydra.launcher, after)
+            except BaseException:
+                slurm.cancel(submitted)
+                raise
+            for key, launcher in locals_.items():
+                part = [run for run in layer if chosen[run] == key]
+                if part:
+                    wait_for(earlier)  # a parent may be a job
+                    _launch_together(launcher, part, study, done)
+                    done += len(part)
+
+
+def _by_launcher(
+    runs: Iterable[AnyRun],
+    config_of: Callable[[AnyRun], Mapping[str, Any]],
+    typed: Sequence[str],
+    n_jobs: int | str | None = None,
+) -> dict[Overrides, list[AnyRun]]:
+    """Groups runs by the Hydra overrides that choose their launcher."""
+    alike: dict[str, list[AnyRun]] = {}
+    settings: dict[str, tuple[Mapping[str, Any], int | str]] = {}
+    for run in runs:
+        config = config_of(run)
+        chosen = config["hardware"], config["n_jobs"] if n_jobs is None else n_jobs
+        alike.setdefault(repr(chosen), []).append(run)
+        settings[repr(chosen)] = chosen
+    groups: dict[Overrides, list[AnyRun]] = {}
+    for key, some in alike.items():
+        overrides = tuple(launcher_overrides(*settings[key], typed, len(some)))
+        groups.setdefault(overrides, []).extend(some)
+    return groups
+
+
+def launcher_overrides(
+    hardware: Mapping[str, Any], n_jobs: int | str, typed: Sequence[str], runs: int
+) -> list[str]:
+    """The Hydra overrides that choose the launcher of runs.
+
+    What the user typed wins; then the launcher that the hardware config names; then ``n_jobs``
+    local processes.
+
+    Args:
+        hardware: the composed hardware config.
+        n_jobs: processes side by side, or ``auto``.
+        typed: overrides of Hydra's own settings from the command line.
+        runs: how many runs it is for.
+    """
+    if any(text.startswith("hydra/launcher=") for text in typed):
+        return list(typed)
+    launcher = dict(hardware["launcher"])
+    name = launcher.pop("name")
+    if name == "basic":
+        jobs = local_jobs(hardware, n_jobs, runs)
+        if jobs > 1:
+            name, launcher = "joblib", {"n_jobs": jobs}
+    options = [_launcher_option(key, value) for key, value in launcher.items()]
+    return [f"hydra/launcher={name}", *options, *typed]
+
+
+def uses_slurm(overrides: Sequence[str]) -> bool:
+    """Whether these overrides choose Slurm."""
+    return f"hydra/launcher={slurm.LAUNCHER}" in overrides
 
 
 def _launcher_config(overrides: Sequence[str], study: Path) -> DictConfig:
@@ -116,21 +173,34 @@ def _launcher_config(overrides: Sequence[str], study: Path) -> DictConfig:
 
 
 def _launcher_option(key: str, value: Any) -> str:
-    add = "++" if OmegaConf.is_dict(value) else ""  # else a mapping may only lose keys
+    add = "++" if isinstance(value, Mapping) else ""  # else a mapping may only lose keys
     return f"{add}hydra.launcher.{key}={_typed(value)}"
 
 
 def _typed(value: Any) -> str:
     """A value in Hydra's override grammar."""
-    if OmegaConf.is_dict(value):
+    if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_typed(each)}" for key, each in value.items()) + "}"
-    if OmegaConf.is_list(value):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(_typed(each) for each in value) + "]"
     return compose.quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _launch_layer(launcher: Launcher, jobs: list[list[str]], first: int) -> None:
-    """Launches jobs and raises what one of them raised: runs record failures of their own."""
+def _launcher(config: DictConfig) -> Launcher:
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(hydra.config_loader, Callbacks()),
+        task_function=job,
+        config=config,
+    )
+
+
+def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, first: int) -> None:
+    """Launches runs and raises what one of them raised: runs record failures of their own."""
+    where = f"study={compose.quoted(str(study.folder))}"
+    jobs = [[f"run={compose.quoted(str(run.folder))}", where] for run in runs]
     try:
         returned = launcher.launch(jobs, initial_job_idx=first)
     except Exception as error:
@@ -145,11 +215,11 @@ def _launch_layer(launcher: Launcher, jobs: list[list[str]], first: int) -> None
             raise done._return_value
 
 
-def local_jobs(hardware: DictConfig, n_jobs: int | str, runs: int) -> int:
+def local_jobs(hardware: Mapping[str, Any], n_jobs: int | str, runs: int) -> int:
     """How many of a study's runs go side by side on this machine."""
     cores = len(os.sched_getaffinity(0))
     if n_jobs == "auto":
-        is_light = hardware.accelerator in ("auto", "cpu") and hardware.strategy == "auto"
+        is_light = hardware["accelerator"] in ("auto", "cpu") and hardware["strategy"] == "auto"
         # A worker takes seconds to import torch: worth it for some runs, not for a handful.
         return min(cores, runs // 4) if is_light and not _has_gpu() else 1
     return min(int(n_jobs), runs)

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from repro.errors import ReproError
-from repro.records.run import Run, Status
+from repro.launching.queue import current_record
+from repro.records.run import Run
+from repro.records.status import Status
 from repro.records.study import Study
 
 
@@ -79,18 +81,18 @@ class _Watcher:
                 finished += 1
                 continue
             with suppress(ReproError):
-                record = run.record()
-                status = Status(record["status"])
-                if status.is_final or status is Status.FAILED:
+                record = current_record(run)
+                status = record.status
+                if status.has_ended:
                     self.announced.add(run)
                     done += 1
                     finished += 1
-                    self._announce(run, status, record.get("seconds", 0.0))
+                    self._announce(run, status, record.seconds or 0.0)
                 elif status is Status.RUNNING:
-                    done += record.get("progress", 0.0)
-                    running.append(f"{record['arm']} seed {record['seed']}")
+                    done += record.progress
+                    running.append(f"{record.arm} seed {record.seed}")
                 else:
-                    queue = queue or record.get("queue", "")
+                    queue = queue or record.queue
         self.bar.update(
             self.task,
             completed=finished,

@@ -105,71 +105,37 @@ def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
         return _plan(list(typed), grid)
 
 
+@dataclass(frozen=True)
+class _Declared:
+    """What a paper's config declares at the scale that is asked for."""
+
+    slug: str
+    arms: dict[str, Layer]
+    parent: str | None  # the arm that all arms start from unless a layer says otherwise
+    scale: str
+    scale_layer: Layer
+    settings: dict[str, Any]  # of the study: the scale's over the paper's
+    defaults: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # composed already
+
+    def compose(self, texts: Sequence[str]) -> DictConfig:
+        """Composes the paper's config with some overrides."""
+        return compose.compose_config([f"paper={self.slug}", *texts])
+
+
 def _plan(typed: list[str], grid: bool) -> Plan:
-    user = Layer.parse(typed, "command line")
-    user, hydra_layer = _split_hydra(user)
+    user, hydra_layer = _split_hydra(Layer.parse(typed, "command line"))
     for override in hydra_layer.overrides:
         if override.key_or_group == "hydra/launcher":
             compose.check_launcher(str(override.value()))
-    for override in user.overrides:
-        if override.key_or_group in ("paper", "scale") and override.is_sweep_override():
-            raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
-    user, chosen = user.pop("paper")
-    if "paper" not in chosen:
-        raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
-    slug = str(chosen["paper"])
+    user, slug = _split_paper(user)
     paper = load_paper(slug)
     if not grid:
         compose.refuse_grid(user)
-
-    declared = compose.compose_config(
-        [f"paper={slug}", *stack_text(user, ("scale", "arms", "scales"))]
-    )
-    arms = _named_layers(declared.arms, "arm")
-    scales = _named_layers(declared.scales, "scale")
-    scale = str(declared.scale)
-    if scale not in scales:
-        raise UserError(
-            f"Paper '{slug}' has no scale '{scale}'.{did_you_mean(scale, scales)} "
-            f"Known: {', '.join(scales)}."
-        )
-    scale_layer, scale_settings = scales[scale].pop(*STUDY_KEYS)
-    points = compose.expand_grid(user) if grid else [(user, {})]
-
-    runs: list[PlannedRun] = []
+    declared = _declare(slug, user)
     notes: list[str] = []
-    bases: dict[tuple[str, ...], DictConfig] = {}
-    for point_layer, point in points:
-        user_layer, settings = point_layer.pop(*STUDY_KEYS)
-        own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
-        settings = {"seeds": list(declared.seeds), **scale_settings, **settings}
-        seeds = _seeds(settings)
-        parents = _parents(declared["from"], scale_layer, arms, user_layer)
-        wanted = _with_parents(_arm_names(settings.get("arm"), arms, slug), arms, parents, notes)
-        for arm in wanted:
-            texts = compose.stack([scale_layer, arms[arm], user_layer])
-            config = compose.compose_config([f"paper={slug}", *texts])
-            groups = _group_choices(user_layer)
-            if arm == wanted[0] and groups != user_layer:
-                defaults = tuple(compose.stack([scale_layer, arms[arm], groups]))
-                if defaults not in bases:
-                    bases[defaults] = compose.compose_config([f"paper={slug}", *defaults])
-                compose.check_types(config, bases[defaults], user_layer)
-            config["from"] = parents[arm]
-            config.scale, config.arm = scale, arm
-            config = _without_lists(config)
-            for seed in seeds:
-                runs.append(
-                    PlannedRun(
-                        arm=arm,
-                        seed=seed,
-                        point=own_point,
-                        parent=parents[arm],
-                        overrides=[f"paper={slug}", f"scale={scale}", *texts, f"seed={seed}"],
-                        content=_resolved(config, seed),
-                    )
-                )
-            _check_values(runs[-1].config)
+    runs: list[PlannedRun] = []
+    for layer, point in compose.expand_grid(user) if grid else [(user, {})]:
+        runs += _plan_point(declared, layer, point, notes)
     runs, twins = _without_twins(runs)
     notes.extend(
         f"arm '{arm}' is not run: here it equals '{first}', whose runs count for both"
@@ -177,7 +143,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     )
     plan = Plan(
         paper=paper,
-        scale=scale,
+        scale=declared.scale,
         typed=typed,
         runs=runs,
         hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
@@ -186,6 +152,90 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     )
     plan.layers()  # finds circles before anything is written
     return plan
+
+
+def _split_paper(user: Layer) -> tuple[Layer, str]:
+    for override in user.overrides:
+        if override.key_or_group in ("paper", "scale") and override.is_sweep_override():
+            raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
+    rest, chosen = user.pop("paper")
+    if "paper" not in chosen:
+        raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
+    return rest, str(chosen["paper"])
+
+
+def _declare(slug: str, user: Layer) -> _Declared:
+    """Reads a paper's arms and scales, where the user may have put others."""
+    config = compose.compose_config(
+        [f"paper={slug}", *stack_text(user, ("scale", "arms", "scales"))]
+    )
+    arms = _named_layers(config.arms, "arm")
+    scales = _named_layers(config.scales, "scale")
+    scale = str(config.scale)
+    if scale not in scales:
+        raise UserError(
+            f"Paper '{slug}' has no scale '{scale}'.{did_you_mean(scale, scales)} "
+            f"Known: {', '.join(scales)}."
+        )
+    scale_layer, settings = scales[scale].pop(*STUDY_KEYS)
+    return _Declared(
+        slug=slug,
+        arms=arms,
+        parent=config["from"],
+        scale=scale,
+        scale_layer=scale_layer,
+        settings={"seeds": list(config.seeds), **settings},
+    )
+
+
+def _plan_point(
+    declared: _Declared, layer: Layer, point: Point, notes: list[str]
+) -> list[PlannedRun]:
+    """Plans the runs of one grid point."""
+    user, settings = layer.pop(*STUDY_KEYS)
+    settings = {**declared.settings, **settings}
+    seeds = _seeds(settings)
+    parents = _parents(declared.parent, declared.scale_layer, declared.arms, user)
+    asked = _arm_names(settings.get("arm"), declared.arms, declared.slug)
+    own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
+    runs: list[PlannedRun] = []
+    for arm in _with_parents(asked, declared.arms, parents, notes):
+        texts = compose.stack([declared.scale_layer, declared.arms[arm], user])
+        config = declared.compose(texts)
+        if not runs:  # the same in every arm
+            _check_types(declared, config, arm, user)
+        config["from"] = parents[arm]
+        config.scale, config.arm = declared.scale, arm
+        config = _without_lists(config)
+        runs += [
+            PlannedRun(
+                arm=arm,
+                seed=seed,
+                point=own_point,
+                parent=parents[arm],
+                overrides=[
+                    f"paper={declared.slug}",
+                    f"scale={declared.scale}",
+                    *texts,
+                    f"seed={seed}",
+                ],
+                content=_resolved(config, seed),
+            )
+            for seed in seeds
+        ]
+        _check_values(runs[-1].config)
+    return runs
+
+
+def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer) -> None:
+    """Compares what the user set with what the config holds without it, but for groups chosen."""
+    groups = _group_choices(user)
+    if groups == user:
+        return
+    texts = tuple(compose.stack([declared.scale_layer, declared.arms[arm], groups]))
+    if texts not in declared.defaults:
+        declared.defaults[texts] = declared.compose(texts)
+    compose.check_types(config, declared.defaults[texts], user)
 
 
 def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:

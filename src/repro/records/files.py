@@ -145,6 +145,26 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[None]:
+    """Holds the right to replace a file that `write_atomically` writes; others wait for it.
+
+    Raises:
+        UserError: the file is missing or cannot be written.
+    """
+    while True:
+        try:
+            file = path.open("r+b")
+        except OSError as error:
+            raise explain_os_error(error, path) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it before may have put another file in its place.
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                yield
+                return
+
+
 def is_locked(path: Path) -> bool:
     """True while some process holds the lock on ``path``."""
     try:

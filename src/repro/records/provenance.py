@@ -1,13 +1,13 @@
-"""What a result rests on: versions, code, hardware."""
+"""What a result rests on: versions and code."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import platform
 import subprocess
 from importlib import metadata
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,13 @@ def versions() -> dict[str, str]:
 @functools.cache
 def code_fingerprint() -> dict[str, Any]:
     """A hash over the project's sources, and the git commit where there is one."""
-    import repro.conf
-    import repro.experiments
-
     library = Path(__file__).parents[1]
-    roots = [library, *(Path(p.__path__[0]) for p in (repro.conf, repro.experiments))]
+    roots = [library, *(Path(str(files(name))) for name in ("repro.conf", "repro.experiments"))]
     digest = hashlib.sha256()
     for root in roots:
         for file in sorted((*root.rglob("*.py"), *root.rglob("*.yaml"))):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return {"sha256": digest.hexdigest()[:16], "commit": _git_commit(library)}
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, as far as it matters to timings. Imports torch."""
-    import torch
-
-    found: dict[str, Any] = {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -18,15 +18,17 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
 from repro.errors import UserError
-from repro.launching import slurm
-from repro.launching.slurm import JobState
-from repro.records import files
+from repro.records import files, names
+from repro.records.status import Status
+from repro.records.typed import Moment, Record, read_record, update_record
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,26 +36,64 @@ if TYPE_CHECKING:
 CONFIG_PARTS = ("seed", "training", "hardware", "logger", "dataset", "module")
 
 
-class Status(StrEnum):
-    """Where a run stands."""
+class Code(Record):
+    """Which sources ran."""
 
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-    DIVERGED = "diverged"  # a loss became infinite or not a number: a result, not a failure
-    PRUNED = "pruned"  # a search stopped it, because others are better
-    FAILED = "failed"
-    INTERRUPTED = "interrupted"
+    sha256: str = ""  # the first 16 digits
+    commit: str | None = None
+
+
+class Failure(Record):
+    """Why a run failed."""
+
+    kind: str = "run"  # or user, whose mistake it was
+    message: str = ""
+    traceback: str = ""
+
+
+class RunRecord(Record):
+    """The content of run.json, of which a run comes to know more and more."""
+
+    paper: str = ""
+    scale: str = ""
+    arm: str
+    seed: int
+    point: dict[str, Any] = Field(default_factory=dict)  # of a grid
+    parent: str | None = None  # the run whose checkpoint it starts from, seen from this one
+    code: Code = Code()
+    status: Status
+    created: Moment | None = None
+    trial: int | None = None  # of a search
+    callback: str | None = None  # the class of a Lightning callback that is made from the run
+    started: Moment | None = None  # the latest attempt
+    error: Failure | None = None
+    attempts: int = 0
+    host: str | None = None
+    pid: int | None = None
+    mlflow_run: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    hardware: dict[str, Any] = Field(default_factory=dict)
+    progress: float = 0.0  # from 0 to 1
+    reason: str = ""  # of a divergence
+    data: dict[str, Any] | None = None  # fingerprint
+    ended: Moment | None = None
+    seconds: float | None = None  # all attempts
+    peak_memory_mb: float | None = None
+    queue: str = ""  # what Slurm says of its job; known only while somebody asks
 
     @property
-    def is_final(self) -> bool:
-        """Whether resuming the study leaves this run alone."""
-        return self in (Status.FINISHED, Status.DIVERGED, Status.PRUNED)
+    def group(self) -> str:
+        """Arm and grid point: what runs that differ only in their seed have in common."""
+        return " ".join([self.arm, *(f"{key}={value}" for key, value in self.point.items())])
 
     @property
-    def has_ended(self) -> bool:
-        """Whether nothing more comes of the run unless somebody resumes it on purpose."""
-        return self.is_final or self is Status.FAILED
+    def trouble(self) -> str:
+        """Why the run failed or diverged, or an empty string."""
+        return self.error.message if self.error else self.reason
+
+
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_METRICS = TypeAdapter(dict[str, int | float])
 
 
 @dataclass(frozen=True)
@@ -64,7 +104,7 @@ class Run:
 
     @classmethod
     def create(
-        cls, folder: Path, content: dict[str, Any], overrides: list[str], record: dict[str, Any]
+        cls, folder: Path, content: dict[str, Any], overrides: list[str], record: RunRecord
     ) -> Run:
         """Prepares a run directory that can be executed at once, or by another process later.
 
@@ -75,10 +115,10 @@ class Run:
             record: the first entries of run.json.
         """
         files.make_folder(folder)
-        files.write_text(folder / "config.yaml", _as_yaml(content))
-        files.write_text(folder / "overrides.yaml", _as_yaml(overrides))
+        files.write_text(folder / names.RUN_CONFIG, _as_yaml(content))
+        files.write_text(folder / names.OVERRIDES, _as_yaml(overrides))
         run = cls(folder)
-        files.write_json(run.record_file, {**record, "status": Status.WAITING, "created": now()})
+        files.write_json(run.record_file, record.content())
         return run
 
     @classmethod
@@ -88,53 +128,81 @@ class Run:
         Raises:
             UserError: ``folder`` is not one.
         """
-        if not (folder / "run.json").is_file():
-            raise UserError(f"{folder} is not a run directory (it has no run.json).")
+        if not (folder / names.RUN_RECORD).is_file():
+            raise UserError(f"{folder} is not a run directory (it has no {names.RUN_RECORD}).")
         return cls(folder)
 
     @property
     def record_file(self) -> Path:
         """The run's manifest."""
-        return self.folder / "run.json"
+        return self.folder / names.RUN_RECORD
+
+    @property
+    def config_file(self) -> Path:
+        """The composed config."""
+        return self.folder / names.RUN_CONFIG
+
+    @property
+    def series_file(self) -> Path:
+        """The metrics by step; see `repro.records.series`."""
+        return self.folder / names.SERIES
+
+    @property
+    def summary_file(self) -> Path:
+        """The final metrics."""
+        return self.folder / names.SUMMARY
+
+    @property
+    def log_file(self) -> Path:
+        """What was said along the way."""
+        return self.folder / names.LOG
+
+    @property
+    def artifacts_folder(self) -> Path:
+        """Pictures and tables."""
+        return self.folder / names.ARTIFACTS
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        """The states of training."""
+        return self.folder / names.CHECKPOINTS
 
     @property
     def last_checkpoint(self) -> Path:
         """The newest state of training."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.checkpoints_folder / names.LAST_CHECKPOINT
 
     @property
     def best_checkpoint(self) -> Path:
         """The weights with the best validation metric."""
-        return self.folder / "checkpoints" / "best.ckpt"
+        return self.checkpoints_folder / names.BEST_CHECKPOINT
 
-    def record(self) -> dict[str, Any]:
-        """The content of run.json, with a status that is true now."""
-        record: dict[str, Any] = files.read_json(self.record_file)
-        running = record["status"] == Status.RUNNING
-        if Status(record["status"]).has_ended or (running and self._is_executed_here(record)):
-            return record
-        # The lock of another machine may not be visible here: then its word must do.
-        runs_elsewhere = running and record.get("host") != socket.gethostname()
-        job, word = self.job_state()
-        if job is JobState.GONE:
-            record = files.read_json(self.record_file)  # once more: it may just have ended
-            if not Status(record["status"]).has_ended:
-                record["status"] = Status.INTERRUPTED
-        elif job is not JobState.UNKNOWN:
-            record["queue"] = f"job {self.job}: {word}"
-            if not (runs_elsewhere and job is JobState.RUNNING):
-                record["status"] = Status.WAITING
-        elif running and not runs_elsewhere:
-            record["status"] = Status.INTERRUPTED
+    def record(self) -> RunRecord:
+        """The content of run.json; a run whose process on this machine is gone is interrupted.
+
+        What Slurm knows beyond that: `repro.launching.queue.current_record`.
+
+        Raises:
+            UserError: run.json cannot be read.
+        """
+        record = read_record(RunRecord, self.record_file)
+        if self._is_lost(record):
+            record = read_record(RunRecord, self.record_file)  # it may just have ended
+            if self._is_lost(record):
+                return record.model_copy(update={"status": Status.INTERRUPTED})
         return record
 
     def status(self) -> Status:
-        """Where the run stands now."""
-        return Status(self.record()["status"])
+        """Where the run stands, as `record` says."""
+        return self.record().status
 
-    def has_ended(self) -> bool:
-        """Whether the run came to an end; costs less than `status`, which asks Slurm."""
-        return Status(files.read_json(self.record_file)["status"]).has_ended
+    def update(self, **changes: Any) -> None:
+        """Merges changes into run.json.
+
+        Raises:
+            TypeError: a `RunRecord` has no such key.
+        """
+        update_record(RunRecord, self.record_file, changes)
 
     # -- The Slurm job that executes the run, where there is one. It has a file of its own, because
     # -- run.json belongs to whoever executes the run.
@@ -142,7 +210,7 @@ class Run:
     @property
     def job_file(self) -> Path:
         """Names the run's Slurm job and its log."""
-        return self.folder / "job.json"
+        return self.folder / names.JOB
 
     @property
     def job(self) -> str | None:
@@ -153,19 +221,6 @@ class Run:
     def job_log(self) -> Path | None:
         """What the run's Slurm job printed."""
         return Path(files.read_json(self.job_file)["log"]) if self.job_file.is_file() else None
-
-    def job_state(self) -> tuple[JobState, str]:
-        """Where the run's Slurm job stands, and Slurm's word for it."""
-        job = self.job
-        if job is None:
-            return JobState.UNKNOWN, ""
-        return slurm.job_state(job, self.job_file.stat().st_mtime)
-
-    def is_submitted(self) -> bool:
-        """Whether a Slurm job is still going to work on this run, as far as is known."""
-        return self.job is not None and not (
-            self.has_ended() or self.job_state()[0] is JobState.GONE
-        )
 
     def await_job(self) -> None:
         """Makes the run ready to be submitted."""
@@ -180,19 +235,19 @@ class Run:
         """Notes that no Slurm job is going to execute the run."""
         self.job_file.unlink(missing_ok=True)
 
-    def update(self, **changes: Any) -> None:
-        """Merges changes into run.json."""
-        files.write_json(self.record_file, {**files.read_json(self.record_file), **changes})
-
     def config(self) -> DictConfig:
-        """The composed config.
+        """The composed config, which is read once.
 
         Raises:
             UserError: config.yaml is missing or damaged.
         """
+        return self._config
+
+    @cached_property
+    def _config(self) -> DictConfig:
         from omegaconf import OmegaConf
 
-        file = self.folder / "config.yaml"
+        file = self.config_file
         try:
             config = OmegaConf.load(file)
             OmegaConf.resolve(config)
@@ -203,42 +258,66 @@ class Run:
             raise UserError(f"{file} is not the config of a run: it has no {', '.join(missing)}.")
         return config  # type: ignore[return-value]
 
+    def plain_config(self) -> dict[str, Any]:
+        """The composed config as plain YAML: twenty times faster than `config`.
+
+        Interpolations within ``module`` stay as they are.
+
+        Raises:
+            UserError: config.yaml is missing or damaged.
+        """
+        try:
+            content = yaml.load(self.config_file.read_text(), Loader=_YamlLoader)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.config_file} cannot be read: {reason}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.config_file} is not the config of a run.")
+        return content
+
     def summary(self) -> dict[str, float]:
-        """The final scalars, empty while there are none."""
-        file = self.folder / "summary.json"
-        return files.read_json(file) if file.is_file() else {}
+        """The final scalars, empty while there are none.
+
+        Raises:
+            UserError: summary.json cannot be read, or something in it is no number.
+        """
+        if not self.summary_file.is_file():
+            return {}
+        try:
+            return _METRICS.validate_python(files.read_json(self.summary_file))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(
+                f"{self.summary_file} cannot be read: {first['loc'][0]}: {first['msg']}."
+            ) from None
 
     def parent(self) -> Run | None:
         """The run whose checkpoint this one starts from."""
-        relative = files.read_json(self.record_file).get("parent")
+        relative = self.record().parent
         return Run.open((self.folder / relative).resolve()) if relative else None
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Marks the run as being executed by this process, for as long as the process lives."""
-        with files.exclusive_lock(self.folder / ".lock"):
+        with files.exclusive_lock(self.folder / names.LOCK):
             files.remove_leftovers(self.folder)
             yield
 
-    def _is_executed_here(self, record: dict[str, Any]) -> bool:
-        is_here = record.get("host") == socket.gethostname()
-        return is_here and files.is_locked(self.folder / ".lock")
+    def _is_lost(self, record: RunRecord) -> bool:
+        """Whether the process that executed the run is gone, if this machine can tell."""
+        # The lock of another machine may not be visible here: then its word must do.
+        is_here = record.status is Status.RUNNING and record.host == socket.gethostname()
+        return is_here and not files.is_locked(self.folder / names.LOCK)
 
 
 def _as_yaml(content: dict[str, Any] | list[str]) -> str:
     """What `OmegaConf.to_yaml` writes, without making a config of it first, which takes longer."""
-    import yaml
     from omegaconf._utils import get_omega_conf_dumper
 
     text: str = yaml.dump(
         content, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False
     )
     return text
-
-
-def now() -> str:
-    """The current time in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def process_identity() -> dict[str, Any]:

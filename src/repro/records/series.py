@@ -1,93 +1,50 @@
-"""metrics.csv: the series of a run, whole at any time, without rows a resumed run repeats."""
+"""metrics.csv: the series of a run, a row of numbers a step."""
 
 from __future__ import annotations
 
 import csv
-import io
-import math
-import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
-
-from repro.records import files
-
-SECONDS_BETWEEN_WRITES = 1.0
-_KEYS = ("step", "epoch")
+KEYS = ("step", "epoch")  # whole numbers; the other columns are metrics
+_DAMAGE = (OSError, ValueError, OverflowError, csv.Error)
 
 
-class CsvLogger(Logger):
-    """Keeps rows in memory and writes the file as a whole, which is atomic and costs little.
+def read_series(
+    file: Path, wanted: Collection[str] | None = None, up_to_damage: bool = False
+) -> list[dict[str, Any]]:
+    """Reads metrics.csv: rows of numbers, without the cells that are empty.
 
     Args:
-        file: where to write.
+        file: metrics.csv; one that is missing has no rows.
+        wanted: the metrics to read; all by default.
+        up_to_damage: keep the rows before the first that cannot be read.
+
+    Raises:
+        ValueError: a cell is not a number, unless ``up_to_damage``.
     """
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.file = file
-        self.rows: list[dict[str, Any]] = []
-        self.written_at = -math.inf
-
-    @property
-    def name(self) -> str:
-        """The logger's name."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """There is one version: the run directory."""
-        return ""
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml holds them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds values to the row of ``step``."""
-        if not self.rows or self.rows[-1]["step"] != step:
-            self.rows.append({"step": step})
-        self.rows[-1].update(metrics)
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Writes all rows if that has not been done lately: Lightning asks after every row."""
-        if time.monotonic() - self.written_at >= SECONDS_BETWEEN_WRITES:
-            self.write()
-
-    @rank_zero_only
-    def write(self) -> None:
-        """Writes all rows."""
-        self.written_at = time.monotonic()
-        columns = dict.fromkeys(_KEYS) | dict.fromkeys(key for row in self.rows for key in row)
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        files.write_text(self.file, buffer.getvalue())
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Writes all rows at the end."""
-        self.write()
-
-    def continue_from(self, step: int) -> None:
-        """Takes over the rows of an earlier part of the run, up to ``step``."""
-        self.rows = [row for row in read_series(self.file) if row["step"] <= step]
+    rows: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError, *(_DAMAGE if up_to_damage else ())):
+        rows.extend(_read_rows(file, wanted))
+    return rows
 
 
-def read_series(file: Path) -> list[dict[str, Any]]:
-    """Reads metrics.csv: rows of numbers, without the cells that are empty."""
-    if not file.is_file():
-        return []
+def _read_rows(file: Path, wanted: Collection[str] | None) -> Iterator[dict[str, Any]]:
     with file.open(newline="") as lines:
-        return [
-            {key: _number(value, key) for key, value in row.items() if value not in ("", None)}
-            for row in csv.DictReader(lines)
+        reader = csv.reader(lines)
+        columns = [
+            (number, name, _whole if name in KEYS else float)
+            for number, name in enumerate(next(reader, []))
+            if wanted is None or name in wanted or name in KEYS
         ]
+        last = max((number for number, *_ in columns), default=0)
+        for cells in reader:
+            if len(cells) <= last:
+                raise ValueError(f"{file}, line {reader.line_num}: cells are missing")
+            yield {name: read(cells[number]) for number, name, read in columns if cells[number]}
 
 
-def _number(text: str, key: str) -> float | int:
-    return int(float(text)) if key in _KEYS else float(text)
+def _whole(text: str) -> int:
+    return int(float(text))

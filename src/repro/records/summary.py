@@ -6,9 +6,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from repro.records.run import Status
+from repro.records.status import Status
+
+if TYPE_CHECKING:
+    from repro.records.run import RunRecord
+    from repro.records.study import Study
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,29 @@ class Scored:
     point: Mapping[str, Any]
     values: Sequence[float]
     state: str
+
+
+def scores(study: Study) -> tuple[list[Scored], str, str]:
+    """The points of a grid with the validation metric that the paper selects by.
+
+    Returns:
+        The points, best first; the metric; and whether ``min`` or ``max`` is best.
+    """
+    training = study.runs[0].config().training
+    groups: dict[tuple[str, str], list[tuple[RunRecord, dict[str, float]]]] = {}
+    for run in study.runs:
+        record = run.record()
+        groups.setdefault((record.arm, str(record.point)), []).append((record, run.summary()))
+    scored = [
+        Scored(
+            names=(arm,),
+            point=runs[0][0].point,
+            values=[m[training.monitor] for _, m in runs if training.monitor in m],
+            state=state_counts([record.status for record, _ in runs]),
+        )
+        for (arm, _), runs in groups.items()
+    ]
+    return best_first(scored, training.mode), training.monitor, training.mode
 
 
 def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:

@@ -7,72 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from repro.claims.studies import read_verdicts
 from repro.claims.verdicts import ClaimVerdict, Verdict
 from repro.errors import ReproError, UserError, did_you_mean
+from repro.launching.queue import current_record
 from repro.records.papers import load_paper
-from repro.records.run import Run, Status
-from repro.records.study import Study, find_studies
+from repro.records.run import Run, RunRecord
+from repro.records.status import Status
+from repro.records.study import Study, StudyRecord, find_studies
 
 
-class _FromFile(BaseModel):
-    """Content of a JSON file: checked when it is read, so that nothing fails while it is shown."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Code(_FromFile):
-    """Which sources ran."""
-
-    sha256: str = ""
-    commit: str | None = None
-
-
-class Failure(_FromFile):
-    """Why a run failed."""
-
-    message: str = ""
-
-
-class RunEntry(_FromFile):
+class RunEntry(RunRecord):
     """What a report says about one run: run.json and summary.json."""
 
     folder: Path
-    arm: str
-    seed: int
-    point: dict[str, Any]
-    status: Status
-    seconds: float | None = None
-    error: Failure | None = None
-    reason: str = ""  # of a divergence
-    code: Code = Code()
-    versions: dict[str, str] = {}
-    hardware: dict[str, Any] = {}
-    data: dict[str, Any] | None = None
-    metrics: dict[str, float] = {}
-
-    @property
-    def group(self) -> str:
-        """Arm and grid point: what runs that differ only in their seed have in common."""
-        return " ".join([self.arm, *(f"{key}={value}" for key, value in self.point.items())])
-
-    @property
-    def trouble(self) -> str:
-        """Why the run failed or diverged, or an empty string."""
-        return self.error.message if self.error else self.reason
-
-
-class About(_FromFile):
-    """What a report says about a study: study.json."""
-
-    paper: str
-    scale: str
-    created: datetime
-    typed: list[str] = []
-    notes: list[str] = []
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,7 +30,7 @@ class StudyEntry:
     """A study with its runs and verdicts; single runs and grids have no verdicts."""
 
     folder: Path
-    about: About
+    about: StudyRecord
     runs: list[RunEntry]
     verdicts: list[ClaimVerdict]
 
@@ -138,7 +88,7 @@ class Filters:
     scales: Collection[str] = ()
     since: datetime | None = None  # local time, if it names no zone
 
-    def accept(self, study: About) -> bool:
+    def accept(self, study: StudyRecord) -> bool:
         """Whether a study is wanted."""
         return (
             (not self.papers or study.paper in self.papers)
@@ -174,11 +124,12 @@ def collect(outputs: Path, filters: Filters) -> Collected:
     by_paper: dict[str, list[StudyEntry]] = {}
     for study in found:
         with _noted(study.folder, collected.problems):
-            about = About.model_validate(study.about)
-            if filters.accept(about):
+            if filters.accept(study.about):
                 runs = _read_runs(study.runs, collected.problems)
-                entry = StudyEntry(study.folder, about, runs, _read_verdicts(study, collected))
-                by_paper.setdefault(about.paper, []).append(entry)
+                entry = StudyEntry(
+                    study.folder, study.about, runs, _read_verdicts(study, collected)
+                )
+                by_paper.setdefault(study.about.paper, []).append(entry)
     for slug in sorted(by_paper):
         newest_first = sorted(by_paper[slug], key=lambda entry: entry.created, reverse=True)
         collected.papers.append(_describe(slug, newest_first))
@@ -206,14 +157,14 @@ def _read_runs(runs: Sequence[Run], problems: list[str]) -> list[RunEntry]:
     entries = []
     for run in runs:
         with _noted(run.folder, problems):
-            record = {**run.record(), "folder": run.folder, "metrics": run.summary()}
-            entries.append(RunEntry.model_validate(record))
+            record = current_record(run).model_dump(exclude_unset=True)
+            entries.append(RunEntry(**record, folder=run.folder, metrics=run.summary()))
     return entries
 
 
 def _read_verdicts(study: Study, collected: Collected) -> list[ClaimVerdict]:
     with _noted(study.verdicts_file, collected.problems):
-        return study.verdicts()
+        return read_verdicts(study)
     return []
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from repro.records import names
+from repro.records.series import read_series
 from repro.report.collect import RunEntry, StudyEntry
 from repro.report.settings import Settings
 
@@ -67,34 +68,17 @@ def average(name: str, seeds: Sequence[Series], points: int) -> Curve:
 
 
 def read_columns(file: Path, wanted: Sequence[str]) -> dict[str, Series]:
-    """The finite values of some columns of metrics.csv; a damaged file counts up to the damage.
-
-    `repro.records.series.read_series` reads all columns, and its module imports Lightning.
-    """
+    """The finite values of some columns of metrics.csv; a damaged file counts up to the damage."""
     found: dict[str, Series] = {}
-    try:
-        with file.open(newline="") as lines:
-            rows = csv.reader(lines)
-            header = next(rows, [])
-            step = header.index("step")
-            columns = [
-                (header.index(name), found.setdefault(name, {}))
-                for name in wanted
-                if name in header
-            ]
-            for row in rows:
-                for number, series in columns:
-                    if row[number]:
-                        value = float(row[number])
-                        if math.isfinite(value):
-                            series[int(float(row[step]))] = value
-    except (OSError, ValueError, IndexError, csv.Error):
-        pass
+    for row in read_series(file, wanted, up_to_damage=True):
+        for name in wanted:
+            if "step" in row and math.isfinite(row.get(name, math.nan)):
+                found.setdefault(name, {})[row["step"]] = row[name]
     return found
 
 
 def _read(run: RunEntry, metrics: Sequence[str]) -> dict[str, Series]:
-    return read_columns(run.folder / "metrics.csv", metrics)
+    return read_columns(run.folder / names.SERIES, metrics)
 
 
 def _thin(steps: list[int], points: int) -> list[int]:

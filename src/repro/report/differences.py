@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from repro.records import names
 from repro.report.collect import StudyEntry
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -27,7 +28,7 @@ def differences(study: StudyEntry, most: int) -> Differences:
     configs = {
         name: settings
         for name, runs in list(study.groups.items())[:most]
-        if (settings := read_settings(runs[0].folder / "config.yaml"))
+        if (settings := read_settings(runs[0].folder / names.RUN_CONFIG))
     }
     keys = dict.fromkeys(key for settings in configs.values() for key in settings)
     rows = {key: [settings.get(key, "–") for settings in configs.values()] for key in keys}
@@ -54,7 +55,7 @@ def monitored(study: StudyEntry) -> str | None:
     """The metric that the study's first run selects its best checkpoint by."""
     if not study.runs:
         return None
-    return read_settings(study.runs[0].folder / "config.yaml").get("training.monitor")
+    return read_settings(study.runs[0].folder / names.RUN_CONFIG).get("training.monitor")
 
 
 def _has_aliases(text: str) -> bool:

@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from repro.claims.verdicts import Verdict
+from repro.records import names
 from repro.report import pictures
 from repro.report.arms import Arm, measured, table
 from repro.report.collect import Collected, PaperEntry, RunEntry, StudyEntry
@@ -174,7 +175,7 @@ def _show_study(
         metrics=metrics,
         arms=table(study, metrics),
         environment=_environment(study.runs),
-        figures=sorted((study.folder / "figures").glob("*.png")),
+        figures=sorted((study.folder / names.FIGURES).glob("*.png")),
         legend={
             name: LineStyle(name, f"l{number}", _style(number))
             for number, name in enumerate(groups[: settings.lines])

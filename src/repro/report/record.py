@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-import repro.experiments
+from repro.claims.studies import judge_study, results
 from repro.claims.verdicts import ClaimVerdict, Verdict
 from repro.errors import UserError, did_you_mean
+from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
-from repro.records.run import Status
+from repro.records.status import Status
 from repro.records.study import Study, find_studies
+from repro.records.summary import mean_and_spread, state_counts
+from repro.report.draw import draw_study
 
 # What a user may type without changing what is measured; folders are not recorded.
 HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
@@ -44,19 +48,19 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
         hint = did_you_mean(unknown[0], ("paper", "scale"))
         raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
     study = Study.open(folder) if folder is not None else _latest(wanted, outputs)
-    unfinished = [run for run in study.runs if not run.status().is_final]
+    unfinished = [run for run in study.runs if not current_record(run).status.is_final]
     if unfinished:
         raise UserError(
             f"{study.folder} is not finished ({len(unfinished)} runs are left). "
             f"Finish it first: repro resume {study.folder}"
         )
-    if study.about["is_grid"]:
+    if study.about.is_grid:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     paper, scale = study.paper, study.scale
     target = paper.results_file(scale)
     files.make_folder(target.parent)
     files.write_json(target, _content(study))
-    for figure in study.draw():
+    for figure in draw_study(study):
         if figure.suffix == ".png":
             picture = target.parent / f"{scale}_{figure.name}"
             files.write_bytes(picture, figure.read_bytes())
@@ -76,7 +80,7 @@ def update_readmes(paper: Paper) -> None:
 
 def project_readme() -> Path:
     """The project's README.md in a checkout; an installed package has none."""
-    return Path(repro.experiments.__path__[0]).parent / "README.md"
+    return Path(str(package_files("repro.experiments"))).parent / "README.md"
 
 
 def with_tables(text: str, paper: Paper) -> str:
@@ -137,8 +141,8 @@ def _latest(wanted: dict[str, str], outputs: Path) -> Study:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
     slug, scale = load_paper(wanted["paper"]).slug, wanted.get("scale", "mini")
     for study in reversed(find_studies(outputs)):
-        is_plain = {_key(text) for text in study.about["typed"]} <= HARMLESS | FOLDERS
-        if study.about["paper"] == slug and study.scale == scale and is_plain:
+        is_plain = {_key(text) for text in study.about.typed} <= HARMLESS | FOLDERS
+        if study.about.paper == slug and study.scale == scale and is_plain:
             return study
     raise UserError(
         f"There is no study of {slug} at scale={scale} without further overrides in {outputs}. "
@@ -153,17 +157,17 @@ def _key(override: str) -> str:
 def _content(study: Study) -> dict[str, Any]:
     records = [run.record() for run in study.runs]
     return {
-        "paper": study.about["paper"],
+        "paper": study.about.paper,
         "scale": study.scale,
-        "typed": [text for text in study.about["typed"] if _key(text) not in FOLDERS],
-        "code": {"sha256": study.about["code"]["sha256"]},
-        "versions": records[0]["versions"],
-        "hardware": records[0]["hardware"],
-        "claims": [verdict.to_dict() for verdict in study.judge()],
+        "typed": [text for text in study.about.typed if _key(text) not in FOLDERS],
+        "code": {"sha256": study.about.code.sha256},
+        "versions": records[0].versions,
+        "hardware": records[0].hardware,
+        "claims": [verdict.to_dict() for verdict in judge_study(study)],
         "arms": _arms(study),
         "runs": [
             {
-                **{key: record[key] for key in ("arm", "seed", "status", "seconds")},
+                **record.model_dump(mode="json", include={"arm", "seed", "status", "seconds"}),
                 "metrics": run.summary(),
             }
             for run, record in zip(study.runs, records, strict=True)
@@ -172,10 +176,8 @@ def _content(study: Study) -> dict[str, Any]:
 
 
 def _arms(study: Study) -> dict[str, Any]:
-    from repro.records.summary import mean_and_spread, state_counts
-
     arms: dict[str, list[Any]] = {}
-    for result in study.results():
+    for result in results(study):
         arms.setdefault(result.arm, []).append(result)
     return {
         arm: {

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, TrialState
 
 from repro.errors import ReproError, UserError
-from repro.launching.local import launch, launcher_overrides, local_jobs
+from repro.launching.local import launch, local_jobs, wait_for
 from repro.planning.plan import Plan
-from repro.records import files
-from repro.records.run import Run, Status
+from repro.planning.prepare import add_runs, create_study
+from repro.records import files, names
+from repro.records.run import Run
+from repro.records.status import Status
 from repro.records.study import Study, find_studies
 from repro.search import database
-from repro.search.pruning import unknown_metric
-from repro.search.request import Request
+from repro.search.pruning import PruneHopeless, unknown_metric
+from repro.search.request import Request, request_of
 
+PRUNING = f"{PruneHopeless.__module__}.{PruneHopeless.__qualname__}"
 Layers = list[list[Run]]
 
 
@@ -47,15 +49,14 @@ def start(request: Request, plan: Plan, outputs: Path) -> Study:
     """
     wanted = _without_trials(request.typed)
     for study in reversed(find_studies(outputs)):
-        about = study.about
-        if "search" not in about or _without_trials(about["typed"]) != wanted:
+        kept = study.about.search
+        if kept is None or _without_trials(study.about.typed) != wanted:
             continue
         if _is_unfinished(study, request.trials):
-            kept = about["search"] | {"trials": request.trials}
-            study.update(typed=request.typed, search=kept)
+            study.update(typed=request.typed, search=kept | {"trials": request.trials})
             return study
     empty = replace(plan, runs=[], notes=[], typed=request.typed)
-    return Study.create(empty, outputs, search=request.to_dict(), is_grid=True)
+    return create_study(empty, outputs, search=request.to_dict())
 
 
 def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
@@ -76,7 +77,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
     request = request_of(study)
     side_by_side = _side_by_side(request)
     with (
-        files.exclusive_lock(study.folder / ".lock"),
+        files.exclusive_lock(study.folder / names.LOCK),
         database.opened(study.folder, request) as trials,
     ):
         while batch := _next_batch(trials, request, side_by_side):
@@ -88,11 +89,6 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
                 announce(_tell(trials, trial, outcome, [r for layer in runs for r in layer]))
                 _give_up_if_hopeless(trials, request, runs)
     return True
-
-
-def request_of(study: Study) -> Request:
-    """What the search in a study's folder is about."""
-    return Request.from_dict(study.about["typed"], study.about["search"])
 
 
 def settled(trials: optuna.Study) -> list[FrozenTrial]:
@@ -146,21 +142,20 @@ def _execute(
 
     The first seed goes first: if it is pruned or fails, the other seeds are spared.
     """
-    planned = [study.add(request.plan(trial.params)) for trial in batch]
+    planned = [add_runs(study, request.plan(trial.params)) for trial in batch]
     for trial, layers in zip(batch, planned, strict=True):
         scout = _of_arm(layers, request.arm)[0]
         if not scout.status().is_final:
-            scout.update(trial=trial.number)
-    hardware = planned[0][0][0].config().hardware
-    _launch(study, hardware, side_by_side, [_first_seed(layers) for layers in planned])
+            scout.update(trial=trial.number, callback=PRUNING)
+    _launch(study, side_by_side, [_first_seed(layers) for layers in planned])
     survivors = [
         layers for layers in planned if _of_arm(layers, request.arm)[0].status() is Status.FINISHED
     ]
-    _launch(study, hardware, side_by_side, survivors)
+    _launch(study, side_by_side, survivors)
     return planned
 
 
-def _launch(study: Study, hardware: DictConfig, n_jobs: int, trials: list[Layers]) -> None:
+def _launch(study: Study, n_jobs: int, trials: list[Layers]) -> None:
     """Launches what is not done of several trials, layer by layer, side by side."""
     depth = max(map(len, trials), default=0)
     todo: list[list[Run]] = []
@@ -168,31 +163,28 @@ def _launch(study: Study, hardware: DictConfig, n_jobs: int, trials: list[Layers
         runs = [run for layers in trials if level < len(layers) for run in layers[level]]
         waiting = [run for run in runs if not run.status().is_final]
         todo.append(list(dict.fromkeys(waiting)))  # two trials may have drawn the same point
-    count = sum(map(len, todo))
-    if count:
-        jobs = launcher_overrides(hardware, n_jobs, study.about["hydra"], count)
-        launch(todo, study.folder, jobs)
-        study.wait()
+    launch(study, todo, n_jobs)
+    wait_for([run for layer in todo for run in layer])
 
 
 def _of_arm(layers: Layers, arm: str) -> list[Run]:
-    return [run for layer in layers for run in layer if run.record()["arm"] == arm]
+    return [run for layer in layers for run in layer if run.record().arm == arm]
 
 
 def _first_seed(layers: Layers) -> Layers:
-    first = layers[0][0].record()["seed"]
-    return [[run for run in layer if run.record()["seed"] == first] for layer in layers]
+    first = layers[0][0].record().seed
+    return [[run for run in layer if run.record().seed == first] for layer in layers]
 
 
 def _outcome(request: Request, layers: Layers, trials: optuna.Study) -> Outcome | None:
     """The outcome of a trial; None while some of its runs are to be continued."""
     runs = _of_arm(layers, request.arm)
     records = [run.record() for run in runs]
-    states = [Status(record["status"]) for record in records]
+    states = [record.status for record in records]
     values = [run.summary()[request.metric] for run in runs if request.metric in run.summary()]
     for state, record in zip(states, records, strict=True):
         if state is Status.FAILED:
-            return Outcome(TrialState.FAIL, values, record["error"]["message"])
+            return Outcome(TrialState.FAIL, values, record.trouble)
         if state in (Status.PRUNED, Status.DIVERGED):
             return Outcome(TrialState.PRUNED, values, str(state))
     if any(state is not Status.FINISHED for state in states):
@@ -224,8 +216,8 @@ def _give_up_if_hopeless(trials: optuna.Study, request: Request, layers: Layers)
     if latest[-1].state is not TrialState.FAIL:
         return
     reason = latest[-1].user_attrs["reason"]
-    errors = [run.record().get("error") or {} for run in _of_arm(layers, request.arm)]
-    if not _completed(trials) and any(error.get("kind") == "user" for error in errors):
+    errors = [run.record().error for run in _of_arm(layers, request.arm)]
+    if not _completed(trials) and any(error and error.kind == "user" for error in errors):
         raise UserError(f"No trial has worked so far: {reason}")
     if len(latest) == request.settings["failures"] and _all_failed(latest):
         raise ReproError(

@@ -11,10 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
 
 from repro.errors import ReproError, UserError, did_you_mean
-from repro.records import files
 from repro.records.run import Run
+from repro.records.study import Study
 from repro.search import database
-from repro.search.request import Request
+from repro.search.request import request_of
 
 log = logging.getLogger("repro")
 
@@ -27,10 +27,12 @@ class PruneHopeless(Callback):
     """
 
     def __init__(self, run: Run) -> None:
-        self.trial: int = run.record()["trial"]
-        self.folder = next(each for each in run.folder.parents if (each / "study.json").is_file())
-        about = files.read_json(self.folder / "study.json")
-        self.request = Request.from_dict(about["typed"], about["search"])
+        trial = run.record().trial
+        assert trial is not None
+        self.trial = trial
+        study = Study.around(run.folder)
+        self.folder = study.folder
+        self.request = request_of(study)
         self.pruned = False
         self.validated = False
 

@@ -14,6 +14,7 @@ from repro.planning import compose, extras
 from repro.planning.compose import Layer
 from repro.planning.plan import Plan, plan_study
 from repro.records.papers import load_paper
+from repro.records.study import Study
 from repro.search.space import Parameter, read_space
 
 MODES = ("min", "max")
@@ -63,6 +64,17 @@ class Request:
         """The inverse of `to_dict`, whatever the defaults are by now."""
         searched = [each for each in Layer.parse(typed, "study.json").overrides if _varies(each)]
         return cls(typed=typed, parameters=read_space(searched), **kept)
+
+
+def request_of(study: Study) -> Request:
+    """What the search in a study's folder is about.
+
+    Raises:
+        UserError: the study is no search.
+    """
+    if study.about.search is None:
+        raise UserError(f"{study.folder} is not a search.")
+    return Request.from_dict(study.about.typed, study.about.search)
 
 
 def read_request(typed: Sequence[str]) -> tuple[Request, Plan]:

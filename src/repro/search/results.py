@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from repro.records import files
 from repro.records.study import Study
+from repro.report.draw import save_figures
 from repro.search import database, loop
-from repro.search.request import UNTESTED, Request
+from repro.search.request import UNTESTED, Request, request_of
 from repro.search.space import Parameter, to_point
 
 ENOUGH = 4  # completed trials from which on an importance means something
@@ -25,7 +26,7 @@ COLOURS = {TrialState.COMPLETE: "tab:blue", TrialState.PRUNED: "tab:gray"}
 
 def conclude(study: Study) -> dict[str, Any]:
     """Writes search.json and the figures of a search; returns what search.json holds."""
-    request = loop.request_of(study)
+    request = request_of(study)
     with database.opened(study.folder, request) as trials:
         known = loop.settled(trials)
         best = _best(known, request)
@@ -39,9 +40,9 @@ def conclude(study: Study) -> dict[str, Any]:
             "command": None if best is None else _command(best, request),
             "importance": _importance(trials, known),
         }
-    files.write_json(study.folder / "search.json", result)
+    files.write_json(study.search_file, result)
     if any(trial.value is not None for trial in known):
-        study.save_figures({"search": draw(known, request)})
+        save_figures(study, {"search": draw(known, request)})
     return result
 
 

@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from repro.records import files
-from repro.records.series import CsvLogger
+from repro.records import files, names
 from repro.training.lightning import epoch_row, fresh_metrics, restore_loaders
+from repro.training.series import CsvLogger
 
 
 class Interrupted(Exception):  # noqa: N818 - a signal, not an error
@@ -142,6 +142,7 @@ class Checkpoints(Checkpoint):
         self.saved_at = time.monotonic()
         self.random_state: dict[str, Any] | None = None
         self.validated: dict[str, float] = {}  # by the last validation
+        self.latest: dict[str, float] = {}  # by the last epoch, and the last validation
         self.logged: dict[str, float] = {}  # by the last epoch that was well, and its validation
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -172,7 +173,7 @@ class Checkpoints(Checkpoint):
             return
         if self.sign * float(value) < self.best_value:
             self.best_value = self.sign * float(value)
-            self._save(trainer, "best.ckpt", weights_only=True)
+            self._save(trainer, names.BEST_CHECKPOINT, weights_only=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Saves when enough time has passed, and stops on request; the last epoch ends the fit."""
@@ -197,6 +198,7 @@ class Checkpoints(Checkpoint):
         return {
             "best_value": self.best_value,
             "validated": self.validated,
+            "latest": self.latest,
             "logged": self.logged,
             "random_state": _random_state(),
         }
@@ -205,6 +207,7 @@ class Checkpoints(Checkpoint):
         """Restores `state_dict`; the generators follow when training starts."""
         self.best_value = state["best_value"]
         self.validated = state["validated"]
+        self.latest = state["latest"]
         self.logged = state["logged"]
         self.random_state = state["random_state"]
 
@@ -229,10 +232,11 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger) and metrics:
                 logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
-        logged = self.validated | scalars(fresh_metrics(trainer)) | metrics
+        self.latest = self.validated | scalars(fresh_metrics(trainer)) | metrics
+        losses = [value for name, value in self.latest.items() if name.endswith("/loss")]
         # An epoch with a lost loss says nothing: what was last good stays.
-        if all(math.isfinite(logged[name]) for name in logged if name.endswith("/loss")):
-            self.logged = logged
+        if all(map(math.isfinite, losses)):
+            self.logged = self.latest
 
     def _agree_to_stop(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
@@ -243,7 +247,7 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.should_stop(), all=False)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
-        self._save(trainer, "last.ckpt", weights_only=False)
+        self._save(trainer, names.LAST_CHECKPOINT, weights_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):
                 logger.write()

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError, UserError
-from repro.launching import slurm
 from repro.records import files, provenance
-from repro.records.run import Run, Status, now, process_identity
+from repro.records.run import Failure, Run, process_identity
+from repro.records.status import Status
+from repro.records.typed import now
 from repro.training.startup import import_lightning
 
 if TYPE_CHECKING:
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
 
-    from repro.records.series import CsvLogger
-    from repro.search.pruning import PruneHopeless
     from repro.training.checkpoints import Checkpoints, Watch
+    from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
@@ -69,8 +69,12 @@ def execute(folder: Path) -> Status:
     return execute_here(run)
 
 
-def execute_here(run: Run) -> Status:
+def execute_here(run: Run, job: str | None = None) -> Status:
     """Executes or continues a run in this process; failures end up in run.json, not in the air.
+
+    Args:
+        run: the run.
+        job: the Slurm job that this process is, if it is one.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
@@ -80,22 +84,23 @@ def execute_here(run: Run) -> Status:
     started = time.monotonic()
     import_lightning()  # now, because it sets up loggers that are redirected below
     if not is_main_process():
-        if run.has_ended() and run.status().is_final:
-            return run.status()  # as the main process will find, too
+        status = run.status()
+        if status.is_final:
+            return status  # as the main process will find, too
         with _StopRequest() as stop, _tracked(run) as trackers:
             _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
-    with run.held(), _logged_to(run.folder / "log.txt"), _StopRequest() as stop:
+    with run.held(), _logged_to(run.log_file), _StopRequest() as stop:
         record = run.record()
-        if Status(record["status"]).is_final:
-            return Status(record["status"])
-        if run.job != slurm.current_job():
+        if record.status.is_final:
+            return record.status
+        if run.job != job:
             run.forget_job()
         run.update(
             status=Status.RUNNING,
             started=now(),
             error=None,
-            attempts=record.get("attempts", 0) + 1,
+            attempts=record.attempts + 1,
             **process_identity(),
         )
         outcome: dict[str, Any]
@@ -107,7 +112,7 @@ def execute_here(run: Run) -> Status:
             log.error("%s", traceback.format_exc())
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
             outcome = {"status": Status.INTERRUPTED}
-        seconds = record.get("seconds", 0.0) + time.monotonic() - started
+        seconds = (record.seconds or 0.0) + time.monotonic() - started
         if outcome["status"].is_final:
             outcome["progress"] = 1.0
         run.update(
@@ -127,13 +132,13 @@ def is_main_process() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
 
 
-def describe_error(error: BaseException, run: Run) -> dict[str, str]:
+def describe_error(error: BaseException, run: Run) -> Failure:
     """The record of a failure: whose fault, what happened, where to read more."""
     if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
         error = files.explain_os_error(error, run.folder)
     message = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
     kind = "user" if isinstance(error, UserError) else "run"
-    return {"kind": kind, "message": message.strip(), "traceback": traceback.format_exc()}
+    return Failure(kind=kind, message=message.strip(), traceback=traceback.format_exc())
 
 
 def _execute_apart(run: Run) -> Status:
@@ -153,7 +158,7 @@ def _execute_apart(run: Run) -> Status:
     if status is Status.WAITING:  # it did not come far enough to say so itself
         message = f"Its process ended with exit code {code} before the run began."
         status = Status.FAILED
-        run.update(status=status, error={"kind": "run", "message": message, "traceback": ""})
+        run.update(status=status, error=Failure(kind="run", message=message, traceback=""))
     return status
 
 
@@ -206,9 +211,11 @@ def _train_and_test(
     run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
 ) -> dict[str, Any]:
     """Trains a run, tests what was trained and writes its summary; returns what became of it."""
+    from repro.training import hardware
+
     fit = _prepare(run, stop, trackers)
     if is_main:
-        run.update(versions=provenance.versions(), hardware=provenance.hardware())
+        run.update(versions=provenance.versions(), hardware=hardware.describe())
     outcome = _train(fit)
     if stop.requested and outcome["status"] != Status.DIVERGED:
         outcome = {"status": Status.INTERRUPTED}
@@ -216,7 +223,7 @@ def _train_and_test(
         return outcome
     final = fit.checkpoints.logged
     if outcome["status"] == Status.FINISHED:
-        final = final | _test(fit)
+        final = final | (_test(fit) or fit.checkpoints.latest)
         lost = _not_finite(final)
         if lost is not None:
             log.warning("diverged: %s", lost)
@@ -240,7 +247,7 @@ class _Fit:
     series: CsvLogger
     watch: Watch
     checkpoints: Checkpoints
-    pruning: list[PruneHopeless]
+    own: list[Any]
 
 
 def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
@@ -249,8 +256,8 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     import torch
 
     from repro.planning.instantiate import instantiate
-    from repro.records.series import CsvLogger
     from repro.training.checkpoints import Checkpoints, Watch
+    from repro.training.series import CsvLogger
 
     config = run.config()
     training = config.training
@@ -262,23 +269,23 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     data = instantiate(config.dataset)
     module = build_module(config, data)
     _start_from_parent(run, module)
-    series = CsvLogger(run.folder / "metrics.csv")
+    series = CsvLogger(run.series_file)
     watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
     checkpoints = Checkpoints(
-        folder=run.folder / "checkpoints",
+        folder=run.checkpoints_folder,
         monitor=training.monitor,
         mode=training.mode,
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
-    pruning = _pruning(run)
+    own = _own_callback(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
         logger=[series, *trackers],
-        callbacks=[watch, *pruning, checkpoints],
+        callbacks=[watch, *own, checkpoints],
     )
-    return _Fit(run, config, data, module, trainer, series, watch, checkpoints, pruning)
+    return _Fit(run, config, data, module, trainer, series, watch, checkpoints, own)
 
 
 def _train(fit: _Fit) -> dict[str, Any]:
@@ -306,12 +313,12 @@ def _train(fit: _Fit) -> dict[str, Any]:
         if resume_from is not None and not fit.watch.steps:
             raise _explain_foreign(last, error) from error
         raise
-    pruned = any(each.pruned for each in fit.pruning)
+    pruned = any(each.pruned for each in fit.own)
     return {"status": Status.PRUNED if pruned else Status.FINISHED}
 
 
 def _test(fit: _Fit) -> dict[str, float]:
-    """Tests what was trained, unless the config says not to; returns the test's metrics."""
+    """Tests what was trained, unless the config says not to; returns what the test logged."""
     from repro.training.checkpoints import scalars
 
     if fit.config.training.test_with == "none":
@@ -326,7 +333,7 @@ def _summarise(fit: _Fit, metrics: dict[str, float]) -> None:
     fit.series.write()
     final = {name: value for name, value in metrics.items() if math.isfinite(value)}
     final |= {"steps": fit.trainer.global_step, **fit.watch.times()}
-    files.write_json(fit.run.folder / "summary.json", dict(sorted(final.items())))
+    files.write_json(fit.run.summary_file, dict(sorted(final.items())))
 
 
 @contextmanager
@@ -342,13 +349,12 @@ def _tracked(run: Run) -> Iterator[list[Logger]]:
         yield trackers
 
 
-def _pruning(run: Run) -> list[PruneHopeless]:
-    """The callback of a run that is a search's trial; none otherwise."""
-    if run.record().get("trial") is None:
-        return []
-    from repro.search.pruning import PruneHopeless
+def _own_callback(run: Run) -> list[Any]:
+    """The callback that run.json asks for, such as a search's, which may find a run hopeless."""
+    from hydra.utils import get_class
 
-    return [PruneHopeless(run)]
+    name = run.record().callback
+    return [] if name is None else [get_class(name)(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:

@@ -7,7 +7,6 @@ whose verdicts and figures have no run of their own. Lightning sends it the metr
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import html
 import logging
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from functools import partial, singledispatch
 from pathlib import Path
 from shutil import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -25,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from repro.planning import extras
 from repro.planning.compose import flatten
 from repro.planning.instantiate import instantiate
-from repro.records.run import Run
-from repro.records.study import Study
+from repro.records import files
+from repro.records.run import Run, RunRecord
+from repro.records.study import Study, StudyRecord
 from repro.training.lightning import finish_wandb, quiet_wandb
 
 if TYPE_CHECKING:
@@ -64,18 +64,20 @@ def mlflow(subject: Subject, tracking_uri: str | None, experiment: str) -> MLFlo
     from mlflow.store.db import utils  # noqa: F401 - sets up loggers, which are silenced next
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    outputs = _study_folder(subject).parents[2]
+    outputs = _study(subject).folder.parents[2]
     uri = tracking_uri or f"sqlite:///{outputs / 'mlflow.db'}"
-    with _alone(outputs / ".mlflow.lock"):  # creating the database and experiment is a race
+    with files.exclusive_lock(
+        outputs / ".mlflow.lock", wait=True
+    ):  # creating the database and experiment is a race
         made = MLFlowLogger(
             experiment_name=experiment.format(**_names(subject)),
             run_name=_name(subject),
             tracking_uri=uri,
             artifact_location=None if tracking_uri else str(outputs / "mlflow"),
-            run_id=_record(subject).get("mlflow_run"),
-            tags={"study": str(_study_folder(subject))},
+            run_id=_record(subject).mlflow_run,
+            tags={"study": str(_study(subject).folder)},
         )
-        if made.run_id != _record(subject).get("mlflow_run"):
+        if made.run_id != _record(subject).mlflow_run:
             subject.update(mlflow_run=made.run_id)
     return made
 
@@ -90,7 +92,7 @@ def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
     """
     from wandb import Settings
 
-    study = _study_folder(subject)
+    study = _study(subject).folder
     made = WandbLogger(
         project=project,
         group=f"{'/'.join(_names(subject).values())}/{study.name}",
@@ -118,8 +120,8 @@ def tracked(run: Run, config: DictConfig) -> Iterator[list[Logger]]:
         _describe(made, config)
         yield made
         succeeded = True
-        paths = [run.folder / "config.yaml", run.folder / "summary.json"]
-        paths += sorted((run.folder / "artifacts").glob("*.*"))
+        paths = [run.config_file, run.summary_file]
+        paths += sorted(run.artifacts_folder.glob("*.*"))
         for logger in made:
             attach(logger, [path for path in paths if path.is_file()], {})
     finally:
@@ -144,7 +146,10 @@ def attach(logger: Logger, paths: Sequence[Path], texts: Mapping[str, str]) -> N
 
 
 @attach.register
-def _(logger: TensorBoardLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+def attach_to_tensorboard(
+    logger: TensorBoardLogger, paths: Sequence[Path], texts: Mapping[str, str]
+) -> None:
+    """Pictures as images; settings and tables as text."""
     from matplotlib.image import imread
 
     for path in paths:
@@ -158,7 +163,8 @@ def _(logger: TensorBoardLogger, paths: Sequence[Path], texts: Mapping[str, str]
 
 
 @attach.register
-def _(logger: MLFlowLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+def attach_to_mlflow(logger: MLFlowLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+    """Files as artifacts."""
     for path in paths:
         logger.experiment.log_artifact(logger.run_id, str(path))
     for name, text in texts.items():
@@ -166,7 +172,8 @@ def _(logger: MLFlowLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> 
 
 
 @attach.register
-def _(logger: WandbLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+def attach_to_wandb(logger: WandbLogger, paths: Sequence[Path], texts: Mapping[str, str]) -> None:
+    """Pictures as images, texts as pages, and every file with the run."""
     from wandb import Html, Image
 
     for path in paths:
@@ -190,9 +197,10 @@ def publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
     config = study.runs[0].config()
     made = loggers(config, study)
     table = verdicts_markdown(verdicts)
-    paths = [*sorted(study.figures_folder.glob("*.*")), *_existing(study, "verdicts", "search")]
+    results = [study.verdicts_file, study.search_file]
+    paths = [*sorted(study.figures_folder.glob("*.*")), *(f for f in results if f.is_file())]
     for logger in made:
-        logger.log_hyperparams({key: study.about[key] for key in ("paper", "scale", "typed")})
+        logger.log_hyperparams(study.about.model_dump(include={"paper", "scale", "typed"}))
         attach(logger, paths, {"verdicts": table} if verdicts else {})
     close(made)
 
@@ -208,35 +216,18 @@ def verdicts_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
     return "\n".join(lines)
 
 
-def _existing(study: Study, *names: str) -> list[Path]:
-    found = [study.folder / f"{name}.json" for name in names]
-    return [path for path in found if path.is_file()]
-
-
-def _study_folder(subject: Subject) -> Path:
-    if isinstance(subject, Study):
-        return subject.folder
-    return next(each for each in subject.folder.parents if (each / "study.json").is_file())
+def _study(subject: Subject) -> Study:
+    return subject if isinstance(subject, Study) else Study.around(subject.folder)
 
 
 def _names(subject: Subject) -> dict[str, str]:
-    about = Study(_study_folder(subject)).about
-    return {"paper": about["paper"], "scale": about["scale"]}
+    record = _record(subject)
+    return {"paper": record.paper, "scale": record.scale}
 
 
 def _name(subject: Subject) -> str:
-    study = _study_folder(subject)
-    return subject.folder.relative_to(study.parent).as_posix()
+    return subject.folder.relative_to(_study(subject).folder.parent).as_posix()
 
 
-def _record(subject: Subject) -> dict[str, Any]:
-    record: dict[str, Any] = subject.about if isinstance(subject, Study) else subject.record()
-    return record
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process holds the lock on ``path``."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _record(subject: Subject) -> RunRecord | StudyRecord:
+    return subject.about if isinstance(subject, Study) else subject.record()

@@ -1,0 +1,101 @@
+"""Writing a plan down: the study's folder, and every run directory in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from repro.errors import UserError
+from repro.planning.plan import Plan
+from repro.records import files, provenance
+from repro.records.run import Run, RunRecord
+from repro.records.status import Status
+from repro.records.study import Study, StudyRecord
+from repro.records.typed import now
+
+
+def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None) -> Study:
+    """Prepares the study's folder and every run directory in it.
+
+    Args:
+        plan: the runs.
+        outputs: where studies are.
+        search: what is searched, if the study is a search: its runs are added as they are drawn.
+
+    Raises:
+        UserError: ``outputs`` cannot be written to.
+    """
+    study = Study(_new_folder(outputs / plan.paper.slug / plan.scale))
+    _prepare_runs(plan, study.folder)
+    record: dict[str, Any] = {
+        "paper": plan.paper.slug,
+        "scale": plan.scale,
+        "typed": plan.typed,
+        "is_grid": plan.is_grid or search is not None,
+        "notes": plan.notes,
+        "twins": plan.twins,
+        "created": now(),
+        "code": provenance.code_fingerprint(),
+        "hydra": plan.hydra_overrides,
+        "layers": _folders(plan),
+    }
+    if search is not None:
+        record["search"] = search
+    # Written last: a folder without study.json was never completely prepared.
+    files.write_json(study.record_file, StudyRecord(**record).content())
+    return study
+
+
+def add_runs(study: Study, plan: Plan) -> list[list[Run]]:
+    """Adds the runs of a plan to a study; those that it has already stay as they are.
+
+    Returns:
+        The runs of ``plan``, parents before children.
+    """
+    _prepare_runs(plan, study.folder)
+    added = _folders(plan)
+    none: list[str] = []
+    both = zip_longest(study.about.layers, added, fillvalue=none)
+    study.update(layers=[list(dict.fromkeys([*old, *new])) for old, new in both])
+    return [[Run(study.folder / path) for path in layer] for layer in added]
+
+
+def _folders(plan: Plan) -> list[list[str]]:
+    return [[run.folder for run in layer] for layer in plan.layers()]
+
+
+def _prepare_runs(plan: Plan, folder: Path) -> None:
+    """Prepares the run directories of a plan that are not there yet."""
+    code = provenance.code_fingerprint()
+    folders = {(run.arm, run.seed, repr(run.point)): run.folder for run in plan.runs}
+    for run in (run for layer in plan.layers() for run in layer):
+        if Run(folder / run.folder).record_file.is_file():
+            continue
+        parent = folders.get((run.parent or "", run.seed, repr(run.point)))
+        record = RunRecord(
+            paper=plan.paper.slug,
+            scale=plan.scale,
+            arm=run.arm,
+            seed=run.seed,
+            point=dict(run.point),
+            parent=None if parent is None else "../" * (run.folder.count("/") + 1) + parent,
+            code=code,
+            status=Status.WAITING,
+            created=now(),
+        )
+        Run.create(folder / run.folder, run.content, run.overrides, record)
+
+
+def _new_folder(parent: Path) -> Path:
+    """Creates a folder named for the present second; a number is added if it is taken."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1, 1000):
+        folder = (parent / (stamp if attempt == 1 else f"{stamp}_{attempt}")).absolute()
+        try:
+            files.make_folder(folder, exist_ok=False)
+            return folder
+        except FileExistsError:
+            continue
+    raise UserError(f"{parent} holds too many studies of this very second.")

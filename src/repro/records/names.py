@@ -1,0 +1,24 @@
+"""What the files of a study and of its runs are called."""
+
+from __future__ import annotations
+
+# A run directory
+RUN_RECORD = "run.json"
+RUN_CONFIG = "config.yaml"
+OVERRIDES = "overrides.yaml"
+JOB = "job.json"
+SERIES = "metrics.csv"
+SUMMARY = "summary.json"
+LOG = "log.txt"
+CHECKPOINTS = "checkpoints"
+LAST_CHECKPOINT = "last.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
+ARTIFACTS = "artifacts"
+LOCK = ".lock"  # held by the process that executes the run, or the search
+
+# A study's folder
+STUDY_RECORD = "study.json"
+VERDICTS = "verdicts.json"
+SEARCH = "search.json"
+FIGURES = "figures"
+JOBS = "jobs"  # Slurm's logs and submitit's files

@@ -1,0 +1,27 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    DIVERGED = "diverged"  # a loss became infinite or not a number: a result, not a failure
+    PRUNED = "pruned"  # a search stopped it, because others are better
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether resuming the study leaves this run alone."""
+        return self in (Status.FINISHED, Status.DIVERGED, Status.PRUNED)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of the run unless somebody resumes it on purpose."""
+        return self.is_final or self is Status.FAILED

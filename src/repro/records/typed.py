@@ -1,0 +1,78 @@
+"""JSON files with known keys: checked when they are read, changed by one writer at a time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
+
+from repro.errors import UserError
+from repro.records import files
+
+# `isoformat`, because pydantic would write another form than files of earlier versions hold.
+Moment = Annotated[datetime, PlainSerializer(datetime.isoformat)]
+
+
+class Record(BaseModel):
+    """Content of a JSON file; the keys that other versions write are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds: the keys that were ever given, as JSON has them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    # until every room reads attributes
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.model_fields_set:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key of the file."""
+        return getattr(self, key) if key in self.model_fields_set else default
+
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+def read_record(kind: type[RecordType], file: Path) -> RecordType:
+    """Reads a record.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or a value in it is of the wrong kind.
+    """
+    return _validated(kind, file, files.read_json(file))
+
+
+def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> None:
+    """Merges changes into a record's file, whoever else does the same.
+
+    Raises:
+        TypeError: the record has no such key.
+        UserError: the file cannot be read or written.
+    """
+    unknown = changes.keys() - kind.model_fields.keys()
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    with files.replacing(file):
+        before = files.read_json(file)
+        after = _validated(kind, file, {**before, **changes}).content()
+        files.write_json(file, before | {key: after[key] for key in changes})
+
+
+def _validated(kind: type[RecordType], file: Path, content: Any) -> RecordType:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} cannot be read: {key}: {first['msg']}.") from None
+
+
+def now() -> datetime:
+    """The current time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
