@@ -245,7 +245,7 @@ class Evaluated(Procedure):
         if self.trainer.world_size == 1:
             return self.means.take()
         reduce = self.trainer.strategy.reduce
-        return self.means.take(lambda total: reduce(total, reduce_op="sum"))  # type: ignore[arg-type, return-value]
+        return self.means.take(lambda total: reduce(total, reduce_op="sum"))
 
     def log_measured(self) -> Mapping[str, Number]:
         """Logs what was measured, and returns it."""

@@ -37,6 +37,7 @@ class Postponed(ModuleType):
         spec = self.__spec__
         assert spec is not None
         assert spec.loader is not None
+        assert spec.submodule_search_locations is not None
         self.__class__ = ModuleType  # type: ignore[assignment]
         self.__path__ = spec.submodule_search_locations
         spec.loader.exec_module(self)

@@ -82,6 +82,8 @@ class Supervised(Evaluated):
         "test/perplexity": "exponential of the test loss (language)",
     }
 
+    optimizer_factory: OptimizerFactory
+
     def __init__(
         self,
         model: nn.Module,
@@ -116,7 +118,6 @@ class Supervised(Evaluated):
     def configure_optimizers(self) -> Any:
         """The method's optimizer, and the schedule over all steps of this training."""
         self.method.attach(self.model)
-        assert self.optimizer_factory is not None
         return self.scheduled(self.method.optimizer(self.model, self.optimizer_factory))
 
     def on_train_start(self) -> None:
