@@ -27,7 +27,6 @@ from repro.toolbox.method import Batch, Method, OptimizerFactory
 from repro.toolbox.pretrained import Base
 from repro.training.procedure import (
     Evaluated,
-    RunningLoss,
     ScheduleFactory,
     model_weights,
     refuse_methods,
@@ -160,7 +159,6 @@ class DictionaryLearning(Evaluated):
         self.dictionary = dictionary
         self.has_weights = False
         self.sae: Any = None  # made in `setup`, once the width of the activations is known
-        self.running_loss = RunningLoss()
 
     # -- The start --------------------------------------------------------------------------------
 
@@ -222,24 +220,12 @@ class DictionaryLearning(Evaluated):
         self.tick()
         sae.after_step()
         loss = loss.detach()
-        self.running_loss.add(loss)
-        if self.global_step % self.log_every == 0:
-            self.log_now({"train/step_loss": float(loss)})
+        self.note_loss(loss)
         return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean loss."""
         self.log("train/loss", self.running_loss.take())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the running mean of the loss."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["loss_so_far"] = self.running_loss.state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        super().on_load_checkpoint(checkpoint)
-        self.running_loss.restore(checkpoint["loss_so_far"])
 
     def _activations(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What passes the site, and its gradient if the autoencoder chooses by it."""

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from repro.data.base.iterators import generator_for
 from repro.data.images.shapes import ShapeData
 from repro.errors import UserError
-from repro.methods.skeleton import LearnedSkeleton, Skeletonize, betti_errors, dice
+from repro.methods.skeleton import (
+    ClassicalSkeleton,
+    LearnedSkeleton,
+    Skeletonize,
+    betti_errors,
+    dice,
+)
 from repro.toolbox.method import Method
 from repro.training.procedure import Procedure, model_weights
 
@@ -58,6 +64,20 @@ def skeletonizer_of(method: object) -> nn.Module | None:
             f"{type(method).__name__} changes the updates of a model instead."
         )
     return method
+
+
+def skeletonizer_for_loss(method: object, share: float) -> nn.Module | None:
+    """The skeletonisation of a loss whose centreline term weighs ``share``.
+
+    Raises:
+        UserError: the share lies outside [0, 1], or the method passes no gradients.
+    """
+    skeletonizer = skeletonizer_of(method)
+    if not 0 <= share <= 1:
+        raise UserError(f"skeleton: share={share}. It lies in [0, 1].")
+    if isinstance(skeletonizer, ClassicalSkeleton):
+        raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
+    return skeletonizer
 
 
 class Benchmark(Procedure):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from repro.experiments.skeleton.benchmark import skeletonizer_of
+from repro.experiments.skeleton.benchmark import skeletonizer_for_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.methods.skeleton import ClassicalSkeleton, dice, overlap_loss
+from repro.methods.skeleton import dice, overlap_loss
 from repro.toolbox.method import Batch, OptimizerFactory
 from repro.training.procedure import Procedure, ScheduleFactory
 
@@ -57,11 +57,7 @@ class Registration(Procedure):
         share: float = 0.5,
     ) -> None:
         super().__init__(optimizer, schedule)
-        self.skeletonizer = skeletonizer_of(method)
-        if not 0 <= share <= 1:
-            raise UserError(f"skeleton: module.share={share}. It lies in [0, 1].")
-        if isinstance(self.skeletonizer, ClassicalSkeleton):
-            raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
+        self.skeletonizer = skeletonizer_for_loss(method, share)
         self.share = share
 
     def setup(self, stage: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from repro.experiments.skeleton.benchmark import skeletonizer_of
+from repro.experiments.skeleton.benchmark import skeletonizer_for_loss, skeletonizer_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,10 +70,7 @@ class Segmentation(_Masks):
         **settings: Any,
     ) -> None:
         super().__init__(model, method, flips, **settings)
-        if not 0 <= share <= 1:
-            raise UserError(f"skeleton: module.share={share}. It lies in [0, 1].")
-        if isinstance(self.skeletonizer, ClassicalSkeleton):
-            raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
+        self.skeletonizer = skeletonizer_for_loss(method, share)
         self.share = share
         self.judge = ClassicalSkeleton("lee")
 

@@ -119,6 +119,7 @@ class Procedure(pl.LightningModule):
         self.automatic_optimization = False
         self.optimizer_factory, self.schedule = optimizer, schedule
         self.clip_norm, self.log_every = clip_norm, log_every
+        self.running_loss = RunningLoss()
 
     # -- Steps ------------------------------------------------------------------------------------
 
@@ -199,18 +200,26 @@ class Procedure(pl.LightningModule):
         self.load_state_dict(checkpoint["state_dict"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is `KEPT`."""
+        """Adds what is `KEPT`, and the epoch's loss so far."""
         checkpoint["kept"] = {name: getattr(self, name) for name in self._kept_names()}
+        checkpoint["loss_so_far"] = self.running_loss.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores what is `KEPT`."""
+        """Restores them."""
         for name in self._kept_names():
             setattr(self, name, checkpoint["kept"][name])
+        self.running_loss.restore(checkpoint["loss_so_far"])
 
     def _kept_names(self) -> list[str]:
         return [name for kind in type(self).__mro__ for name in vars(kind).get("KEPT", ())]
 
     # -- Logging ----------------------------------------------------------------------------------
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Adds the detached loss of the step just made to the epoch's mean, `running_loss`."""
+        self.running_loss.add(loss)
+        if self.global_step % self.log_every == 0:
+            self.log_now({"train/step_loss": float(loss)})
 
     def log_now(self, values: dict[str, float]) -> None:
         """Writes a row of metrics.csv at this step, rather than at the end of the epoch."""

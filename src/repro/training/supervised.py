@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from repro.errors import UserError, did_you_mean
 from repro.toolbox.method import Batch, Method, OptimizerFactory
-from repro.training.procedure import Evaluated, RunningLoss, ScheduleFactory
+from repro.training.procedure import Evaluated, ScheduleFactory
 
 Measures = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -102,7 +102,6 @@ class Supervised(Evaluated):
         self.measure = TASKS[task]
         self.training_loss = LOSSES[task]
         self.task = task
-        self.running_loss = RunningLoss()
         self.method_state: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,9 +145,7 @@ class Supervised(Evaluated):
         self.tick()
         self.method.after_step(self.model)
 
-        self.running_loss.add(loss)
-        if self.global_step % self.log_every == 0:
-            self.log_now({"train/step_loss": float(loss)})
+        self.note_loss(loss)
         return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
@@ -179,14 +176,12 @@ class Supervised(Evaluated):
         """Adds what a resumed run needs beyond weights, optimizer and schedule."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = self.method.state_dict()
-        checkpoint["loss_so_far"] = self.running_loss.state()
         checkpoint["memory"] = getattr(self.model, "memory", None)  # of stateful recurrent models
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the running mean of the loss; the method follows once it is attached."""
+        """Restores it; the method follows once it is attached."""
         super().on_load_checkpoint(checkpoint)
         self.method_state = checkpoint["method"]
-        self.running_loss.restore(checkpoint["loss_so_far"])
         if checkpoint["memory"] is not None:
             self.model.memory = checkpoint["memory"]
 
