@@ -253,8 +253,8 @@ class Evaluated(Procedure):
         """The means over the split so far, over all processes."""
         if self.trainer.world_size == 1:
             return self.means.take()
-        reduce = self.trainer.strategy.reduce
-        return self.means.take(lambda total: reduce(total, reduce_op="sum"))
+        reduce = self.trainer.strategy.reduce  # in place
+        return self.means.take(lambda total: reduce(total.clone(), reduce_op="sum"))
 
     def log_measured(self) -> Mapping[str, Number]:
         """Logs what was measured, and returns it."""
