@@ -20,7 +20,9 @@ SMALL = ["arm=sgd", "seed=3", "training.epochs=2", "training.log_every=3", "trai
 
 
 def executed(folder: Path, name: str, *typed: str) -> Run:
-    run = create_study(plan_study(["paper=toy", *SMALL, *typed]), folder / name).runs[0]
+    own = {text.split("=")[0] for text in typed}
+    small = [text for text in SMALL if text.split("=")[0] not in own]
+    run = create_study(plan_study(["paper=toy", *small, *typed]), folder / name).runs[0]
     assert execute_here(run) == Status.FINISHED, run.record()
     return run
 
