@@ -24,8 +24,9 @@ from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records import files
 from repro.records.run import Run, Status
-from repro.records.series import CsvLogger, read_series
+from repro.records.series import read_series
 from repro.training.execute import execute_here
+from repro.training.series import CsvLogger
 
 
 def prepare(folder: Path, *typed: str, arm: str = "sgd") -> Run:
