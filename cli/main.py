@@ -160,7 +160,7 @@ def run(
     from repro.launching import local, slurm
     from repro.planning.prepare import create_study
 
-    workflow.check_claims(plan.paper)
+    workflow.check_claims(plan)
     local.check(plan, detach)
     study = create_study(plan, outputs)
     try:

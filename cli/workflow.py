@@ -12,7 +12,6 @@ from repro.errors import ReproError
 from repro.launching import progress
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
-from repro.records.papers import Paper
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study
@@ -120,13 +119,30 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     return 0
 
 
-def check_claims(paper: Paper) -> None:
-    """Finds mistakes in claims and declared figures before hours of training, not after them."""
+def check_claims(plan: Plan) -> None:
+    """Finds mistakes in claims and declared figures before hours of training, not after them.
+
+    Raises:
+        UserError: a claim names an unknown arm, or a claim or the paper's report reads a metric
+            that none of the arms in question logs.
+    """
     from repro.claims.file import check_arms, load_claims
     from repro.report.figures import read_declared
+    from repro.training.metrics import check_declared, declared
 
-    check_arms(load_claims(paper.claims_file), paper.arms)
+    paper, claims = plan.paper, load_claims(plan.paper.claims_file)
+    check_arms(claims, paper.arms)
     read_declared(paper)
+    logged: dict[str, dict[str, str]] = {}
+    for run in plan.runs:
+        if run.arm not in logged:
+            logged[run.arm] = declared(run.config)
+    for claim in claims.claims:
+        for check in claim.checks_at(plan.scale):
+            check_declared(
+                check.metric_names(), check.arm_names(), logged, f"claims.yaml, claim {claim.id}"
+            )
+    check_declared(paper.report, paper.arms, logged, f"{paper.config_file.name}, report")
 
 
 def continue_run(folder: Path, as_json: bool) -> int:

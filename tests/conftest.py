@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads wait longer for each ot
 
 import torch
 
-from repro.training.imports import import_lightning
+from repro.training.startup import import_lightning
 
 SUPPORT = Path(__file__).parent / "support"
 TOY_CONFIG = SUPPORT / "toy_project" / "conf"

@@ -6,13 +6,12 @@ import hashlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from repro.experiments.accelat.pretraining import Start
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from repro.data.base.files import cached_arrays
 from repro.data.base.modules import SPLIT_NAMES, TensorData, digest
@@ -35,13 +34,6 @@ class AdversariallyTrained(Supervised):
     the static examples, or else under `probe` against the model as it is. It is no robust accuracy
     where it is static: robust is what survives `attacks`, made afresh at the end.
 
-    Logged besides those of `Supervised`, on the control split: ``val/epochs_to_target`` (absent
-    while the target is not reached; ``val/reached`` is 0 or 1), ``val/gradients_to_target``
-    (forward and backward passes per training example until then, making the examples included),
-    ``time/seconds_to_target``, ``val/peak`` and ``val/lr_at_peak``, ``val/late_std`` over the last
-    ten epochs, ``lr``. On the test split: ``test/<attack>_accuracy``, and ``test/worst_accuracy``
-    of examples that are right under all of them.
-
     Args:
         *args: see `Supervised`.
         start: where the weights come from; None keeps the model's own draw.
@@ -62,6 +54,23 @@ class AdversariallyTrained(Supervised):
     Raises:
         UserError: a knob is unknown.
     """
+
+    METRICS: ClassVar = {
+        "val/adversarial_accuracy": "share of right control examples, static or under the probe",
+        "test/adversarial_accuracy": "likewise, of static test examples",
+        "test/*_accuracy": "share of right examples under an attack, by its name",
+        "test/worst_accuracy": "share that is right under all of them",
+        "val/reached": "whether the target was reached, 0 or 1",
+        "val/epochs_to_target": "absent while it was not",
+        "val/gradients_to_target": "forward and backward passes per training example until then, "
+        "making static examples included",
+        "time/seconds_to_target": "seconds of training until then",
+        "val/peak": "largest control accuracy",
+        "val/lr_at_peak": "learning rate then",
+        "val/late_std": "deviation of the control accuracy over the last ten epochs",
+        "lr": "learning rate",
+    }
+    KEPT: ClassVar = ("history", "seconds")
 
     def __init__(
         self,
@@ -106,7 +115,7 @@ class AdversariallyTrained(Supervised):
         """
         if stage != "fit":
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         if not isinstance(data, TensorData):
             raise UserError(
                 f"Data set '{data.name}' does not fit into memory, as static sets must."
@@ -138,17 +147,6 @@ class AdversariallyTrained(Supervised):
             torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - begun
         return result
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the clock."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["clock"] = {"history": self.history, "seconds": self.seconds}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the clock."""
-        super().on_load_checkpoint(checkpoint)
-        self.history = list(checkpoint["clock"]["history"])
-        self.seconds = checkpoint["clock"]["seconds"]
 
     def _make_static(self, data: TensorData, device: torch.device) -> float:
         """Puts adversarial inputs in the place of the training ones, and beside the others.
@@ -187,10 +185,10 @@ class AdversariallyTrained(Supervised):
         )
         return f"adversarial-{data.name}-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
 
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Measures clean and adversarial examples (control), or everything (test)."""
         x, y, *static = batch
-        super()._evaluate((x, y))
+        super().evaluate((x, y), batch_idx)
         testing = bool(self.trainer.testing)
         inputs: dict[str, Tensor] = {}
         if static:
@@ -204,18 +202,14 @@ class AdversariallyTrained(Supervised):
             right = self.model(attacked).argmax(1) == y
             if name != "adversarial":
                 worst &= right
-            self._add(f"{name}_accuracy", right)
+            self.note({f"{name}_accuracy": right.float()})
         if testing and self.attacks:
-            self._add("worst_accuracy", worst)
+            self.note({"worst_accuracy": worst.float()})
 
-    def _add(self, name: str, right_B: Tensor) -> None:
-        if name not in self.evaluation:
-            self.evaluation[name] = MeanMetric().to(self.device)
-        self.evaluation[name].update(right_B.float())
-
-    def _log_evaluation(self, split: str) -> dict[str, Tensor]:
-        measured = super()._log_evaluation(split)
-        if split == "val" and not self.trainer.sanity_checking:
+    def log_measured(self) -> Mapping[str, Any]:
+        """Logs what was measured; of a validation also what the clock says."""
+        measured = super().log_measured()
+        if self.split == "val" and not self.trainer.sanity_checking:
             optimizer: Any = self.optimizers()
             self.history.append(
                 {

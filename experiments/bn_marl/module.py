@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.toolbox.method import OptimizerFactory
+from repro.training.lightning import counted_step
+from repro.training.procedure import Procedure
 
 
-class Play(pl.LightningModule):
+class Play(Procedure):
     """Spreads a player's updates evenly over the steps of training, and measures it in between.
 
     Games are known exactly or simulated: there is no data. ``val/…`` is measured after each epoch,
@@ -21,38 +23,48 @@ class Play(pl.LightningModule):
             far), ``advance(optimizer, updates)`` and ``measure()``:
             `repro.methods.bn_marl.GradientPlay` or `BayesNetPPO`.
         optimizer: called with parameters, returns an optimizer.
-        unused: what other modules are given.
 
     Raises:
         UserError: the method does not play.
     """
 
-    resumes_mid_epoch = True  # a step begins and ends between episodes
+    METRICS: ClassVar = {
+        "train/*": "what the player's last update measured",
+        "train/updates": "updates so far",
+    } | {  # n<agents>: one game
+        f"{split}/{name}": meaning
+        for split in ("val", "test")
+        for name, meaning in {
+            "poa": "value of the joint policy over the optimum, mean over games",
+            "poa_n*": "likewise",
+            "poa_median_n*": "likewise, median over starts",
+            "poa_rise_n*": "poa_n* minus that in the middle of training",
+            "above_n*": "share of starts that reach the optimum",
+            "gap_n*": "median over starts of the Nash gap",
+            "gap_share_n*": "gap_n* over that at the start",
+            "poa_greedy": "value of the most likely actions over the optimum",
+            "above": "share of replicas whose poa_greedy reaches 0.99",
+            "open_ratio": "density of the graphs",
+            "return": "mean return of an episode of greedy heads",
+        }.items()
+    }
 
-    def __init__(self, method: Any, optimizer: Any, **unused: Any) -> None:
-        super().__init__()
+    def __init__(self, method: Any, optimizer: OptimizerFactory) -> None:
+        super().__init__(optimizer)
         if not isinstance(method, nn.Module) or not hasattr(method, "advance"):
             raise UserError(
                 "bn_marl takes method=bn_marl/tabular or method=bn_marl/ppo; "
                 f"{type(method).__name__} changes updates of supervised training."
             )
-        self.automatic_optimization = False
         self.player: Any = method
-        self.optimizer_factory = optimizer
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer for everything that learns."""
-        return self.optimizer_factory(self.player.parameters())
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """This step's share of all updates, so that the last step ends exactly with the last."""
         # Not `estimated_stepping_batches`: training.max_steps is to stop earlier, not to hurry.
         steps = int(self.trainer.num_training_batches) * int(self.trainer.max_epochs or 1)
         due = self.player.updates * (self.global_step + 1) // steps
-        optimizer: Any = self.optimizers()
-        optimizer._on_before_step()
-        logged = self.player.advance(optimizer.optimizer, due - int(self.player.progress))
-        optimizer._on_after_step()
+        with counted_step(self.optimizers()) as optimizer:
+            logged = self.player.advance(optimizer, due - int(self.player.progress))
         for name, value in logged.items():
             self.log(f"train/{name}", value)
         return logged

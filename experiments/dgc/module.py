@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -26,18 +26,23 @@ TIMED_PASSES = 20
 class CompressedTraining(Supervised):
     """Adds to `Supervised` the quantities that claims C2 and C8 are about.
 
-    * ``comm/<model>_ratio``: bytes of the whole dense gradient of the paper's ImageNet models over
-      the bytes that this run's final density would send, counted from their tensors' shapes.
-    * ``time/modelled_speedup_1gbit`` and ``_10gbit``: `NetworkModel` fed with the measured compute
-      time of one worker and the counted bytes of the last epoch. They carry the prefix of
-      timings because they depend on the machine.
-
     Args:
         *args: see `Supervised`.
         nodes: workers of the modelled cluster.
         latency: seconds per message on that cluster.
         **kwargs: see `Supervised`.
     """
+
+    METRICS: ClassVar = {
+        "comm/resnet50_ratio": "bytes of the whole dense gradient of the paper's ImageNet model"
+        " over those that the final density would send, counted from its tensors' shapes",
+        "comm/alexnet_ratio": "likewise",
+        # These carry the prefix of timings because they depend on the machine.
+        "time/modelled_speedup_1gbit": "by `NetworkModel`, from the measured compute time of a"
+        " worker and the counted bytes of the last epoch",
+        "time/modelled_speedup_10gbit": "likewise, on a faster network",
+    }
+    KEPT: ClassVar = ("costs",)
 
     def __init__(self, *args: Any, nodes: int = 64, latency: float = 50e-6, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,16 +75,6 @@ class CompressedTraining(Supervised):
             network = NetworkModel(self.latency, gigabits * GIGABIT)
             speed_up = network.speed_up(self.nodes, seconds, sparse, dense)
             self.costs[f"time/modelled_speedup_{gigabits}gbit"] = speed_up
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the costs, for a run that is killed before its test."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["costs"] = self.costs
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores them."""
-        super().on_load_checkpoint(checkpoint)
-        self.costs = checkpoint["costs"]
 
     def on_test_epoch_end(self) -> None:
         """Logs the costs with the test measures."""

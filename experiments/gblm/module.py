@@ -8,9 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from repro.toolbox.pruning import (
     prune_blocks,
     run_blocks,
 )
+from repro.training.procedure import Procedure
 
 PICTURED = 256  # outputs and inputs of a layer of which a mask is kept, at most
 
@@ -75,15 +75,11 @@ class Evaluation:
     test_windows: int | None = None
 
 
-class Pruning(pl.LightningModule):
+class Pruning(Procedure):
     """One training step prunes the dense model to one pattern and measures what is left of it.
 
-    Logged for each pattern, with ``<p>`` its name (``60`` per cent, ``2of4``): ``val/loss_<p>`` and
-    ``test/loss_<p>``, the mean over windows of the mean cross-entropy of a window;
-    ``test/perplexity_<p>``, its exponential; ``structure/columns_<p>``, the mean over layers of
-    `column_structure`; ``pruned/fraction_<p>``. And ``val/loss``, the mean over patterns. After the
-    last pattern the model, and so the checkpoint, is the one that was pruned last. A corner of one
-    layer's mask is kept in ``artifacts/mask_<p>.npy`` (True: pruned), for pictures.
+    After the last pattern the model, and so the checkpoint, is the one that was pruned last. A
+    corner of one layer's mask is kept in ``artifacts/mask_<p>.npy`` (True: pruned), for pictures.
 
     Gradients come from the dense model, once, whatever the patterns; activations from the model
     whose earlier blocks are pruned already.
@@ -99,13 +95,23 @@ class Pruning(pl.LightningModule):
         stream: keep the model on the CPU and only the block at work on the device; the checkpoint
             then holds no weights.
         picture: layer whose masks are kept, as ``<block>.<layer>``; None: none.
-        unused: what other modules are given (optimizer, schedule, …).
 
     Raises:
         UserError: no pattern, a model without stages, or a method that does not prune.
     """
 
-    resumes_mid_epoch = True
+    METRICS: ClassVar = {  # * is a pattern: 60 (per cent) or 2of4
+        "val/loss": "mean over patterns of val/loss_*",
+        "val/loss_*": "mean over windows of the mean cross-entropy of a window",
+        "test/loss_*": "likewise",
+        "test/perplexity_*": "exponential of test/loss_*",
+        "structure/columns_*": "mean over layers of `column_structure`",
+        "pruned/fraction_*": "share of the blocks' weights that are zero",
+        "time/seconds_*": "seconds for pruning and measuring",
+        "time/gradient_seconds": "seconds for the gradients",
+    }
+    KEPT: ClassVar = ("measured",)  # all else is a function of the config
+    data: TextData
 
     def __init__(
         self,
@@ -118,7 +124,6 @@ class Pruning(pl.LightningModule):
         sequential: bool = True,
         stream: bool = False,
         picture: str | None = None,
-        **unused: Any,
     ) -> None:
         super().__init__()
         if not isinstance(method, Pruner):
@@ -135,7 +140,6 @@ class Pruning(pl.LightningModule):
         names = [pattern.name for pattern in self.patterns]
         if not names or len(set(names)) < len(names):
             raise UserError(f"module.patterns={list(patterns)}: say each pattern once.")
-        self.automatic_optimization = False
         self.method, self.base = method, base
         self.calibration = Calibration(**calibration)
         self.evaluation = Evaluation(**evaluation)  # type: ignore[arg-type]
@@ -144,8 +148,7 @@ class Pruning(pl.LightningModule):
         self.held: list[Any] = [model]
         if not stream:
             self.model = model
-        self.clock = nn.Parameter(torch.zeros(()))
-        self.val_losses: list[float] = []
+        self.measured: dict[str, float] = {}
         self.dense: dict[str, Tensor] = {}
         self.gradients: GradientNorms | None = None
 
@@ -156,59 +159,44 @@ class Pruning(pl.LightningModule):
         return decoder
 
     def setup(self, stage: str) -> None:
-        """Gives the model its weights and keeps those of its linear layers, to start from again."""
+        """Gives the model its weights and keeps those of its linear layers, to start from again.
+
+        Raises:
+            UserError: the data are no text.
+        """
         if self.dense:
             return
-        device = self.trainer.strategy.root_device
-        self.base(self.held[0], self._data(), device)
+        if not isinstance(self.data, TextData):
+            raise UserError(f"gblm prunes language models: data set '{self.data.name}' is no text.")
+        self.base(self.held[0], self.data, self.trainer.strategy.root_device)
         self.held[0].eval()
         self.dense = {
             name: layer.weight.detach().to("cpu", copy=True)
             for name, layer in block_layers(self.decoder).items()
         }
 
-    def configure_optimizers(self) -> Any:
-        """An optimizer of nothing: Lightning counts its steps."""
-        return torch.optim.SGD([self.clock], lr=0.0)
-
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Prunes the dense model to the next pattern and measures it; the batch is not used."""
         pattern = self.patterns[self.global_step]
         began = time.perf_counter()
         self._restore()
-        tokens_NT = self._data().sample(
-            self.calibration.sequences, self.calibration.length, self.calibration.seed
-        )
+        calibration = self.calibration
+        tokens_NT = self.data.sample(calibration.sequences, calibration.length, calibration.seed)
         if self.method.needs_gradients and self.gradients is None:
             self.gradients = decoder_gradients(
-                self.decoder, tokens_NT, self.method.grad_norm, self.calibration.batch_size,
+                self.decoder, tokens_NT, self.method.grad_norm, calibration.batch_size,
                 self.device if self.stream else None,
             )  # fmt: skip
-            self.log("time/gradient_seconds", time.perf_counter() - began)
+            self.measured["time/gradient_seconds"] = time.perf_counter() - began
         with torch.no_grad():
-            measured = self._prune(tokens_NT, pattern) | self._measure(pattern)
-        self.log(f"time/seconds_{pattern.name}", time.perf_counter() - began)
-        self.val_losses.append(measured[f"val/loss_{pattern.name}"])
-        self.log_dict({**measured, "val/loss": statistics.fmean(self.val_losses)})
-
-        self.optimizers().step()  # type: ignore[union-attr]
+            self.measured |= self._prune(tokens_NT, pattern) | self._measure(pattern)
+        self.measured[f"time/seconds_{pattern.name}"] = time.perf_counter() - began
+        losses = [value for name, value in self.measured.items() if name.startswith("val/loss_")]
+        self.log_dict({**self.measured, "val/loss": statistics.fmean(losses)})
+        self.tick()
         if self.global_step == len(self.patterns):
             self.trainer.should_stop = True
-        return {"loss": torch.tensor(measured[f"val/loss_{pattern.name}"])}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the mean over patterns needs; all else is a function of the config."""
-        checkpoint["val_losses"] = self.val_losses
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        self.val_losses = list(checkpoint["val_losses"])
-
-    def _data(self) -> TextData:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, TextData):
-            raise UserError(f"gblm prunes language models: data set '{data.name}' is no text.")
-        return data
+        return {"loss": torch.tensor(losses[-1])}
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -245,10 +233,10 @@ class Pruning(pl.LightningModule):
         files.write_atomically(file, lambda opened: np.save(opened, corner))
 
     def _measure(self, pattern: Pattern) -> dict[str, float]:
-        how, measured = self.evaluation, {}
-        for split, most in (("val", how.val_windows), ("test", how.test_windows)):
-            windows = self._data().cut(split, how.length, most)
-            loss = self._loss(windows, how.batch_size)
+        settings, measured = self.evaluation, {}
+        for split, most in (("val", settings.val_windows), ("test", settings.test_windows)):
+            windows = self.data.cut(split, settings.length, most)
+            loss = self._loss(windows, settings.batch_size)
             measured[f"{split}/loss_{pattern.name}"] = loss
         # Of a ruined model the exponential may be out of range; perplexity is then "very large".
         measured[f"test/perplexity_{pattern.name}"] = math.exp(min(loss, 700.0))

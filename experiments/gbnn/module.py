@@ -6,9 +6,8 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from repro.experiments.gbnn.tries import Boosted, Rivals, Task, boosted_rivals, joint_rivals
@@ -25,6 +24,7 @@ from repro.methods.gbnn import (
     refit_output,
 )
 from repro.toolbox.method import Method
+from repro.training.procedure import Procedure, model_weights
 
 TIMED_ROWS, TIMED_PASSES = 20_000, 15
 
@@ -98,7 +98,7 @@ class Table:
         return means | single
 
 
-class Comparison(pl.LightningModule):
+class Comparison(Procedure):
     """Trains every try on every data set, chooses by validation, then switches units off.
 
     One training step is one stage of boosting, or one epoch of joint training, on each data set.
@@ -109,11 +109,37 @@ class Comparison(pl.LightningModule):
         method: `GradientBoosting`, or the plain `Method` for joint training.
         optimizer: of joint training.
         comparison: how to compare.
-        log_every: steps between rows of the training loss.
-        unused: what other modules are given (schedule, task, clip_norm).
+
+    Raises:
+        UserError: a share is none, or the method changes updates.
     """
 
-    resumes_mid_epoch = True
+    # Of accuracy and rmse, a data set has one. Besides the mean over the sets of its kind, each is
+    # logged for every set, with /<data set> behind.
+    METRICS: ClassVar = {"train/loss": "mean training loss over data sets"} | {
+        f"{name}{of_a_set}": meaning
+        for of_a_set in ("", "/*")
+        for name, meaning in {
+            "val/accuracy": "share of right examples of the best try",
+            "val/rmse": "error of the best try, in standard deviations",
+            "test/accuracy": "share of right examples of the chosen try",
+            "test/rmse": "its error, in standard deviations",
+            "test/chosen_try": "its number in the grid",
+            "test/first/*": "accuracy or rmse with so many per cent of the units, the first; "
+            "accuracy_drop or rmse_rise against all; share_to_99, per cent that reach 99 %",
+            "test/random/*": "likewise with random units",
+            "test/norm/*": "likewise with those of the largest norm",
+            "test/refit/*": "likewise with the output layer fitted anew",
+            "test/width/*": "accuracy or rmse of the best try of a width",
+            "test/error_per_doubling": "slope of the error over log2 of the width",
+            "test/rmse_per_doubling": "likewise of the rmse",
+            "test/merge_error": "largest difference between the merged network and its blocks",
+            "test/cost_of_a_quarter": "weights of the first quarter of the units, over all",
+            "time/predict_ms": "milliseconds for a prediction",
+            "time/predict_quarter_ms": "likewise with a quarter of the units",
+            "time/growth_exponent": "of the time to train t stages, over t",
+        }.items()
+    }
 
     def __init__(
         self,
@@ -121,8 +147,6 @@ class Comparison(pl.LightningModule):
         method: Method,
         optimizer: Any,
         comparison: Protocol,
-        log_every: int = 50,
-        **unused: Any,
     ) -> None:
         super().__init__()
         for share in comparison.shares:
@@ -134,11 +158,9 @@ class Comparison(pl.LightningModule):
                 " jointly (method=none): methods that change the updates of a given model work with"
                 " arm=cnn."
             )
-        self.automatic_optimization = False
-        self.build, self.method, self.optimizer_factory = model, method, optimizer
-        self.comparison, self.log_every = comparison, log_every
+        self.build, self.method, self.joint_optimizer = model, method, optimizer
+        self.comparison = comparison
         self.backbone = comparison.backbone
-        self.clock = nn.Parameter(torch.zeros(()))
         self.rivals = nn.ModuleDict()
         self.tasks: dict[str, Task] = {}
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # features of what was seen before
@@ -149,31 +171,21 @@ class Comparison(pl.LightningModule):
             return
         for name, (x, y) in self._whole("train").items():
             task = self.tasks[name] = Task.of(x, y)
-            inputs, how = x[0].numel(), self.comparison
+            inputs, protocol = x[0].numel(), self.comparison
             self.rivals[name] = (
-                boosted_rivals(self.method, how.tries, task, inputs)
+                boosted_rivals(self.method, protocol.tries, task, inputs)
                 if isinstance(self.method, GradientBoosting)
                 else joint_rivals(
-                    self.build, self.optimizer_factory, how.tries, task, inputs,
-                    how.alpha, how.batch, how.seed,
+                    self.build, self.joint_optimizer, protocol.tries, task, inputs,
+                    protocol.alpha, protocol.batch, protocol.seed,
                 )
             )  # fmt: skip
-
-    def configure_optimizers(self) -> Any:
-        """An optimizer of nothing: Lightning counts its steps."""
-        return torch.optim.SGD([self.clock], lr=0.0)
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes the backbone's weights over from an arm that trained it with `Supervised`."""
         if self.backbone is None:
             raise UserError("gbnn: an arm that starts from another one names its backbone.")
-        prefix = "model."
-        weights = {
-            key.removeprefix(prefix): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith(prefix)
-        }
-        self.backbone.load_state_dict(weights)
+        self.backbone.load_state_dict(model_weights(checkpoint))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One stage, or one epoch, on each data set."""
@@ -181,7 +193,7 @@ class Comparison(pl.LightningModule):
             rivals.step(x, y, self.global_step)
             for (_, rivals), (x, y) in zip(self._items(), self._sets(batch).values(), strict=True)
         ]
-        self.optimizers().step()  # type: ignore[union-attr]
+        self.tick()
         loss = torch.stack([each.double() for each in losses]).mean()
         self.log("train/loss", loss)
         if all(rivals.done for _, rivals in self._items()):
@@ -216,7 +228,7 @@ class Comparison(pl.LightningModule):
             for width in self.comparison.widths:
                 able = [i for i in range(rivals.size) if self._has_width(rivals, i, width)]
                 if able:
-                    cut = {i: self._score(name, self._of_width(rivals, i, width), x, y)
+                    cut = {i: self._score(name, rivals.network(i, width), x, y)
                            for i in able}  # fmt: skip
                     self.by_width[name][width] = max(able, key=lambda i: sign * cut[i])
 
@@ -236,8 +248,7 @@ class Comparison(pl.LightningModule):
                 self._truncate(table, name, score, x, y, *train[name])
             errors = {}
             for width, index in self.by_width[name].items():
-                model = self._of_width(rivals, index, width)
-                reached = self._score(name, model, x, y)
+                reached = self._score(name, rivals.network(index, width), x, y)
                 table.add(f"test/width/{width}/{task.measure}", name, reached)
                 errors[width] = 1 - reached if task.sign > 0 else reached
             if len(errors) > 1:
@@ -250,12 +261,14 @@ class Comparison(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of the optimizers of joint training."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["optimizers_of_tries"] = {
             name: rivals.optimizer_states() for name, rivals in self._items()
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores it."""
+        super().on_load_checkpoint(checkpoint)
         for name, rivals in self._items():
             rivals.load_optimizer_states(checkpoint["optimizers_of_tries"][name])
 
@@ -270,16 +283,16 @@ class Comparison(pl.LightningModule):
         y_tr: Tensor,
     ) -> None:
         """Test scores of the chosen try with a share of its units, in every order."""
-        rivals, task, how = self._rivals(name), self.tasks[name], self.comparison
+        rivals, task, protocol = self._rivals(name), self.tasks[name], self.comparison
         model, units = rivals.network(self.choice[name]), rivals.units(self.choice[name])
         boosted = isinstance(rivals, Boosted)
-        curve = {"first": [], "random": [], "norm": [], "refit": []}  # type: dict[str, list[float]]
-        for share in how.shares:
+        curve: dict[str, list[float]] = {"first": [], "random": [], "norm": [], "refit": []}
+        for share in protocol.shares:
             k = max(1, round(share / 100 * units))
             random = []
-            for number in range(how.random_orders):
+            for number in range(protocol.random_orders):
                 # The same orders at every share, so that each is a curve.
-                order = order_units(model, "random", generator_for(how.seed, number))
+                order = order_units(model, "random", generator_for(protocol.seed, number))
                 random.append(self._score(name, keep_units(model, order[:k]), x, y))
             norm = keep_units(model, order_units(model, "norm", torch.Generator())[:k])
             first = keep_units(model, torch.arange(k))
@@ -289,7 +302,7 @@ class Comparison(pl.LightningModule):
                 first if boosted else norm,
                 x_tr.double(),
                 lambda outputs: task.loss(outputs, y_tr),
-                how.refit_alpha,
+                protocol.refit_alpha,
             )
             scores = {
                 "first": self._score(name, first, x, y),
@@ -307,7 +320,7 @@ class Comparison(pl.LightningModule):
         for order_name, values in curve.items():
             needed = [
                 share
-                for share, value in zip((*how.shares, 100), (*values, score), strict=True)
+                for share, value in zip((*protocol.shares, 100), (*values, score), strict=True)
                 if (value >= 0.99 * score if task.sign > 0 else value <= score / 0.99)
             ]
             table.add(f"test/{order_name}/share_to_99", name, needed[0])
@@ -354,12 +367,9 @@ class Comparison(pl.LightningModule):
         return able
 
     def _has_width(self, rivals: Rivals, index: int, width: int) -> bool:
+        """A greedily grown network contains those of every smaller budget."""
         units = rivals.units(index)
         return units >= width if isinstance(rivals, Boosted) else units == width
-
-    def _of_width(self, rivals: Rivals, index: int, width: int) -> nn.Module:
-        """A greedily grown network contains those of every smaller budget."""
-        return rivals.network(index, width)
 
     def _rivals(self, name: str) -> Rivals:
         rivals = self.rivals[name]
@@ -376,7 +386,7 @@ class Comparison(pl.LightningModule):
         Raises:
             UserError: a single data set comes in several batches.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         if isinstance(data, Suite):
             sets = data.whole(split)
         else:
@@ -395,7 +405,7 @@ class Comparison(pl.LightningModule):
     def _sets(self, batch: Any) -> SuiteBatch:
         """A batch by data sets, features instead of inputs where there is a backbone."""
         if not isinstance(batch, dict):
-            batch = {self.trainer.datamodule.name: batch}  # type: ignore[attr-defined]
+            batch = {self.data.name: batch}
         if self.backbone is None:
             return batch
         return {name: (self._features(x), y) for name, (x, y) in batch.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,18 +22,6 @@ class RestartTraining(Supervised):
     accuracy. An example counts as right when all of its symbols are. A network whose loss is no
     longer finite is never right, and does not disturb the others.
 
-    Logged for the splits ``val`` and ``test``:
-
-    * ``<split>/accuracy``: mean over networks; ``_best``: of the network that was best on the
-      validation split; ``_median``;
-    * ``<split>/loss``: mean over networks that are finite;
-    * ``<split>/share_above_<a>``: share of networks with at least accuracy a;
-    * ``val/accuracy_late``: mean accuracy over the last tenth of the epochs (iterates jitter);
-
-    and of training: ``train/loss``, the epoch's mean, and ``train/steps_to_escape``, the mean step
-    at which a network's smoothed training loss first falls below ``escape_loss`` (the number of
-    steps plus one for a network that never gets there).
-
     Args:
         *args: see `Supervised`.
         success: accuracies to count networks by.
@@ -46,6 +34,21 @@ class RestartTraining(Supervised):
             one.
     """
 
+    METRICS: ClassVar = {
+        "train/steps_to_escape": "mean step at which a network's smoothed training loss first falls"
+        " below escape_loss (steps plus one for a network that never gets there)",
+        "val/accuracy_late": "mean over the last tenth of the epochs (iterates jitter)",
+    } | {
+        f"{split}/{name}": meaning
+        for split in ("val", "test")
+        for name, meaning in {
+            "loss": "mean over networks that are finite",
+            "accuracy": "mean over networks",
+            "accuracy_median": "median over networks",
+            "accuracy_best": "of the network that was best on the validation split",
+            "share_above_*": "share of networks with at least that accuracy",
+        }.items()
+    }
     val_accuracy: Tensor
     late_accuracy: Tensor
     smooth_loss: Tensor
@@ -132,14 +135,14 @@ class RestartTraining(Supervised):
 
     def on_validation_start(self) -> None:
         """Starts the counts anew."""
+        super().on_validation_start()
         self._tell_epoch()
         self.hits_R = torch.zeros(self.members, device=self.device)
         self.loss_R = torch.zeros(self.members, device=self.device)
         self.examples = 0
 
-    on_test_start = on_validation_start
-
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Adds to the counts of every network."""
         inputs, target = batch
         output = self.model(inputs)
         self.hits_R += self._right(output, target).sum(1)
@@ -152,9 +155,10 @@ class RestartTraining(Supervised):
         right_RB = (output.argmax(2) == target).reshape(shape).all(2)
         return right_RB & output.isfinite().reshape(shape).all(2)
 
-    def _log_evaluation(self, split: str) -> dict[str, Tensor]:
+    def measured(self) -> dict[str, Tensor]:
+        """Statistics over the networks."""
         accuracy_R, loss_R = self.hits_R / self.examples, self.loss_R / self.examples
-        if split == "val":
+        if self.split == "val":
             self.val_accuracy = accuracy_R
             if self.current_epoch + 1 > 0.9 * (self.trainer.max_epochs or 0):
                 self.late_accuracy += torch.stack([accuracy_R, torch.ones_like(accuracy_R)], 1)
@@ -165,10 +169,9 @@ class RestartTraining(Supervised):
             "accuracy_best": accuracy_R[self.val_accuracy.argmax()],
             **{f"share_above_{a:g}": (accuracy_R >= a).float().mean() for a in self.success},
         }
-        if split == "val" and bool((self.late_accuracy[:, 1] > 0).all()):
+        if self.split == "val" and bool((self.late_accuracy[:, 1] > 0).all()):
             late, count = self.late_accuracy.unbind(1)
             measured["accuracy_late"] = (late / count).mean()
-        self.log_dict({f"{split}/{name}": value for name, value in measured.items()})
         return measured
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
@@ -19,6 +17,7 @@ from repro.methods.gradient_ptq import PostTrainingQuantization, Recipe
 from repro.models.parts.folding import fold_batch_norm
 from repro.toolbox.method import Batch, Method
 from repro.toolbox.pretrained import Base
+from repro.training.procedure import Evaluated, model_weights
 from repro.training.supervised import Supervised
 
 SOURCES = ("data", "noise", "unbalanced")
@@ -104,27 +103,42 @@ class FloatNetwork(Supervised):
         super().__init__(method=Method(), **settings)
 
 
-class Quantized(pl.LightningModule):
+class Quantized(Evaluated):
     """One training step quantises one unit; evaluation compares with the float network.
-
-    Logged for ``val`` and ``test``: ``kl`` (float ‖ quantised, per example or token; for images on
-    noisy copies, where accuracy is not saturated), ``accuracy`` and ``noisy_accuracy`` or
-    ``perplexity``, and the same of the float network with ``float_`` in front. Besides:
-    ``bits/average`` (scales included), ``error/relative`` (mean over units, on calibration data),
-    ``undecided`` (share of roundings that hardening changed visibly), ``exponent``.
 
     Args:
         model: the network.
         method: how to quantise it.
         protocol: what it is calibrated and compared on.
         task: ``classification`` or ``language``.
-        unused: what other modules are given (optimizer, schedule, clip_norm, log_every).
 
     Raises:
         UserError: a method that is no recipe for quantisation, or another task.
     """
 
-    resumes_mid_epoch = True
+    METRICS: ClassVar = {
+        "train/loss": "relative error of the last unit, on calibration data",
+        "bits/average": "per weight, scales included",
+        "error/relative": "mean over units, on calibration data",
+        "undecided": "share of roundings that hardening changed visibly",
+        "exponent": "of the method's weighting of gradients",
+    } | {
+        f"{split}/{name}": meaning
+        for split in SPLITS
+        for name, meaning in {
+            "kl": "float || quantised, per example or token, nats; of images noisy copies, where"
+            " accuracy is not saturated",
+            "accuracy": "share of right examples",
+            "noisy_accuracy": "likewise, of noisy copies",
+            "loss": "cross-entropy per token",
+            "perplexity": "its exponential",
+            "float_accuracy": "of the float network",
+            "float_noisy_accuracy": "of the float network",
+            "float_loss": "of the float network",
+            "float_perplexity": "of the float network",
+        }.items()
+    }
+    KEPT: ClassVar = ("done",)  # everything else is in the weights
 
     def __init__(
         self,
@@ -132,7 +146,6 @@ class Quantized(pl.LightningModule):
         method: Recipe,
         protocol: Protocol,
         task: str = "classification",
-        **unused: Any,
     ) -> None:
         super().__init__()
         if not isinstance(method, Recipe):
@@ -144,13 +157,10 @@ class Quantized(pl.LightningModule):
             raise UserError(
                 f"gradient_ptq compares classes or tokens; this data set's task: {task}."
             )
-        self.automatic_optimization = False
         self.model, self.recipe = model, method
         self.protocol, self.task = protocol, task
-        self.clock = nn.Parameter(torch.zeros(()))
         self.done: list[tuple[float, float]] = []  # error and undecided share of each unit so far
         self.ptq: PostTrainingQuantization | None = None
-        self.measures: dict[str, MeanMetric] = {}
 
     def setup(self, stage: str) -> None:
         """Before a fit: the float network, the calibration examples, and the plan of the units.
@@ -160,7 +170,7 @@ class Quantized(pl.LightningModule):
         """
         if self.ptq is not None:
             return
-        data, device = self.trainer.datamodule, self.trainer.strategy.root_device  # type: ignore[attr-defined]
+        data, device = self.data, self.trainer.strategy.root_device
         self.protocol.base(self.model, data, device)
         self.model.to(device).eval()
         fold_batch_norm(self.model)
@@ -175,18 +185,7 @@ class Quantized(pl.LightningModule):
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the weights of an arm that trained the network with `Supervised`."""
-        prefix = "model."
-        self.model.load_state_dict(
-            {
-                name.removeprefix(prefix): value
-                for name, value in checkpoint["state_dict"].items()
-                if name.startswith(prefix)
-            }
-        )
-
-    def configure_optimizers(self) -> Any:
-        """An optimizer of nothing: Lightning counts its steps."""
-        return torch.optim.SGD([self.clock], lr=0.0)
+        self.model.load_state_dict(model_weights(checkpoint))
 
     def on_train_epoch_start(self) -> None:
         """Keeps the network in evaluation mode."""
@@ -198,43 +197,17 @@ class Quantized(pl.LightningModule):
         with torch.no_grad():
             report = self.ptq.step(self.global_step)
         self.done.append((report.error, report.undecided))
-        self.optimizers().step()  # type: ignore[union-attr]
+        self.tick()
         error = torch.tensor(report.error)
         self.log("train/loss", error)
         if self.global_step == len(self.ptq.passes):
             self.trainer.should_stop = True
         return {"loss": error}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what was noted of the units so far; everything else is in the weights."""
-        checkpoint["done"] = self.done
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        self.done = [tuple(each) for each in checkpoint["done"]]
-
-    def on_validation_start(self) -> None:
-        """Starts from empty measures."""
-        self.measures = {}
-
-    on_test_start = on_validation_start
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates the validation measures."""
-        self._compare("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates the test measures."""
-        self._compare("test", batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation measures."""
-        self._log_measures("val")
-
     def on_test_epoch_end(self) -> None:
         """Logs the test measures, and what is known of the quantisation itself."""
         assert self.ptq is not None
-        self._log_measures("test")
+        super().on_test_epoch_end()
         errors, undecided = zip(*self.done, strict=True)
         units = len(self.ptq.units)
         self.log_dict(
@@ -246,19 +219,20 @@ class Quantized(pl.LightningModule):
             }
         )
 
-    def _compare(self, split: str, batch: Batch, batch_idx: int) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Notes how the network does, and how far it is from the float one."""
         if batch_idx >= (self.protocol.eval_batches or math.inf):
             return
         x, y = batch
         if self.task == "language":
-            self._note("kl", self._outputs(x, y), "loss")
+            self._compare("kl", self._outputs(x, y), "loss")
             return
-        self._note(None, self._outputs(x, y), "accuracy")
-        generator = generator_for(self.protocol.seed, SPLITS.index(split), batch_idx)
+        self._compare(None, self._outputs(x, y), "accuracy")
+        generator = generator_for(self.protocol.seed, SPLITS.index(self.split), batch_idx)
         for _ in range(self.protocol.copies):
             noise = torch.randn(x.shape, generator=generator).to(x)
             noisy = self._outputs(x + self.protocol.noise * noise, y)
-            self._note("kl", noisy, "noisy_accuracy")
+            self._compare("kl", noisy, "noisy_accuracy")
 
     def _outputs(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, classes) of the quantised and of the float network, and targets (N,)."""
@@ -266,7 +240,9 @@ class Quantized(pl.LightningModule):
         logits, reference = self.model(x), self.ptq.reference(x)
         return logits.flatten(0, -2), reference.flatten(0, -2), y.flatten()
 
-    def _note(self, kl: str | None, outputs: tuple[Tensor, Tensor, Tensor], measure: str) -> None:
+    def _compare(
+        self, kl: str | None, outputs: tuple[Tensor, Tensor, Tensor], measure: str
+    ) -> None:
         logits, reference, target = outputs
         found: dict[str, Tensor] = {}
         for prefix, each in (("", logits), ("float_", reference)):
@@ -278,13 +254,12 @@ class Quantized(pl.LightningModule):
         if kl is not None:
             p, q = reference.log_softmax(1), logits.log_softmax(1)
             found[kl] = F.kl_div(q, p, reduction="batchmean", log_target=True)
-        for name, value in found.items():
-            metric = self.measures.setdefault(name, MeanMetric().to(value.device))
-            metric.update(value, len(target))
+        self.note(found, len(target))
 
-    def _log_measures(self, split: str) -> None:
-        values = {name: metric.compute() for name, metric in self.measures.items()}
+    def measured(self) -> dict[str, Tensor]:
+        """The means, and the perplexities."""
+        measured = super().measured()
         for prefix in ("", "float_"):
-            if prefix + "loss" in values:
-                values[prefix + "perplexity"] = values[prefix + "loss"].exp()
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+            if prefix + "loss" in measured:
+                measured[prefix + "perplexity"] = measured[prefix + "loss"].exp()
+        return measured

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
 
 from repro.data.base.iterators import generator_for
 from repro.data.tables.simulated import PlantedDictionary
@@ -27,7 +25,12 @@ from repro.methods.gsae import (
 )
 from repro.toolbox.method import Batch, Method, OptimizerFactory
 from repro.toolbox.pretrained import Base
-from repro.training.supervised import RunningLoss, step_plainly
+from repro.training.procedure import (
+    Evaluated,
+    ScheduleFactory,
+    model_weights,
+    refuse_methods,
+)
 
 TASKS = ("classification", "language")
 LABELS = ("true", "sampled")
@@ -84,16 +87,10 @@ class Dictionary:
                 raise UserError(f"gsae: {knob} is at least 1, not {getattr(self, knob)}.")
 
 
-class DictionaryLearning(pl.LightningModule):
+class DictionaryLearning(Evaluated):
     """Trains a sparse autoencoder on what passes a place in a model that is given, and frozen.
 
     One step is one batch of the model's inputs: activations, their gradient, one update.
-
-    Logged for validation and test, per mode (`MODES`; the same three times where an autoencoder
-    has no use for gradients): ``delta_ce``, ``kl``, ``loss_recovered``, ``fvu``, ``l0`` and
-    ``dead``; without a mode those of ``dictionary.mode``. Besides, ``clean_loss`` and
-    ``ablation_delta_ce`` of the model, ``steering``, and on a `PlantedDictionary`
-    ``recovery/influential`` and ``recovery/inert``.
 
     Args:
         model: the model to dissect. It is frozen.
@@ -109,7 +106,32 @@ class DictionaryLearning(pl.LightningModule):
         UserError: a method, or a task without classes.
     """
 
-    resumes_mid_epoch = True
+    METRICS: ClassVar = (
+        {"train/loss": "mean loss of the autoencoder in the epoch"}
+        | {
+            f"{split}/{name}": meaning
+            for split in ("val", "test")
+            for base, meaning in {
+                "delta_ce": "rise of the model's loss when the reconstruction is spliced in, nats",
+                "kl": "divergence of the spliced from the clean model, nats",
+                "loss_recovered": "1 - delta_ce / ablation_delta_ce",
+                "fvu": "share of the activations' variance that is not explained",
+                "l0": "latents that are active, per token",
+                "dead": "share of latents that never fire",
+            }.items()
+            for name in (
+                base,
+                *(f"{base}/{mode}" for mode in MODES),
+            )  # without a mode: the config's
+        }
+        | {
+            "*/clean_loss": "the model's own loss, nats",
+            "*/ablation_delta_ce": "rise of its loss when the mean activation is spliced in, nats",
+            "*/recovery/influential": "mean best cosine with planted features that matter",
+            "*/recovery/inert": "likewise with those that do not",
+            "test/steering": "mean effect of pushing along a living latent",
+        }
+    )
     mean: Tensor  # of the activations
     norm: Tensor  # mean one
 
@@ -117,44 +139,33 @@ class DictionaryLearning(pl.LightningModule):
         self,
         model: nn.Module,
         optimizer: OptimizerFactory,
-        schedule: Callable[..., LRScheduler],
+        schedule: ScheduleFactory,
         dictionary: Dictionary,
         task: str,
-        method: Method | None = None,
+        method: Method,
         clip_norm: float | None = None,
         log_every: int = 50,
     ) -> None:
-        super().__init__()
-        if type(method) not in (Method, type(None)):
-            raise UserError(
-                f"gsae trains autoencoders, which {type(method).__name__} cannot change: choose"
-                " autoencoder=… instead of method=…"
-            )
+        super().__init__(optimizer, schedule, clip_norm, log_every)
+        refuse_methods(
+            method,
+            "gsae trains autoencoders, which {method} cannot change: choose autoencoder=… instead"
+            " of method=…",
+        )
         if task not in TASKS:
             raise UserError(f"gsae needs a loss over classes; this data set's task: {task}.")
-        self.automatic_optimization = False
         self.model = model  # frozen in `setup`, once it has its weights
         self.site = Site(model, dictionary.site, dictionary.side, dictionary.skip)
         self.dictionary = dictionary
-        self.optimizer_factory, self.schedule = optimizer, schedule
-        self.clip_norm, self.log_every = clip_norm, log_every
         self.has_weights = False
         self.sae: Any = None  # made in `setup`, once the width of the activations is known
-        self.running_loss = RunningLoss()
 
     # -- The start --------------------------------------------------------------------------------
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes the model over from an arm that trained it with `Supervised`."""
         self.has_weights = True
-        prefix = "model."
-        self.model.load_state_dict(
-            {
-                key.removeprefix(prefix): value
-                for key, value in checkpoint["state_dict"].items()
-                if key.startswith(prefix)
-            }
-        )
+        self.model.load_state_dict(model_weights(checkpoint))
 
     def setup(self, stage: str) -> None:
         """Gives the model its weights, and makes an autoencoder for what passes the site."""
@@ -162,31 +173,28 @@ class DictionaryLearning(pl.LightningModule):
             return
         if self.trainer.world_size > 1:
             raise UserError("gsae trains an autoencoder on one device: set hardware.devices=1.")
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         device = self.trainer.strategy.root_device
         if not self.has_weights:
-            self.dictionary.base(self.model, data, device)
+            self.dictionary.base(self.model, self.data, device)
         self.model.requires_grad_(False).to(device).eval()
-        x_BD = self._sample(data, device)
+        x_BD = self._sample(device)
         self.sae = self.dictionary.autoencoder(x_BD.shape[1]).to(device)
         self.sae.initialise(x_BD)
         self.register_buffer("mean", x_BD.mean(dim=0))
         self.register_buffer("norm", x_BD.norm(dim=1).mean())
 
-    def _sample(self, data: Any, device: torch.device) -> Tensor:
+    def _sample(self, device: torch.device) -> Tensor:
         """Activations of the first training batches."""
         parts: list[Tensor] = []
-        for inputs, _ in data.train_dataloader():
+        for inputs, _ in self.data.train_dataloader():
             parts.append(read(self.site, inputs.to(device)).float())
             if sum(map(len, parts)) >= self.dictionary.sample:
                 break
         return torch.cat(parts)
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer of the autoencoder alone, and its schedule."""
-        optimizer = self.optimizer_factory(self.sae.parameters())
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+    def trained(self) -> list[nn.Parameter]:
+        """The autoencoder's parameters."""
+        return list(self.sae.parameters())
 
     # -- Training ---------------------------------------------------------------------------------
 
@@ -198,7 +206,6 @@ class DictionaryLearning(pl.LightningModule):
         """One update of the autoencoder."""
         sae: SparseAutoencoder = self.sae
         optimizer: Any = self.optimizers()
-        scheduler: Any = self.lr_schedulers()
         x_BD, g_BD = self._activations(batch)
         every = self.dictionary.resample_every
         first_half = 2 * self.global_step < self.trainer.estimated_stepping_batches
@@ -210,27 +217,15 @@ class DictionaryLearning(pl.LightningModule):
         sae.before_step()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(sae.parameters(), self.clip_norm)
-        step_plainly(optimizer)
+        self.tick()
         sae.after_step()
-        scheduler.step()
         loss = loss.detach()
-        self.running_loss.add(loss)
-        if self.global_step % self.log_every == 0:
-            for logger in self.loggers:
-                logger.log_metrics({"train/step_loss": float(loss)}, step=self.global_step - 1)
+        self.note_loss(loss)
         return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean loss."""
         self.log("train/loss", self.running_loss.take())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the running mean of the loss."""
-        checkpoint["loss_so_far"] = self.running_loss.state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        self.running_loss.restore(checkpoint["loss_so_far"])
 
     def _activations(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What passes the site, and its gradient if the autoencoder chooses by it."""
@@ -252,33 +247,21 @@ class DictionaryLearning(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Starts new sums, and the same sampled labels each time."""
+        super().on_validation_start()
         modes = MODES if self._needs_gradient else ("topk",)
         self.fidelity = {mode: Fidelity() for mode in (*modes, "ablation")}
         self.contexts: Tensor | None = None
         self.generator = torch.Generator(self.device).manual_seed(self.dictionary.seed)
 
-    on_test_start = on_validation_start
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Splices reconstructions into the model."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Splices reconstructions into the model."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs what was measured."""
-        self._log("val")
-
     def on_test_epoch_end(self) -> None:
         """Logs what was measured, and steers with the latents."""
-        self._log("test")
+        super().on_test_epoch_end()
         self.log("test/steering", self._steering())
 
     @torch.inference_mode(False)  # gradients at the site are wanted
     @torch.no_grad()
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Splices reconstructions into the model."""
         if self.fidelity["topk"].tokens >= self.dictionary.evaluated:
             return
         inputs, target = (tensor.clone() for tensor in batch)
@@ -311,7 +294,8 @@ class DictionaryLearning(pl.LightningModule):
             spliced = self.model(inputs).float()
         self.fidelity[name].update(x_BD, x_hat_BD, f_BN, clean, spliced, target)
 
-    def _log(self, split: str) -> None:
+    def measured(self) -> dict[str, Any]:
+        """All that was measured, by mode."""
         values = {name: fidelity.values() for name, fidelity in self.fidelity.items()}
         ablation = values.pop("ablation")["delta_ce"]
         logged = {
@@ -324,12 +308,12 @@ class DictionaryLearning(pl.LightningModule):
             logged |= {f"{name}/{mode}": value for name, value in measured.items()}
             if mode == self.dictionary.mode:
                 logged |= measured
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         if isinstance(data, PlantedDictionary) and self.dictionary.site == "":
             best_F = recovery(data.features.to(self.device), self.sae.W_dec.detach()).cpu()
             logged["recovery/influential"] = float(best_F[data.is_influential].mean())
             logged["recovery/inert"] = float(best_F[~data.is_influential].mean())
-        self.log_dict({f"{split}/{name}": value for name, value in logged.items()})
+        return logged
 
     @torch.inference_mode(False)
     def _steering(self) -> float:

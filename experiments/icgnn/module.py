@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,18 +36,7 @@ class Transmission(Supervised):
     """Maximises the users' mean spectral efficiency over channels that are drawn as it goes.
 
     The reference, against which all is measured, is WMMSE in a cell and gradient ascent on every
-    network where there are no cells. At test it logs, for each size and averaged over those
-    ``seen`` and ``unseen`` in training:
-
-    * ``test/se``: sum of the users' spectral efficiencies, bit/s/Hz; ``test/relative_se``: as part
-      of the reference's;
-    * ``test/relative_se_at/<T>``: with T conjugate-gradient steps, whatever was trained with;
-    * ``test/multiplications`` for one channel, ``test/solves`` (matrix factorisations), and
-      ``test/savings``: the reference's multiplications over its own;
-    * ``test/iterations_to_match``: after how many WMMSE has the same spectral efficiency, and
-      ``test/savings_equal_se``: the multiplications of so many iterations over its own;
-    * ``time/ms`` for a batch at the ``timed`` sizes, ``time/speedup``, ``time/speedup_equal_se``;
-    * ``test/permutation_error`` in double precision, and ``test/power_error``.
+    network where there are no cells.
 
     Args:
         *args: see `Supervised`.
@@ -57,6 +46,34 @@ class Transmission(Supervised):
         **kwargs: see `Supervised`.
     """
 
+    # Each is logged by size (/<size>) and as the mean over sizes seen and unseen in training;
+    # errors and solves as the largest, times as the geometric mean.
+    METRICS: ClassVar = {
+        "val/se": "geometric mean over sizes of val/se/*",
+        "val/se/*": "bit/s/Hz",
+    } | {
+        f"{name}{of_sizes}": meaning
+        for name, meaning in {
+            "test/se": "sum of the users' spectral efficiencies, bit/s/Hz",
+            "test/min_se": "that of the worst user, bit/s/Hz",
+            "test/relative_se": "test/se as part of the reference's",
+            "test/relative_se_at": "likewise with so many conjugate-gradient steps",
+            "test/power_error": "part by which a power constraint is missed or exceeded",
+            "test/permutation_error": "relative change when nodes are shuffled, in float64",
+            "test/solves": "matrix factorisations for one channel",
+            "test/multiplications": "for one channel",
+            "test/iterations_to_match": "after how many WMMSE has the same spectral efficiency",
+            "test/points_per_user": "access points that serve a user",
+            "test/savings": "multiplications of the reference over the own",
+            "test/savings_equal_se": "likewise, of iterations_to_match iterations",
+            "time/ms": "milliseconds for a batch at the timed sizes",
+            "time/speedup": "time of the reference over the own",
+            "time/speedup_equal_se": "likewise, of iterations_to_match iterations",
+        }.items()
+        for of_sizes in ("", "/*")
+    }
+    data: Wireless
+
     def __init__(
         self,
         *args: Any,
@@ -65,31 +82,24 @@ class Transmission(Supervised):
         timed: Mapping[str, Sequence[str]] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.pop("task", None)  # there are no labels
         super().__init__(*args, **kwargs)
         self.reference, self.cg_steps, self.timed = reference, cg_steps, dict(timed or {})
         self.is_learned = any(True for _ in self.model.parameters())
         self.table: dict[str, dict[str, float]] = {}
 
-    @property
-    def data(self) -> Wireless:
-        """The simulator.
+    def setup(self, stage: str) -> None:
+        """Checks that model and data belong together.
 
         Raises:
-            UserError: the run has other data, or a model for the other problem.
+            UserError: the run has other data, a model for the other problem, or unknown sizes.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Wireless):
+        if not isinstance(self.data, Wireless):
             raise UserError("icgnn simulates its channels: dataset=wireless.")
-        if getattr(self.model, "problem", None) is not data.problem:
+        if getattr(self.model, "problem", None) is not self.data.problem:
             raise UserError(
-                f"model {type(self.model).__name__} does not fit dataset.kind={data.name}: "
+                f"model {type(self.model).__name__} does not fit dataset.kind={self.data.name}: "
                 "icgnn fits both; *_precoder is for cellular, *_power for cellfree."
             )
-        return data
-
-    def setup(self, stage: str) -> None:
-        """Checks that model and data belong together."""
         known = [cell.name for cell in self.data.test_cells]
         for name in self.timed.get(str(self.data.name), ()):
             if name not in known:
@@ -114,9 +124,8 @@ class Transmission(Supervised):
 
     def on_validation_start(self) -> None:
         """Starts an empty table."""
+        super().on_validation_start()
         self.table = {}
-
-    on_test_start = on_validation_start
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Notes the spectral efficiency at one size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,11 +17,18 @@ MEASURED_STEP = 1  # the second: the optimizer's state exists by then
 class LocalTraining(Supervised):
     """Adds ``memory/*`` to `Supervised`, measured during its second training step.
 
-    * ``memory/peak_mb``: the peak of all tensor memory within the step: parameters, optimizer
-      state, gradients, activations, auxiliary nets and copies (`PeakMemory`).
-    * ``memory/kept_mb``: what of it is there before the step begins (parameters, optimizer state,
-      the batch).
+    Args:
+        *args: see `Supervised`.
+        **kwargs: see `Supervised`.
     """
+
+    METRICS: ClassVar = {
+        "memory/peak_mb": "peak of all tensor memory within the step: parameters, optimizer state, "
+        "gradients, activations, auxiliary nets and copies (`PeakMemory`)",
+        "memory/kept_mb": "what of it is there before the step begins (parameters, optimizer "
+        "state, the batch)",
+    }
+    KEPT: ClassVar = ("memory",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,16 +53,6 @@ class LocalTraining(Supervised):
         """Logs the memory with the epoch's measures."""
         super().on_train_epoch_end()
         self.log_dict(self.memory)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the measurement for a resumed run."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["measured_memory"] = self.memory
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the measurement."""
-        super().on_load_checkpoint(checkpoint)
-        self.memory = checkpoint["measured_memory"]
 
     def _kept(self, batch: Batch) -> list[Tensor]:
         """All tensors that outlive a step."""

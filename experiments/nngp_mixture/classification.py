@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from repro.experiments.nngp_mixture.base import Room
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import TensorData
@@ -35,6 +34,26 @@ class Classifier(Room):
         shifts: name: [kind, amount], see `shifts`; None for none.
         room: see `Room`.
     """
+
+    METRICS: ClassVar = (
+        {"val/accuracy": "share of right examples", "train/loss": "of the latest step"}
+        | {
+            f"test/{images}{name}": meaning
+            for images in ("", "shifted/", "*/")  # as they are; mean over the shifts; one shift
+            for name, meaning in {
+                "nll": "nats per example",
+                "accuracy": "share of right examples",
+                "ece": "expected calibration error, in 15 bins",
+            }.items()
+        }
+        | {
+            "test/unknown_auroc": "how well uncertainty finds the classes that were left out",
+            "test/known/nll": "nats per example of the other classes",
+            "test/df": "degrees of freedom of the scale's posterior",
+            "test/scale_mean": "its mean",
+            "test/largest_sigma": "largest initial scale of a member's last layer",
+        }
+    )
 
     def __init__(
         self,
@@ -59,7 +78,7 @@ class Classifier(Room):
         """
         if self.spoilt:
             return
-        data: Any = self.trainer.datamodule
+        data = self.data
         if not isinstance(data, TensorData) or data.splits["train"][0].dim() != 4:
             raise UserError("nngp_mixture: this arm takes images in memory, (N, C, H, W).")
         for number, split in enumerate(("train", "val")):
@@ -110,6 +129,8 @@ class Classifier(Room):
                 values[f"test/shifted/{metric}"] = sum(m[metric] for m in each) / len(each)
         drop = torch.tensor(list(self.training_set.drop), device=self.device)
         if len(drop):
+            from torchmetrics.functional.classification import binary_auroc
+
             log_p, y = self._gathered("")
             unknown = torch.isin(y, drop)
             values["test/unknown_auroc"] = float(
@@ -126,6 +147,8 @@ class Classifier(Room):
         return torch.cat(self.collected[f"{name}/p"]), torch.cat(self.collected[f"{name}/y"])
 
     def _measures(self, name: str) -> dict[str, float]:
+        from torchmetrics.functional.classification import multiclass_calibration_error
+
         log_p, y = self._gathered(name)
         ece = multiclass_calibration_error(log_p.exp(), y, self.classes, n_bins=15)
         return {
@@ -215,7 +238,7 @@ class SparseClassifier(Classifier):
 
     def _prepare(self, x: Tensor) -> Tensor:
         """Normalises stored bytes as the loaders do."""
-        data: Any = self.trainer.datamodule
+        data = self.data
         return x if data.normalise is None else data.normalise(x)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from repro.experiments.nngp_mixture.base import Room
@@ -27,10 +27,6 @@ from repro.methods.nngp_mixture import (
 class Ensemble(Room):
     """Draws networks of the prior, trains them, and compares their outputs with theory.
 
-    Logged are Kolmogorov-Smirnov distances, averaged over the test inputs: ``…/ks`` to Student's t
-    of the paper, ``…/ks_gaussian`` to the Gaussian of the same variance and, after training,
-    ``…/ks_posterior`` to the t of the Bayesian posterior, which has other degrees of freedom.
-
     Args:
         kernel: of the architecture.
         prior: of σ_v².
@@ -41,6 +37,14 @@ class Ensemble(Room):
         steps: of descent in one training step; 1 where all layers are trained.
         room: see `Room`.
     """
+
+    METRICS: ClassVar = {  # Kolmogorov-Smirnov distances, averaged over the test inputs
+        "test/*/ks": "to Student's t of the paper; *: prior, last or all trained layers",
+        "test/*/ks_gaussian": "to the Gaussian of the same variance",
+        "test/*/ks_posterior": "to the t of the Bayesian posterior, of other degrees of freedom",
+        "test/*/mse": "mean squared error of the networks on the training set",
+        "test/ks_noise": "what the distance of so many true draws stays below, at 95 %",
+    }
 
     def __init__(
         self,
@@ -134,10 +138,12 @@ class Ensemble(Room):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what is not a parameter: outputs in function space, measures at birth."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["ensemble"] = {"outputs": self.outputs(), "start": self.start}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them."""
+        super().on_load_checkpoint(checkpoint)
         if self.descent is not None:
             self.descent.outputs = checkpoint["ensemble"]["outputs"]
         self.start = checkpoint["ensemble"]["start"]

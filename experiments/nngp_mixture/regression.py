@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from repro.experiments.nngp_mixture.base import Room
@@ -42,6 +42,36 @@ class Regression(Room):
         outlier_size: by how many standard deviations, up or down.
         room: see `Room`.
     """
+
+    # Besides the mean over data sets, each is logged for every set, with /<data set> behind.
+    METRICS: ClassVar = {
+        f"{name}{of_a_set}": meaning
+        for of_a_set in ("", "/*")
+        for name, meaning in {
+            "test/nll": "nats per example, of standardised targets",
+            "test/nll_original": "likewise, of targets in their unit",
+            "test/rmse": "in standard deviations of the target",
+            "test/coverage": "share of targets in the central 95 % interval",
+            "test/noise": "the noise variance that was chosen or trained",
+            "test/evidence": "log-evidence per training example, nats",
+            "test/chosen_kernel": "its number in the grid",
+            "test/chosen_prior": "its number in the list",
+            "test/effective_samples": "of the predictive mixture",
+            "test/sampling/effective": "samples that count in importance sampling",
+            "test/sampling/error": "its largest error in log-density, nats",
+            "test/few/*/nll": "having learnt from so many examples, nats",
+            "test/matches/*": "share of sets where the arm matches a reference",
+            "test/nll_minus/*": "nats by which the arm is behind a reference",
+            "test/as_gaussian/nll": "of a Gaussian process with the same kernel",
+            "test/as_scaled_gaussian/nll": "likewise with the likeliest scale",
+            "test/w_std": "of hidden weights, as trained",
+            "test/b_std": "of hidden biases, as trained",
+            "test/last_w_std": "of the last layer, as trained",
+            "time/solve_seconds": "for the eigendecomposition",
+            "time/predict_seconds": "for the predictive law",
+            "time/sampling_seconds": "for importance sampling",
+        }.items()
+    }
 
     def __init__(self, outliers: float = 0.0, outlier_size: float = 6.0, **room: Any) -> None:
         super().__init__(**room)

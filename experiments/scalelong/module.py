@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from repro.experiments.scalelong.fid import frechet_inception_distance, require_
 from repro.experiments.scalelong.probes import at_initialisation, sensitivity
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchmetrics import MeanMetric
 
 from repro.data.base.iterators import generator_for, process_rank
 from repro.errors import UserError, did_you_mean
@@ -34,18 +33,8 @@ class Denoising(Supervised):
     """Trains a network to predict the noise in x_t, on the images of any image data set.
 
     The times and noises of a training step are a function of (seed, step): arms see the same ones,
-    and a resumed run goes on with those it would have seen. Beyond losses it logs, at the test:
-
-    * ``monitor/feature_norm``, ``monitor/grad_norm``: norm of the last decoder block's output, and
-      of the whole gradient: means over the last tenth of training.
-    * ``monitor/feature_oscillation``, ``monitor/grad_oscillation``: `oscillation` after the first
-      steps.
-    * ``monitor/sensitivity``: of the trained network to its input.
-    * ``init/n<N>/…``: the theory's quantities of fresh networks with N skips
-      (`at_initialisation`).
-    * ``compare/feature_ratio``, in arms that start ``from`` a baseline: the baseline's feature norm
-      over its own.
-    * ``scaler/…``: parameters of the scaler, here and on the paper's U-ViT.
+    and a resumed run goes on with those it would have seen. What it logs besides losses is measured
+    at the test.
 
     Args:
         *args: see `Supervised`.
@@ -63,6 +52,26 @@ class Denoising(Supervised):
         UserError: an argument lies outside its range.
     """
 
+    METRICS: ClassVar = {
+        "monitor/feature_norm": "of the last decoder block's output, mean over the last tenth",
+        "monitor/grad_norm": "of the whole gradient, likewise",
+        "monitor/feature_oscillation": "`oscillation` after the first steps",
+        "monitor/grad_oscillation": "likewise",
+        "monitor/sensitivity": "of the trained network to its input",
+        "init/n*/gain": "see `at_initialisation`; n<N>: of fresh networks with N skips",
+        "init/n*/gain_over_theory": "likewise",
+        "init/n*/grad_norm": "likewise",
+        "init/n*/grad_ratio": "likewise",
+        "init/n*/sensitivity": "likewise",
+        "compare/speedup": "how many times sooner this run reaches the last validation loss of the "
+        "baseline that it starts from",
+        "compare/feature_ratio": "the baseline's feature norm over its own",
+        "scaler/parameters": "of the scaler",
+        "scaler/paper_parameters": "what they would be on U-ViT-S/2",
+        "scaler/paper_share": "over those of the network",
+        "test/fid": "Frechet Inception distance of samples to training images",
+    }
+
     def __init__(
         self,
         *args: Any,
@@ -75,8 +84,7 @@ class Denoising(Supervised):
         sampling: dict[str, Any],
         **kwargs: Any,
     ) -> None:
-        # Whatever the data set is made for, what is learnt here is the noise.
-        super().__init__(*args, **kwargs | {"task": "regression"})
+        super().__init__(*args, **kwargs)
         if ema is not None and not 0 <= ema < 1:
             raise UserError(f"module.ema is null or lies in [0, 1), not {ema}.")
         for name, count in {"eval_draws": eval_draws, "monitor.every": monitor["every"]}.items():
@@ -147,18 +155,14 @@ class Denoising(Supervised):
             norms = {f"feature/{j}": float(norm) for j, norm in enumerate(self.features.latest)}
             feature, gradient = self.records[-1].tolist()
             latest = {"train/feature_norm": feature, "train/grad_norm": gradient}
-            self._log_now(norms | latest)
+            self.log_now(norms | latest)
         return outputs
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates the loss at fixed times and noises."""
-        self._evaluate_noise(batch, batch_idx)
-
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates the loss at fixed times and noises."""
+        """Keeps the first batch, for what is measured at the end."""
         if batch_idx == 0:
             self.first_test_batch = batch[0]
-        self._evaluate_noise(batch, batch_idx)
+        super().test_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """Logs everything that is known at the end, and draws pictures."""
@@ -199,13 +203,12 @@ class Denoising(Supervised):
         noise: Tensor = self.denoiser(x_t, self.time_scale * time_B)
         return noise.float()
 
-    def _evaluate_noise(self, batch: Batch, batch_idx: int) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the loss at fixed times and noises."""
         x0 = batch[0].repeat(self.eval_draws, *[1] * (batch[0].ndim - 1))
         time_B, noise = self._draws(x0, EVALUATION, batch_idx)
         error_B = self._error(self.denoiser, x0, time_B, noise)
-        if "loss" not in self.evaluation:
-            self.evaluation["loss"] = MeanMetric().to(self.device)
-        self.evaluation["loss"].update(error_B.mean(), len(error_B))
+        self.note({"loss": error_B.mean()}, len(error_B))
 
     def _monitored(self) -> dict[str, float]:
         """The norms' level and oscillation, and how sensitive the trained network is."""
@@ -289,13 +292,12 @@ class Denoising(Supervised):
 
     def _fid(self) -> float:
         """FID of fresh samples against the training images."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         total, size = self.sampling["fid_samples"], 500
         fakes = (
             self._sample(min(size, total - start), 1 + start // size)
             for start in range(0, total, size)
         )
-        reals = (batch[0].to(self.device) for batch in data.train_dataloader())
+        reals = (batch[0].to(self.device) for batch in self.data.train_dataloader())
         return frechet_inception_distance(reals, fakes, self.device)
 
 

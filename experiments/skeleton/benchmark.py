@@ -6,9 +6,8 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from repro.experiments.skeleton.operations import foreign_operations
 from torch import Tensor, nn
@@ -16,8 +15,15 @@ from torch import Tensor, nn
 from repro.data.base.iterators import generator_for
 from repro.data.images.shapes import ShapeData
 from repro.errors import UserError
-from repro.methods.skeleton import LearnedSkeleton, Skeletonize, betti_errors, dice
+from repro.methods.skeleton import (
+    ClassicalSkeleton,
+    LearnedSkeleton,
+    Skeletonize,
+    betti_errors,
+    dice,
+)
 from repro.toolbox.method import Method
+from repro.training.procedure import Procedure, model_weights
 
 Batch = tuple[Tensor, Tensor]
 KINDS = {2: "2d", 3: "3d"}
@@ -60,45 +66,62 @@ def skeletonizer_of(method: object) -> nn.Module | None:
     return method
 
 
-class Benchmark(pl.LightningModule):
+def skeletonizer_for_loss(method: object, share: float) -> nn.Module | None:
+    """The skeletonisation of a loss whose centreline term weighs ``share``.
+
+    Raises:
+        UserError: the share lies outside [0, 1], or the method passes no gradients.
+    """
+    skeletonizer = skeletonizer_of(method)
+    if not 0 <= share <= 1:
+        raise UserError(f"skeleton: share={share}. It lies in [0, 1].")
+    if isinstance(skeletonizer, ClassicalSkeleton):
+        raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
+    return skeletonizer
+
+
+class Benchmark(Procedure):
     """Skeletonises each shape of `repro.data.images.shapes.ShapeData` once and counts what changed.
 
-    One training step is one shape; after the last one training is over. Logged, on average over the
-    2-D shapes (``2d``) and the 3-D ones (``3d``): ``test/2d/betti_0_error`` (and 1, and 2 in 3-D),
-    their sum ``betti_error``, ``wrong`` (share of the shapes with an error), ``size`` (skeleton
-    points per point of the shape), ``thick`` (share of skeleton points in a full 2×2 or 2×2×2
-    block), ``time/2d_ms``. Over all shapes: ``test/betti_error``, ``test/wrong``,
-    ``test/usable_gradient`` (share with a finite gradient that is not zero). For `Skeletonize`,
-    ``test/foreign_operations`` and ``test/soft/…``: the Dice coefficient with the true skeleton,
-    and the Betti error, of skeletons of soft input.
+    One training step is one shape; after the last one training is over.
 
     Args:
         model: with ``method=none``, the network that has learnt to skeletonise.
         method: the skeletonisation.
         soft: about soft input; None leaves it out.
-        log_every: steps between rows of metrics.csv.
-        unused: what other modules are given.
 
     Raises:
         UserError: the method is no skeletonisation.
     """
 
-    resumes_mid_epoch = True
+    METRICS: ClassVar = {
+        "test/betti_error": "sum of the errors of all Betti numbers, mean over shapes",
+        "test/wrong": "share of the shapes with an error",
+        "test/usable_gradient": "share with a finite gradient that is not zero",
+        "test/foreign_operations": "kinds of operations that the paper does not allow itself",
+        "test/soft/*": "beta_<b>/dice_<n>: Dice with the true skeleton, of the rounded mean of n"
+        " skeletons of soft input at noise scale b; betti_error_<n>: its Betti error",
+    } | {
+        name.format(kind=kind): meaning
+        for kind in KINDS.values()
+        for name, meaning in {
+            "test/{kind}/betti_*_error": "error of one Betti number, mean over shapes",
+            "test/{kind}/betti_error": "their sum",
+            "test/{kind}/wrong": "share of the shapes with an error",
+            "test/{kind}/size": "skeleton points per point of the shape",
+            "test/{kind}/thick": "share of skeleton points in a full 2x2 or 2x2x2 block",
+            "test/{kind}/usable_gradient": "share with a finite gradient that is not zero",
+            "time/{kind}_ms": "milliseconds for one shape",
+        }.items()
+    }
+    KEPT: ClassVar = ("rows", "soft_rows")
+    data: ShapeData
 
-    def __init__(
-        self,
-        model: nn.Module,
-        method: object,
-        soft: SoftInput | None = None,
-        log_every: int = 50,
-        **unused: Any,
-    ) -> None:
+    def __init__(self, model: nn.Module, method: object, soft: SoftInput | None = None) -> None:
         super().__init__()
-        self.automatic_optimization = False
         skeletonizer = skeletonizer_of(method)
         self.skeletonizer = LearnedSkeleton(model) if skeletonizer is None else skeletonizer
         self.soft = soft
-        self.clock = nn.Parameter(torch.zeros(()))  # steps need an optimizer to be counted
         self.rows: list[dict[str, float]] = []
         self.soft_rows: list[dict[str, float]] = []
 
@@ -108,17 +131,12 @@ class Benchmark(pl.LightningModule):
         Raises:
             UserError: they are not.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ShapeData):
+        if not isinstance(self.data, ShapeData):
             raise UserError(
                 "The skeleton benchmark looks at single shapes: dataset=shapes, or "
                 "dataset=drive (or vessap) with dataset.as_shapes=true."
             )
-        self.names = list(data.shapes)
-
-    def configure_optimizers(self) -> Any:
-        """An optimizer of nothing: Lightning counts its steps."""
-        return torch.optim.SGD([self.clock], lr=0.0)
+        self.names = list(self.data.shapes)
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes over a network from an arm that trained it.
@@ -128,12 +146,7 @@ class Benchmark(pl.LightningModule):
         """
         if not isinstance(self.skeletonizer, LearnedSkeleton):
             raise UserError("skeleton: only method=none starts from an arm that trained a network.")
-        weights = {
-            key.removeprefix("model."): value
-            for key, value in checkpoint["state_dict"].items()
-            if key.startswith("model.")
-        }
-        self.skeletonizer.network.load_state_dict(weights)
+        self.skeletonizer.network.load_state_dict(model_weights(checkpoint))
 
     def on_train_epoch_start(self) -> None:
         """Nothing here is trained: batch norm of a learned skeletonisation stays as it is."""
@@ -142,7 +155,7 @@ class Benchmark(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Skeletonises one shape."""
         mask, number = batch
-        self.optimizers().step()  # type: ignore[union-attr]
+        self.tick()
         name, dims = self.names[int(number)], mask.dim() - 2
         if int(number) + 1 == len(self.names):
             self.trainer.should_stop = True
@@ -152,9 +165,9 @@ class Benchmark(pl.LightningModule):
         row = {"dims": dims, "ms": milliseconds, **measured(mask, skeleton > 0.5)}
         row["usable_gradient"] = float(self._has_gradient(mask))
         self.rows.append(row)
-        how = self.soft
-        if how is not None and name in how.shapes and isinstance(self.skeletonizer, Skeletonize):
-            self.soft_rows.append(self._skeletons_of_soft(mask, int(number), how))
+        soft = self.soft
+        if soft is not None and name in soft.shapes and isinstance(self.skeletonizer, Skeletonize):
+            self.soft_rows.append(self._skeletons_of_soft(mask, int(number), soft))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Everything was measured while training."""
@@ -183,14 +196,6 @@ class Benchmark(pl.LightningModule):
             means["test/foreign_operations"] = float(len(foreign))
         self.log_dict(means)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what was measured so far."""
-        checkpoint["rows"] = (self.rows, self.soft_rows)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        self.rows, self.soft_rows = checkpoint["rows"]
-
     @torch.no_grad()
     def _timed(self, mask: Tensor) -> tuple[Tensor, float]:
         """The skeleton, and the time that the faster of two passes took."""
@@ -213,20 +218,24 @@ class Benchmark(pl.LightningModule):
         return bool(gradient.isfinite().all() and (gradient != 0).any())
 
     @torch.no_grad()
-    def _skeletons_of_soft(self, mask: Tensor, number: int, how: SoftInput) -> dict[str, float]:
+    def _skeletons_of_soft(
+        self, mask: Tensor, number: int, settings: SoftInput
+    ) -> dict[str, float]:
         """Agreement with the true skeleton, for every beta and number of passes."""
         true = self.skeletonizer(mask)
-        generator = generator_for(how.seed, number)
-        away = how.noise * (2 * torch.rand(mask.shape, generator=generator) - 1).to(mask.device)
-        right = (how.confidence + away).clamp(0.5 + 1e-3, 1)
+        generator = generator_for(settings.seed, number)
+        away = settings.noise * (2 * torch.rand(mask.shape, generator=generator) - 1).to(
+            mask.device
+        )
+        right = (settings.confidence + away).clamp(0.5 + 1e-3, 1)
         soft = torch.where(mask > 0, right, 1 - right)
         thin = copy.deepcopy(self.skeletonizer)
         row: dict[str, float] = {}
-        for beta in how.betas:
+        for beta in settings.betas:
             thin.beta = beta  # type: ignore[assignment]
-            draws = torch.Generator(mask.device).manual_seed(how.seed)
-            many = thin(soft.expand(max(how.passes), *soft.shape[1:]), draws)
-            for passes in how.passes:
+            draws = torch.Generator(mask.device).manual_seed(settings.seed)
+            many = thin(soft.expand(max(settings.passes), *soft.shape[1:]), draws)
+            for passes in settings.passes:
                 mean = (many[:passes].mean(0, keepdim=True) > 0.5).float()
                 row[f"beta_{beta:g}/dice_{passes}"] = float(dice(mean, true, smooth=0.0))
                 errors = betti_errors(*(x[0, 0].cpu().numpy() > 0.5 for x in (mask, mean)))

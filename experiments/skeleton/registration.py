@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
-import lightning.pytorch as pl
 import torch
-from repro.experiments.skeleton.benchmark import skeletonizer_of
+from repro.experiments.skeleton.benchmark import skeletonizer_for_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
 
 from repro.errors import UserError
-from repro.methods.skeleton import ClassicalSkeleton, dice, overlap_loss
+from repro.methods.skeleton import dice, overlap_loss
 from repro.toolbox.method import Batch, OptimizerFactory
+from repro.training.procedure import Procedure, ScheduleFactory
 
 SPLITS = ("val", "test")
 
 
-class Registration(pl.LightningModule):
+class Registration(Procedure):
     """Finds, for every pair of masks, the affine map that brings moving onto fixed.
 
     One training step moves the maps of all pairs, each by its own gradient, of the same loss as in
     `Segmentation`: the share of the centreline term is what arms differ in. Pairs of ``val`` are
-    there to choose hyper-parameters by. Logged for both splits: ``landmark_error``, the mean
-    distance in points between true and found landmarks; ``start_error``, the same before; ``dice``
-    of the masks.
+    there to choose hyper-parameters by.
 
     Args:
         method: the skeletonisation of the loss; ``method=none`` aligns by Dice alone.
         optimizer: of the maps.
         schedule: of its rate.
         share: weight of the centreline term, in [0, 1].
-        log_every: steps between rows of the training loss.
-        unused: what other modules are given.
 
     Raises:
         UserError: the share lies outside [0, 1], or the method cannot pass gradients.
     """
 
-    resumes_mid_epoch = True
+    METRICS: ClassVar = {"train/loss": "mean over pairs of the loss"} | {
+        f"{split}/{name}": meaning
+        for split in SPLITS
+        for name, meaning in {
+            "landmark_error": "mean distance between true and found landmarks, in points",
+            "start_error": "the same before registration",
+            "dice": "overlap of the masks, in [0, 1]",
+        }.items()
+    }
     fixed: Tensor
     moving: Tensor
     there: Tensor
@@ -51,20 +53,12 @@ class Registration(pl.LightningModule):
         self,
         method: object,
         optimizer: OptimizerFactory,
-        schedule: Callable[..., LRScheduler],
+        schedule: ScheduleFactory,
         share: float = 0.5,
-        log_every: int = 50,
-        **unused: Any,
     ) -> None:
-        super().__init__()
-        self.skeletonizer = skeletonizer_of(method)
-        if not 0 <= share <= 1:
-            raise UserError(f"skeleton: module.share={share}. It lies in [0, 1].")
-        if isinstance(self.skeletonizer, ClassicalSkeleton):
-            raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
-        self.automatic_optimization = False
-        self.optimizer_factory, self.schedule = optimizer, schedule
-        self.share, self.log_every = share, log_every
+        super().__init__(optimizer, schedule)
+        self.skeletonizer = skeletonizer_for_loss(method, share)
+        self.share = share
 
     def setup(self, stage: str) -> None:
         """Takes the pairs of both splits, and starts from maps that change nothing.
@@ -72,7 +66,7 @@ class Registration(pl.LightningModule):
         Raises:
             UserError: the data are no pairs with landmarks.
         """
-        splits = getattr(self.trainer.datamodule, "splits", {})  # type: ignore[attr-defined]
+        splits = getattr(self.data, "splits", {})
         if len(splits.get("val", ())) != 4:
             raise UserError("skeleton: registration takes pairs with landmarks: dataset=arches.")
         if hasattr(self, "maps"):
@@ -87,22 +81,12 @@ class Registration(pl.LightningModule):
             skeleton = None if self.skeletonizer is None else self.skeletonizer(self.fixed)
         self.register_buffer("fixed_skeleton", skeleton, persistent=False)
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer of all maps, and the schedule over all steps."""
-        optimizer = self.optimizer_factory([self.maps])
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of every map; the batch only says that it is time."""
-        optimizer: Any = self.optimizers()
         losses = overlap_loss(
             self.warped(), self.fixed, self.skeletonizer, self.share, self.fixed_skeleton
         )
-        optimizer.zero_grad()
-        self.manual_backward(losses.sum())  # so that no pair's gradient depends on their number
-        optimizer.step()
-        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.descend(losses.sum())  # so that no pair's gradient depends on their number
         self.log("train/loss", losses.detach().mean())
         return {"loss": losses.detach().mean()}
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from repro.experiments.skeleton.benchmark import skeletonizer_of
+from repro.experiments.skeleton.benchmark import skeletonizer_for_loss, skeletonizer_of
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from repro.errors import UserError
 from repro.methods.skeleton import ClassicalSkeleton, betti_errors, cldice_of, dice, overlap_loss
@@ -19,10 +18,20 @@ from repro.training.supervised import Supervised
 class _Masks(Supervised):
     """Supervised training on (picture, mask), measured mask by mask."""
 
+    METRICS: ClassVar = {
+        f"{split}/{name}": meaning
+        for split in ("val", "test")
+        for name, meaning in {
+            "dice": "overlap of the masks, in [0, 1]",
+            "cldice": "overlap of each mask with the other's skeleton, in [0, 1]",
+            "score": "mean of Dice and clDice, which hyper-parameters are chosen by",
+            "betti_error": "sum of the errors of all Betti numbers",
+            "betti_*_error": "error of one Betti number",
+        }.items()
+    }
+
     def __init__(self, model: nn.Module, method: object, flips: bool, **settings: Any) -> None:
-        known = ("optimizer", "schedule", "clip_norm", "log_every")
-        kept = {name: settings[name] for name in known if name in settings}
-        super().__init__(model, Method(), task="regression", **kept)
+        super().__init__(model, Method(), task="regression", **settings)
         self.skeletonizer = skeletonizer_of(method)
         self.flips = flips
 
@@ -32,13 +41,6 @@ class _Masks(Supervised):
             return batch
         axes = [axis for axis in range(2, batch[0].dim()) if torch.rand(()) < 0.5]
         return tuple(tensor.flip(axes) for tensor in batch)
-
-    def note(self, measures: dict[str, float]) -> None:
-        """Adds one example's measures to the evaluation under way."""
-        for name, value in measures.items():
-            if name not in self.evaluation:
-                self.evaluation[name] = MeanMetric().to(self.device)
-            self.evaluation[name].update(value)
 
 
 class Segmentation(_Masks):
@@ -68,10 +70,7 @@ class Segmentation(_Masks):
         **settings: Any,
     ) -> None:
         super().__init__(model, method, flips, **settings)
-        if not 0 <= share <= 1:
-            raise UserError(f"skeleton: module.share={share}. It lies in [0, 1].")
-        if isinstance(self.skeletonizer, ClassicalSkeleton):
-            raise UserError("skeleton: a classical skeleton passes no gradient to a loss.")
+        self.skeletonizer = skeletonizer_for_loss(method, share)
         self.share = share
         self.judge = ClassicalSkeleton("lee")
 
@@ -81,7 +80,8 @@ class Segmentation(_Masks):
         predicted = torch.sigmoid(self.model(pictures))
         return overlap_loss(predicted, masks, self.skeletonizer, self.share).mean()
 
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the measures of each mask."""
         pictures, masks = batch
         predicted = (self.model(pictures) > 0).float()
         areas = dice(predicted, masks)
@@ -127,7 +127,8 @@ class SkeletonLearning(_Masks):
         overlap = 1 - dice(torch.sigmoid(logits), target)
         return F.binary_cross_entropy_with_logits(logits, target) + overlap.mean()
 
-    def _evaluate(self, batch: Batch) -> None:
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the measures of each mask."""
         masks = batch[1]
         target = self.teacher(masks)
         predicted = ((self.model(masks) > 0) & (masks > 0)).float()

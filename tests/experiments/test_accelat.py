@@ -43,7 +43,8 @@ def config() -> DictConfig:
 def fitted(config: DictConfig, tmp_path: Path) -> tuple[AdversariallyTrained, Any]:
     """One run as the engine makes it, but with the module and the data in hand."""
     pl.seed_everything(config.seed, verbose=False)
-    module, data = execute.build_module(config), instantiate(config.dataset)
+    data = instantiate(config.dataset)
+    module = execute.build_module(config, data)
     trainer = execute.build_trainer(config, logger=False, enable_checkpointing=False,
                                     default_root_dir=tmp_path)  # fmt: skip
     trainer.fit(module, datamodule=data)

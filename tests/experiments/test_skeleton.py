@@ -73,7 +73,7 @@ def test_a_killed_application_ends_with_the_same_bits(tmp_path: Path, typed: str
         ("arm=boolean method=gradient_noise", "paper=skeleton takes method=skeleton"),
         ("arm=boolean dataset=digits", "dataset=shapes"),
         (f"arm=seg_skeleton method=skeleton/classical {FEW}", "passes no gradient"),
-        ("arm=reg_skeleton module.share=1.5", "module.share=1.5"),
+        ("arm=reg_skeleton share=1.5", "share=1.5"),
         (f"arm=reg_skeleton dataset=vessels {FEW}", "dataset=arches"),
         ("arm=zhang dataset.pictures=false dataset.trees=0", "none of the shapes"),
         ("arm=learned_net method=none", "takes a teacher"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ SMALL = ["arm=sgd", "seed=3", "training.epochs=2", "training.log_every=3", "trai
 
 
 def executed(folder: Path, name: str, *typed: str) -> Run:
-    run = create_study(plan_study(["paper=toy", *SMALL, *typed]), folder / name).runs[0]
+    own = {text.split("=")[0] for text in typed}
+    small = [text for text in SMALL if text.split("=")[0] not in own]
+    run = create_study(plan_study(["paper=toy", *small, *typed]), folder / name).runs[0]
     assert execute_here(run) == Status.FINISHED, run.record()
     return run
 
@@ -71,3 +74,34 @@ def test_a_hook_that_somebody_wrote_is_called_at_every_step(
     monkeypatch.setattr(Supervised, hook, noted)
     executed(toy, "hooked", "training.test_with=none")
     assert steps == list(range(40))
+
+
+def test_an_unknown_lightning_runs_its_own_loop_and_ends_with_the_same_bits(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = executed(toy, "ours")
+    with monkeypatch.context() as patch:
+        patch.setattr(lightning, "__version__", "2.7.0")
+        patch.setattr(Steps, "advance", lambda *_: pytest.fail("the engine's own loop runs"))
+        theirs = executed(toy, "theirs")
+    one, other = content(ours), content(theirs)
+    assert one["loops"] == other["loops"]
+    for name, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][name]), name
+
+
+def test_what_one_epoch_logged_is_not_the_last_word(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = Supervised.on_train_epoch_end
+
+    def log_once(self: Supervised) -> None:
+        end(self)
+        self.log("train/first" if self.current_epoch == 0 else "train/later", 1.0)
+
+    monkeypatch.setattr(Supervised, "on_train_epoch_end", log_once)
+    summary = executed(toy, "once").summary()
+    assert "train/later" in summary
+    assert "train/first" not in summary
+    # Of validations every other epoch, the last one counts, whichever epoch that was.
+    assert "val/loss" in executed(toy, "odd", "training.epochs=3").summary()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -191,7 +191,7 @@ def _launcher(config: DictConfig) -> Launcher:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     return Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(hydra.config_loader, Callbacks()),
+        hydra_context=HydraContext(hydra.config_loader, Callback()),
         task_function=job,
         config=config,
     )
@@ -211,8 +211,7 @@ def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, firs
             ) from error
         raise
     for done in returned:
-        if isinstance(done._return_value, Exception):
-            raise done._return_value
+        _ = done.return_value  # raises what the job raised
 
 
 def local_jobs(hardware: Mapping[str, Any], n_jobs: int | str, runs: int) -> int:

@@ -36,7 +36,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,8 @@ class GradientNoise(Method):
     Raises:
         UserError: a knob is out of range.
     """
+
+    METRICS: ClassVar = {"noise/std": "standard deviation of the next step's noise"}
 
     @checked
     def __init__(

@@ -66,7 +66,7 @@ def method_configs() -> dict[str, DictConfig]:
 
 def own_arm(paper: Paper) -> str:
     """The first arm that keeps the paper's own module, model and data set."""
-    others = ("module._target_=", "model=", "dataset=")
+    others = ("module._target_=", "procedure=", "model=", "dataset=")
     arms = [name for name, texts in paper.arms.items() if not any(_starts(texts, others))]
     return next(iter([*arms, *paper.arms]))
 

@@ -22,8 +22,34 @@ FILE = "trials.db"
 NAME = "search"
 
 
+class Trials(optuna.Study):
+    """A study that can write into trials which it did not ask for itself.
+
+    Args:
+        storage: where the trials are.
+        **settings: sampler and pruner.
+    """
+
+    def __init__(self, storage: RDBStorage, **settings: Any) -> None:
+        super().__init__(NAME, storage, **settings)
+        self.storage = storage
+
+    def note(self, number: int, **attributes: Any) -> None:
+        """Writes attributes of a trial."""
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(self._id_of(number), key, value)
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """Writes a value that a trial has reached, from which its pruner judges."""
+        self.storage.set_trial_intermediate_value(self._id_of(number), epoch, value)
+
+    def _id_of(self, number: int) -> int:
+        study = self.storage.get_study_id_from_name(NAME)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+
+
 @contextmanager
-def opened(folder: Path, request: Request) -> Iterator[optuna.Study]:
+def opened(folder: Path, request: Request) -> Iterator[Trials]:
     """Opens the trials of the search in ``folder``, and creates them the first time.
 
     Raises:
@@ -38,14 +64,12 @@ def opened(folder: Path, request: Request) -> Iterator[optuna.Study]:
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
         storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
         try:
-            yield optuna.create_study(
-                storage=storage,
-                study_name=NAME,
-                direction="minimize" if request.mode == "min" else "maximize",
-                sampler=sampler(request, 0),
-                pruner=instantiate(OmegaConf.create(request.settings["pruner"])),
-                load_if_exists=True,
+            direction = "minimize" if request.mode == "min" else "maximize"
+            optuna.create_study(
+                storage=storage, study_name=NAME, direction=direction, load_if_exists=True
             )
+            pruner = instantiate(OmegaConf.create(request.settings["pruner"]))
+            yield Trials(storage, sampler=sampler(request, 0), pruner=pruner)
         finally:
             storage.engine.dispose()
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from repro.errors import ReproError, UserError
@@ -91,7 +90,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
     return True
 
 
-def settled(trials: optuna.Study) -> list[FrozenTrial]:
+def settled(trials: database.Trials) -> list[FrozenTrial]:
     """The trials whose outcome is known, by number."""
     return [each for each in trials.get_trials(deepcopy=False) if "values" in each.user_attrs]
 
@@ -105,7 +104,7 @@ def _is_unfinished(study: Study, trials: int) -> bool:
         return len(settled(known)) < trials
 
 
-def _next_batch(trials: optuna.Study, request: Request, size: int) -> list[FrozenTrial]:
+def _next_batch(trials: database.Trials, request: Request, size: int) -> list[FrozenTrial]:
     """Trials that a kill left open, or fresh ones: as many as may run side by side."""
     left = [t for t in trials.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
     keys = {each.key for each in request.parameters}
@@ -176,7 +175,7 @@ def _first_seed(layers: Layers) -> Layers:
     return [[run for run in layer if run.record().seed == first] for layer in layers]
 
 
-def _outcome(request: Request, layers: Layers, trials: optuna.Study) -> Outcome | None:
+def _outcome(request: Request, layers: Layers, trials: database.Trials) -> Outcome | None:
     """The outcome of a trial; None while some of its runs are to be continued."""
     runs = _of_arm(layers, request.arm)
     records = [run.record() for run in runs]
@@ -197,11 +196,10 @@ def _outcome(request: Request, layers: Layers, trials: optuna.Study) -> Outcome 
 
 
 def _tell(
-    trials: optuna.Study, trial: FrozenTrial, outcome: Outcome, runs: list[Run]
+    trials: database.Trials, trial: FrozenTrial, outcome: Outcome, runs: list[Run]
 ) -> FrozenTrial:
     """Writes the outcome of a trial down: what counts is the last line, for a kill may come."""
-    for key, value in (("reason", outcome.reason), ("values", outcome.values)):
-        trials._storage.set_trial_user_attr(trial._trial_id, key, value)
+    trials.note(trial.number, reason=outcome.reason, values=outcome.values)
     for run in runs:
         if run.status() is Status.WAITING:  # a seed that the first one spared
             run.update(status=Status.PRUNED)
@@ -210,7 +208,7 @@ def _tell(
     return trials.tell(trial.number, objective, state=outcome.state)
 
 
-def _give_up_if_hopeless(trials: optuna.Study, request: Request, layers: Layers) -> None:
+def _give_up_if_hopeless(trials: database.Trials, request: Request, layers: Layers) -> None:
     """Ends a search whose trials fail one after the other."""
     latest = settled(trials)[-request.settings["failures"] :]
     if latest[-1].state is not TrialState.FAIL:
@@ -230,5 +228,5 @@ def _all_failed(trials: Iterable[FrozenTrial]) -> bool:
     return all(trial.state is TrialState.FAIL for trial in trials)
 
 
-def _completed(trials: optuna.Study) -> list[Any]:
+def _completed(trials: database.Trials) -> list[Any]:
     return [each for each in settled(trials) if each.state is TrialState.COMPLETE]

@@ -6,7 +6,6 @@ import logging
 import math
 
 import lightning.pytorch as pl
-import optuna
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
 
@@ -75,9 +74,9 @@ def unknown_metric(metric: str, logged: object) -> str:
     return f"No run logs '{metric}'.{did_you_mean(metric, known)} Known: {', '.join(known)}."
 
 
-def _report(trials: optuna.Study, number: int, epoch: int, value: float) -> bool:
+def _report(trials: database.Trials, number: int, epoch: int, value: float) -> bool:
     trial = trials.get_trials(deepcopy=False)[number]
     if trial.state is not TrialState.RUNNING:  # the run is executed again, outside the search
         return False
-    trials._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
+    trials.report(number, epoch, value)
     return trials.pruner.prune(trials, trials.get_trials(deepcopy=False)[number])

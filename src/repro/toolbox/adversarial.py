@@ -27,7 +27,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class AdversarialTraining(Method):
     Args:
         attack: ascends the loss; its `loss` knob is not used here.
     """
+
+    METRICS: ClassVar = {
+        "cost/gradients_per_epoch": "forward and backward passes of an example in an epoch",
+    }
 
     def __init__(self, attack: PGD) -> None:
         self.attack = attack
@@ -82,6 +86,10 @@ class FreeAdversarialTraining(Method):
     Raises:
         UserError: a knob is out of range.
     """
+
+    METRICS: ClassVar = {
+        "cost/gradients_per_epoch": "forward and backward passes of an example in an epoch",
+    }
 
     @checked
     def __init__(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,12 @@ class Method:
         method.after_step(model)                               # 6
 
     A subclass overrides what its paper changes, and nothing else.
+
+    Attributes:
+        METRICS: what `metrics` returns, by name (or pattern with ``*``), with unit and meaning.
     """
+
+    METRICS: ClassVar[Mapping[str, str]] = {}
 
     def attach(self, model: nn.Module) -> None:
         """Looks at the model once, before training.

@@ -13,9 +13,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from repro.records import files, names
+from repro.training.lightning import epoch_row, fresh_metrics, restore_loaders
 from repro.training.series import CsvLogger
 
 
@@ -92,6 +94,17 @@ class Watch(Callback):
         self.losses = state["losses"]
 
 
+class AtomicFiles(TorchCheckpointIO):
+    """Writes each checkpoint whole or not at all."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Replaces the file in one step."""
+        files.make_folder(Path(path).parent)
+        files.write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+
 class Checkpoints(Checkpoint):
     """Keeps ``last.ckpt`` and ``best.ckpt``, each replaced in one atomic step.
 
@@ -128,13 +141,13 @@ class Checkpoints(Checkpoint):
         self.best_value = math.inf
         self.saved_at = time.monotonic()
         self.random_state: dict[str, Any] | None = None
-        self.logged: dict[str, float] = {}
+        self.validated: dict[str, float] = {}  # by the last validation
+        self.latest: dict[str, float] = {}  # by the last epoch, and the last validation
+        self.logged: dict[str, float] = {}  # by the last epoch that was well, and its validation
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Puts the data and the random number generators where the checkpoint had them."""
-        # Lightning does so itself unless configure_optimizers asked for the number of steps: then
-        # the loaders were there before the checkpoint was read, and would start the epoch anew.
-        trainer.fit_loop._load_combined_loader_states()
+        restore_loaders(trainer)
         self._restore_random_state()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
@@ -152,7 +165,9 @@ class Checkpoints(Checkpoint):
             raise Interrupted
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Keeps the weights if they are the best so far."""
+        """Notes the measures, and keeps the weights if they are the best so far."""
+        if not trainer.sanity_checking:
+            self.validated = scalars(fresh_metrics(trainer))
         value = trainer.callback_metrics.get(self.monitor)
         if not self.best or value is None or trainer.sanity_checking:
             return
@@ -178,14 +193,12 @@ class Checkpoints(Checkpoint):
         else:  # the checkpoint was that of a training already over: nothing was trained
             self._restore_random_state()
 
-    def final_metrics(self, trainer: pl.Trainer) -> dict[str, float]:
-        """The latest value of every metric, those logged before a resume included."""
-        return {**self.logged, **scalars(trainer.logged_metrics)}
-
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, the metrics logged so far, and the random number generators."""
+        """The best value so far, the latest metrics, and the random number generators."""
         return {
             "best_value": self.best_value,
+            "validated": self.validated,
+            "latest": self.latest,
             "logged": self.logged,
             "random_state": _random_state(),
         }
@@ -193,6 +206,8 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`; the generators follow when training starts."""
         self.best_value = state["best_value"]
+        self.validated = state["validated"]
+        self.latest = state["latest"]
         self.logged = state["logged"]
         self.random_state = state["random_state"]
 
@@ -212,15 +227,16 @@ class Checkpoints(Checkpoint):
 
     def _note_epoch(self, trainer: pl.Trainer) -> None:
         """Notes the epoch's metrics; Lightning logs them after this hook, too late to save."""
-        metrics = scalars(trainer._logger_connector.metrics["log"])
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        row, step = epoch_row(trainer)
+        metrics = scalars(row)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger) and metrics:
                 logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
-        logged = {**scalars(trainer.logged_metrics), **metrics}
+        self.latest = self.validated | scalars(fresh_metrics(trainer)) | metrics
+        losses = [value for name, value in self.latest.items() if name.endswith("/loss")]
         # An epoch with a lost loss says nothing: what was last good stays.
-        if all(math.isfinite(logged[name]) for name in logged if name.endswith("/loss")):
-            self.logged |= logged
+        if all(map(math.isfinite, losses)):
+            self.logged = self.latest
 
     def _agree_to_stop(self, trainer: pl.Trainer) -> bool:
         if trainer.world_size == 1:
@@ -238,11 +254,7 @@ class Checkpoints(Checkpoint):
         self.saved_at = time.monotonic()
 
     def _save(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
-        if trainer.is_global_zero:
-            files.make_folder(self.folder)
-            files.write_atomically(self.folder / name, lambda file: torch.save(checkpoint, file))
-        trainer.strategy.barrier(name)
+        trainer.save_checkpoint(self.folder / name, weights_only)
 
 
 def scalars(metrics: Any) -> dict[str, float]:

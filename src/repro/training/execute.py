@@ -6,7 +6,6 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,15 @@ from repro.records import files, provenance
 from repro.records.run import Failure, Run, process_identity
 from repro.records.status import Status
 from repro.records.typed import now
-from repro.training.imports import import_lightning
+from repro.training.startup import import_lightning
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
+
+    from repro.training.checkpoints import Checkpoints, Watch
+    from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
@@ -159,24 +162,28 @@ def _execute_apart(run: Run) -> Status:
     return status
 
 
-def build_module(config: DictConfig) -> pl.LightningModule:
-    """Builds the LightningModule that a composed config describes."""
+def build_module(config: DictConfig, data: Any = None) -> pl.LightningModule:
+    """Builds the LightningModule that a composed config describes.
+
+    Args:
+        config: a run's config.
+        data: what a `repro.training.procedure.Procedure` is to find under that name.
+    """
     from repro.planning.instantiate import instantiate
 
     module: pl.LightningModule = instantiate(config.module)
+    if data is not None:
+        module.data = data
     return module
 
 
 def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
     """Builds the Lightning trainer that a composed config describes."""
     import lightning.pytorch as pl
-    from lightning.pytorch.loops import training_epoch_loop
 
-    from repro.training.lightning import NotProfiling, Steps
+    from repro.training.checkpoints import AtomicFiles
+    from repro.training.lightning import NotProfiling, leave_signals_alone, quicken
 
-    # Lightning inspects the signature of training_step at every step, which takes as long as a
-    # small network: once per function is enough.
-    training_epoch_loop.is_param_in_hook_signature = _is_parameter_of  # type: ignore[assignment]
     hardware, training = config.hardware, config.training
     trainer = pl.Trainer(
         accelerator=hardware.accelerator,
@@ -192,33 +199,64 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         profiler=NotProfiling(),
+        plugins=[AtomicFiles()],
         **extra,
     )
-    lightnings = trainer.fit_loop.epoch_loop
-    trainer.fit_loop.epoch_loop = Steps(trainer, lightnings.min_steps, lightnings.max_steps)
+    quicken(trainer)
+    leave_signals_alone(trainer)  # `_StopRequest` handles them
     return trainer
-
-
-def _is_parameter_of(hook: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    return _is_parameter_of_function(getattr(hook, "__func__", hook), *args, **kwargs)
-
-
-@functools.cache
-def _is_parameter_of_function(function: Any, *args: Any, **kwargs: Any) -> bool:
-    from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-
-    return is_param_in_hook_signature(function, *args, **kwargs)
 
 
 def _train_and_test(
     run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
 ) -> dict[str, Any]:
+    """Trains a run, tests what was trained and writes its summary; returns what became of it."""
+    from repro.training import hardware
+
+    fit = _prepare(run, stop, trackers)
+    if is_main:
+        run.update(versions=provenance.versions(), hardware=hardware.describe())
+    outcome = _train(fit)
+    if stop.requested and outcome["status"] != Status.DIVERGED:
+        outcome = {"status": Status.INTERRUPTED}
+    if outcome["status"] == Status.INTERRUPTED:
+        return outcome
+    final = fit.checkpoints.logged
+    if outcome["status"] == Status.FINISHED:
+        final = final | (_test(fit) or fit.checkpoints.latest)
+        lost = _not_finite(final)
+        if lost is not None:
+            log.warning("diverged: %s", lost)
+            outcome = {"status": Status.DIVERGED, "reason": lost}
+    if is_main:
+        _summarise(fit, final)
+        fingerprint = getattr(fit.data, "fingerprint", None)
+        outcome["data"] = None if fingerprint is None else fingerprint()
+    return outcome
+
+
+@dataclass
+class _Fit:
+    """Everything that training a run takes."""
+
+    run: Run
+    config: DictConfig
+    data: Any
+    module: pl.LightningModule
+    trainer: pl.Trainer
+    series: CsvLogger
+    watch: Watch
+    checkpoints: Checkpoints
+    own: list[Any]
+
+
+def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
+    """Builds data, module and trainer, in this order, from the run's seed."""
     import lightning.pytorch as pl
     import torch
 
     from repro.planning.instantiate import instantiate
-    from repro.training import hardware
-    from repro.training.checkpoints import Checkpoints, Diverged, Interrupted, Watch
+    from repro.training.checkpoints import Checkpoints, Watch
     from repro.training.series import CsvLogger
 
     config = run.config()
@@ -229,7 +267,7 @@ def _train_and_test(
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.dataset)
-    module = build_module(config)
+    module = build_module(config, data)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
     watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
@@ -247,53 +285,55 @@ def _train_and_test(
         logger=[series, *trackers],
         callbacks=[watch, *own, checkpoints],
     )
-    # Signals are handled by `_StopRequest`: Lightning's own handler would leave without saving.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    resume_from = _readable_checkpoint(run.last_checkpoint)
-    if resume_from is not None:
-        series.continue_from(resume_from["global_step"])
-        log.info("continuing after step %d", resume_from["global_step"])
-    if is_main:
-        run.update(versions=provenance.versions(), hardware=hardware.describe())
+    return _Fit(run, config, data, module, trainer, series, watch, checkpoints, own)
 
-    outcome: dict[str, Any] = {"status": Status.FINISHED}
+
+def _train(fit: _Fit) -> dict[str, Any]:
+    """Trains from the last checkpoint, if there is one; returns what became of it."""
+    from repro.training.checkpoints import Diverged, Interrupted
+
+    last = fit.run.last_checkpoint
+    resume_from = _readable_checkpoint(last)
+    if resume_from is not None:
+        fit.series.continue_from(resume_from["global_step"])
+        log.info("continuing after step %d", resume_from["global_step"])
     try:
-        trainer.fit(
-            module,
-            datamodule=data,
-            ckpt_path=run.last_checkpoint if resume_from is not None else None,
+        fit.trainer.fit(
+            fit.module,
+            datamodule=fit.data,
+            ckpt_path=None if resume_from is None else last,
             weights_only=True,
         )
     except Interrupted:
         return {"status": Status.INTERRUPTED}
     except Diverged as reason:
         log.warning("diverged: %s", reason)
-        outcome = {"status": Status.DIVERGED, "reason": str(reason)}
+        return {"status": Status.DIVERGED, "reason": str(reason)}
     except (RuntimeError, KeyError, ValueError) as error:
-        if resume_from is not None and not watch.steps:
-            raise _explain_foreign(run.last_checkpoint, error) from error
+        if resume_from is not None and not fit.watch.steps:
+            raise _explain_foreign(last, error) from error
         raise
-    if stop.requested and outcome["status"] == Status.FINISHED:
-        return {"status": Status.INTERRUPTED}
-    final = checkpoints.logged
-    if any(each.pruned for each in own):
-        outcome = {"status": Status.PRUNED}
-    elif outcome["status"] == Status.FINISHED:
-        if training.test_with != "none":
-            _load_for_test(run, module, config)
-            trainer.test(module, datamodule=data, verbose=False)
-        final = checkpoints.final_metrics(trainer)
-        lost = _not_finite(final)
-        if lost is not None:
-            log.warning("diverged: %s", lost)
-            outcome = {"status": Status.DIVERGED, "reason": lost}
-    if is_main:
-        series.write()
-        final = {name: value for name, value in final.items() if math.isfinite(value)}
-        final |= {"steps": trainer.global_step, **watch.times()}
-        files.write_json(run.summary_file, dict(sorted(final.items())))
-        outcome["data"] = data.fingerprint() if hasattr(data, "fingerprint") else None
-    return outcome
+    pruned = any(each.pruned for each in fit.own)
+    return {"status": Status.PRUNED if pruned else Status.FINISHED}
+
+
+def _test(fit: _Fit) -> dict[str, float]:
+    """Tests what was trained, unless the config says not to; returns what the test logged."""
+    from repro.training.checkpoints import scalars
+
+    if fit.config.training.test_with == "none":
+        return {}
+    _load_for_test(fit.run, fit.module, fit.config)
+    fit.trainer.test(fit.module, datamodule=fit.data, verbose=False)
+    return scalars(fit.trainer.logged_metrics)
+
+
+def _summarise(fit: _Fit, metrics: dict[str, float]) -> None:
+    """Writes metrics.csv and summary.json."""
+    fit.series.write()
+    final = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    final |= {"steps": fit.trainer.global_step, **fit.watch.times()}
+    files.write_json(fit.run.summary_file, dict(sorted(final.items())))
 
 
 @contextmanager
@@ -327,6 +367,8 @@ def _not_finite(metrics: dict[str, float]) -> str | None:
 
 
 def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
+    from repro.training.procedure import Procedure
+
     parent = run.parent()
     if parent is None:
         return
@@ -336,9 +378,8 @@ def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
             f"It starts from {parent.folder}, which has no checkpoint ({parent.status()}). "
             "Resume the study once that run is finished."
         )
-    start_from = getattr(module, "start_from", None)
-    if start_from is not None:
-        start_from(checkpoint)
+    if isinstance(module, Procedure):
+        module.start_from(checkpoint)
     else:
         module.load_state_dict(checkpoint["state_dict"])
 

@@ -26,6 +26,7 @@ from repro.planning.instantiate import instantiate
 from repro.records import files
 from repro.records.run import Run, RunRecord
 from repro.records.study import Study, StudyRecord
+from repro.training.lightning import finish_wandb, quiet_wandb
 
 Subject = Run | Study
 
@@ -103,8 +104,7 @@ def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
         # The terminal belongs to `repro`, and one machine's load is no result.
         settings=Settings(silent=True, console="off", x_disable_stats=True),
     )
-    made._wandb_init.pop("anonymous", None)  # wandb warns of it, and Lightning always gives it
-    return made
+    return quiet_wandb(made)
 
 
 @contextmanager
@@ -188,9 +188,8 @@ def close(made: Iterable[Logger], succeeded: bool = True) -> None:
     """Ends what would otherwise go on into the next run of this process."""
     for logger in made:
         logger.finalize("success" if succeeded else "failed")
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:
-            logger.experiment.finish(exit_code=0 if succeeded else 1)
-            logger._experiment = None
+        if isinstance(logger, WandbLogger):
+            finish_wandb(logger, exit_code=0 if succeeded else 1)
 
 
 def publish(study: Study, texts: Mapping[str, str]) -> None:

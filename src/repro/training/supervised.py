@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
 from repro.errors import UserError, did_you_mean
 from repro.toolbox.method import Batch, Method, OptimizerFactory
-from repro.toolbox.schedules import watched
+from repro.training.procedure import Evaluated, ScheduleFactory
 
 Measures = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -58,45 +54,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class RunningLoss:
-    """The mean of the losses so far, summed where they are: no step waits for a number."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
-        self.count = 0
-
-    def add(self, loss: Tensor) -> None:
-        """Adds a step's detached loss."""
-        self.total = self.total + loss
-        self.count += 1
-
-    def take(self) -> Tensor | float:
-        """Returns the mean and starts anew."""
-        mean = self.total / max(1, self.count)
-        self.total, self.count = 0.0, 0
-        return mean
-
-    def state(self) -> tuple[Tensor | float, int]:
-        """What a checkpoint keeps."""
-        return self.total, self.count
-
-    def restore(self, state: tuple[Tensor | float, int]) -> None:
-        """Takes over a `state`."""
-        self.total, self.count = state
-
-
-def step_plainly(optimizer: Any) -> None:
-    """Does what Lightning's ``optimizer.step()`` does where no loss is scaled, at less cost.
-
-    Args:
-        optimizer: what a module's ``self.optimizers()`` returns.
-    """
-    optimizer._on_before_step()
-    optimizer.optimizer.step()
-    optimizer._on_after_step()
-
-
-class Supervised(pl.LightningModule):
+class Supervised(Evaluated):
     """Trains a model on (input, target) batches, with a method that may change the update.
 
     Optimisation is manual, in the Lightning sense: the step below is the whole story.
@@ -109,37 +67,41 @@ class Supervised(pl.LightningModule):
         task: ``classification``, ``regression`` or ``language``.
         clip_norm: largest global gradient norm, or None.
         log_every: steps between rows of the training loss.
+
+    Raises:
+        UserError: there is no such task, or ``clip_norm`` is not positive.
     """
 
-    resumes_mid_epoch = True  # its whole state is in its checkpoints, at any step
+    METRICS: ClassVar = {
+        "train/loss": "mean training loss of the epoch",
+        "val/loss": "mean validation loss",
+        "test/loss": "mean test loss",
+        "val/accuracy": "share of right validation examples, in [0, 1] (classification)",
+        "test/accuracy": "share of right test examples, in [0, 1] (classification)",
+        "val/perplexity": "exponential of the validation loss (language)",
+        "test/perplexity": "exponential of the test loss (language)",
+    }
+
+    optimizer_factory: OptimizerFactory
 
     def __init__(
         self,
         model: nn.Module,
         method: Method,
         optimizer: OptimizerFactory,
-        schedule: Callable[..., LRScheduler],
+        schedule: ScheduleFactory,
         task: str = "classification",
         clip_norm: float | None = None,
         log_every: int = 50,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, schedule, clip_norm, log_every)
         if task not in TASKS:
             raise UserError(f"There is no task '{task}'.{did_you_mean(task, TASKS)}")
-        if clip_norm is not None and clip_norm <= 0:
-            raise UserError(f"training.clip_norm is a positive number or null, not {clip_norm}.")
-        self.automatic_optimization = False
         self.model = model
         self.method = method
-        self.optimizer_factory = optimizer
-        self.schedule = schedule
         self.measure = TASKS[task]
         self.training_loss = LOSSES[task]
         self.task = task
-        self.clip_norm = clip_norm
-        self.log_every = log_every
-        self.running_loss = RunningLoss()
-        self.evaluation: dict[str, MeanMetric] = {}
         self.method_state: dict[str, Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,17 +117,11 @@ class Supervised(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The method's optimizer, and the schedule over all steps of this training."""
         self.method.attach(self.model)
-        optimizer = self.method.optimizer(self.model, self.optimizer_factory)
-        scheduler = self.schedule(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        return self.scheduled(self.method.optimizer(self.model, self.optimizer_factory))
 
     def on_train_start(self) -> None:
         """Joins the method to data-parallel training, and gives it back its resumed state."""
-        if self.trainer.precision == "16-mixed":
-            raise UserError(
-                "hardware.precision=16-mixed scales the loss, and clipping and methods would see "
-                "the scale: use bf16-mixed."
-            )
+        super().on_train_start()
         if self.trainer.world_size > 1:
             wrapped = self.trainer.strategy.model
             assert wrapped is not None
@@ -186,15 +142,10 @@ class Supervised(pl.LightningModule):
         loss = self.method.backward(self.loss, batch, self._backward)
         self.method.clip(self.model.parameters(), self.clip_norm)
         self.method.before_step(self.model)
-        step_plainly(optimizer)
-        scheduler: Any = self.lr_schedulers()
-        if watched(scheduler) is None:
-            scheduler.step()
+        self.tick()
         self.method.after_step(self.model)
 
-        self.running_loss.add(loss)
-        if self.global_step % self.log_every == 0:
-            self._log_now({"train/step_loss": float(loss)})
+        self.note_loss(loss)
         return {"loss": loss}
 
     def on_train_epoch_end(self) -> None:
@@ -204,50 +155,33 @@ class Supervised(pl.LightningModule):
         self.log_dict(self.method.metrics())
 
     def on_validation_start(self) -> None:
-        """Starts from empty metrics and, for recurrent models, from a fresh state."""
-        self.evaluation = {}
+        """Starts from empty means and, for recurrent models, from a fresh state."""
+        super().on_validation_start()
         self._reset_model_state()
 
-    on_test_start = on_validation_start
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
+        """Notes the measures of the task."""
+        inputs, target = batch
+        weight = target.numel() if self.task == "language" else len(target)
+        self.note(self.measure(self.model(inputs), target), weight)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates the validation measures."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accumulates the test measures."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the validation measures, and lets a schedule that watches one see it."""
-        measured = self._log_evaluation("val")
-        # Not `trainer.training`: that is false while a fit validates.
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            scheduler: Any = self.lr_schedulers()
-            name = watched(scheduler)
-            if name is None:
-                return
-            if name not in measured:
-                raise UserError(
-                    f"schedule.watch={name}, but validation measures {', '.join(measured)}."
-                    + did_you_mean(name, measured)
-                )
-            scheduler.step(float(measured[name]))
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the test measures."""
-        self._log_evaluation("test")
+    def measured(self) -> dict[str, Tensor]:
+        """The means; in language modelling also the perplexity."""
+        measured = super().measured()
+        if self.task == "language":
+            measured["perplexity"] = measured["loss"].exp()
+        return measured
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what a resumed run needs beyond weights, optimizer and schedule."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["method"] = self.method.state_dict()
-        checkpoint["loss_so_far"] = self.running_loss.state()
         checkpoint["memory"] = getattr(self.model, "memory", None)  # of stateful recurrent models
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the running mean of the loss; the method follows once it is attached."""
+        """Restores it; the method follows once it is attached."""
+        super().on_load_checkpoint(checkpoint)
         self.method_state = checkpoint["method"]
-        self.running_loss.restore(checkpoint["loss_so_far"])
         if checkpoint["memory"] is not None:
             self.model.memory = checkpoint["memory"]
 
@@ -256,26 +190,6 @@ class Supervised(pl.LightningModule):
             loss.backward()
         else:
             self.manual_backward(loss)
-
-    def _evaluate(self, batch: Batch) -> None:
-        inputs, target = batch
-        weight = target.numel() if self.task == "language" else len(target)
-        for name, value in self.measure(self.model(inputs), target).items():
-            if name not in self.evaluation:
-                self.evaluation[name] = MeanMetric().to(self.device)
-            self.evaluation[name].update(value, weight)
-
-    def _log_evaluation(self, split: str) -> dict[str, Tensor]:
-        measured = {name: metric.compute() for name, metric in self.evaluation.items()}
-        if self.task == "language":
-            measured["perplexity"] = measured["loss"].exp()
-        self.log_dict({f"{split}/{name}": value for name, value in measured.items()})
-        return measured
-
-    def _log_now(self, values: dict[str, float]) -> None:
-        for logger in self.loggers:
-            # Lightning numbers an epoch's row by its last step, and steps from zero.
-            logger.log_metrics(values, step=self.global_step - 1)
 
     def _reset_model_state(self) -> None:
         reset = getattr(self.model, "reset_state", None)

@@ -6,7 +6,7 @@ Shapes: N workers in all, K of them local, n entries of one tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,20 @@ class DataParallel(Method):
         min_dims: tensors with at least this many dimensions count as compressible.
         seed: seed of everything random.
     """
+
+    METRICS: ClassVar = {
+        f"comm/{of_run}{name}": meaning
+        for of_run in ("", "run_")  # of the last epoch, of the whole run
+        for name, meaning in {
+            "bytes_per_step": "bytes that a worker sends per step",
+            "sparse_bytes_per_step": "of them those of compressed tensors",
+            "dense_bytes_per_step": "of them those of dense tensors",
+            "density": "part of the compressed entries that is sent",
+            "ratio_by_count": "entries of the compressed tensors over those sent",
+            "ratio_by_bytes": "their bytes in fp32 over those sent",
+            "ratio_whole_model": "bytes of the whole dense gradient over those sent",
+        }.items()
+    }
 
     needs_whole_gradient = False
     """Whether `exchange` must see all tensors of a step in one call."""

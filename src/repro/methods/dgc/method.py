@@ -6,7 +6,7 @@ Shapes: N workers in all, K of them local, n entries of one tensor, M picks per 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,11 @@ class DeepGradientCompression(DataParallel):
     Raises:
         UserError: a knob is out of range.
     """
+
+    METRICS: ClassVar = {
+        "comm/waiting_steps": "steps that gradient mass waits before it is sent",
+        "comm/unsent_over_gradient": "norm of what is unsent over that of the gradient",
+    }
 
     @checked
     def __init__(

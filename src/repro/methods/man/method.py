@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,11 @@ class LocalLearning(Method):
         UserError: an unknown loss or decoder. `attach` raises it for everything that depends on
             the model.
     """
+
+    METRICS: ClassVar = {
+        "local/blocks": "number of blocks",
+        "local/auxiliary_parameters": "parameters that only training needs",
+    }
 
     @checked
     def __init__(
