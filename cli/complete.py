@@ -54,5 +54,11 @@ def _groups() -> list[str]:
 
 
 def _options(group: str) -> list[str]:
-    found = {file.stem for root in config_folders() for file in (root / group).glob("*.yaml")}
-    return sorted(found)
+    folders = [root / group for root in config_folders()]
+    return sorted(
+        {
+            file.relative_to(folder).with_suffix("").as_posix()
+            for folder in folders
+            for file in folder.rglob("*.yaml")
+        }
+    )

@@ -93,7 +93,7 @@ def _folders() -> list[Finding]:
 
 
 def _papers() -> list[Finding]:
-    from repro.claims.schema import load_claims
+    from repro.claims.file import load_claims
 
     findings = []
     for paper in load_papers():

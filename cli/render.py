@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from repro.cli.knobs import knobs
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from repro.records.papers import Paper, config_folders
+from repro.records.papers import Paper
 from repro.records.status import Status
-from repro.records.summary import Scored, best_first, mean_and_spread, scores, state_counts
+from repro.records.summary import (
+    Scored,
+    best_first,
+    mean_and_spread,
+    recorded_verdicts,
+    scores,
+)
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,14 +29,13 @@ if TYPE_CHECKING:
     from repro.claims.verdicts import ClaimVerdict
     from repro.data.base.catalog import DatasetInfo
     from repro.planning.plan import Plan
-    from repro.records.run import Run, RunRecord
+    from repro.records.run import Run
     from repro.records.study import Study
     from repro.search.request import Request
 
 console = Console()
 NARROW = 120  # tables are laid out for this width where the output is not a terminal
 COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
-MARKS = {"read": "", "recalled": " (recalled)", "inferred": " (inferred)"}
 
 if not console.is_terminal:
     console.width = max(console.width, NARROW)
@@ -119,23 +124,12 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
     console.print("Look closer: repro show SLUG. Run one: repro run paper=SLUG")
 
 
-def recorded_verdicts(paper_: Paper) -> dict[str, dict[str, int]]:
-    """How many claims got which verdict, for each scale with recorded results."""
-    counts: dict[str, dict[str, int]] = {}
-    for scale in paper_.scales:
-        file = paper_.results_file(scale)
-        if file.is_file():
-            found = [claim["verdict"] for claim in json.loads(file.read_text())["claims"]]
-            counts[scale] = {verdict: found.count(verdict) for verdict in dict.fromkeys(found)}
-    return counts
-
-
 def paper(shown: Paper, as_json: bool) -> None:
     """A paper's question, claims, arms, scales and knobs."""
-    from repro.claims.schema import load_claims
+    from repro.claims.file import load_claims
 
     claims = load_claims(shown.claims_file).claims
-    knobs = _knobs(shown)
+    settings = knobs(shown)
     if as_json:
         emit(
             {
@@ -148,7 +142,7 @@ def paper(shown: Paper, as_json: bool) -> None:
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
                     {"key": key, "default": default, "meaning": meaning}
-                    for key, default, meaning in knobs
+                    for key, default, meaning in settings
                 ],
             }
         )
@@ -158,8 +152,8 @@ def paper(shown: Paper, as_json: bool) -> None:
         console.print(shown.question, highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:
-        numbers = f"{claim.paper.value}{MARKS[claim.paper.source]}"
-        claim_table.add_row(claim.id, claim.statement, numbers, ", ".join(claim.scales) or "–")
+        scales = ", ".join(claim.scales) or "–"
+        claim_table.add_row(claim.id, claim.statement, claim.paper.text, scales)
     console.print(claim_table)
     for title, named in (("Arms", shown.arms), ("Scales", shown.scales)):
         layer_table = table("name", "overrides", title=f"\n{title}")
@@ -167,7 +161,7 @@ def paper(shown: Paper, as_json: bool) -> None:
             layer_table.add_row(name, Text(" ".join(map(str, overrides or [])) or "–"))
         console.print(layer_table)
     knob_table = table("key", "default", "meaning", title="\nKnobs")
-    for row in knobs:
+    for row in settings:
         knob_table.add_row(*(Text(cell) for cell in row))
     console.print(knob_table)
 
@@ -215,7 +209,8 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
             {
                 "folder": str(study.folder),
                 "runs": [
-                    {**result.__dict__, "point": dict(result.point)} for result in results(study)
+                    {name: value for name, value in result.__dict__.items() if name != "series"}
+                    for result in results(study)
                 ],
                 "points": [{"metric": metric, **point.__dict__} for point in points],
                 "claims": [verdict.to_dict() for verdict in verdicts],
@@ -305,45 +300,29 @@ def scores_table(
 
 def summary_table(study: Study) -> Table:
     """Mean and standard deviation over seeds of the paper's report metrics, by arm."""
-    results = [(run.record(), run.summary()) for run in study.runs]
-    known = [name for name in study.paper.report if any(name in found for _, found in results)]
-    groups: dict[tuple[str, str], list[tuple[RunRecord, dict[str, float]]]] = {}
-    for record, metrics in results:
-        point = ", ".join(f"{key}={value}" for key, value in record.point.items())
-        groups.setdefault((record.arm, point), []).append((record, metrics))
-    has_points = any(point for _, point in groups)
-    shown = table("arm", *(["point"] if has_points else []), "runs", *known)
-    for (arm, point), runs in groups.items():
-        states = state_counts([record.status for record, _ in runs])
-        cells = [mean_and_spread([m[name] for _, m in runs if name in m]) for name in known]
-        shown.add_row(arm, *([point] if has_points else []), states, *cells)
+    from repro.report.tables import arm_rows, metrics_of
+
+    rows = arm_rows([run.measured() for run in study.runs], study.paper.report)
+    metrics = metrics_of(rows, study.paper.report)
+    has_points = any(row.point for row in rows)
+    shown = table("arm", *(["point"] if has_points else []), "runs", *metrics)
+    for row in rows:
+        cells = [row.metrics.get(name, "–") for name in metrics]
+        shown.add_row(row.arm, *([row.point] if has_points else []), row.states, *cells)
     return shown
 
 
 def verdict_table(verdicts: Iterable[ClaimVerdict]) -> Table:
     """Claim, the paper's number, ours with its interval, seeds, verdict."""
-    shown = table("claim", "", "the paper", "measured here", "seeds", "verdict", title="\nClaims")
-    for claim in verdicts:
-        paper_text = f"{claim.paper.value}{MARKS[claim.paper.source]}"
-        colour = COLOURS.get(str(claim.verdict), "dim")
-        first, *rest = claim.checks or (None,)
-        shown.add_row(
-            claim.id,
-            claim.statement,
-            paper_text,
-            _measured(first) if first else claim.reason,
-            str(first.seeds) if first else "",
-            Text(str(claim.verdict), style=colour),
-        )
-        for check in rest:
-            shown.add_row(
-                "", "", "", _measured(check), str(check.seeds), Text(f"({check.verdict})")
-            )
+    from repro.report.tables import VERDICT_COLUMNS, verdict_rows
+
+    shown = table(*VERDICT_COLUMNS, title="\nClaims")
+    for row in verdict_rows(verdicts):
+        measured = f"{row.effect}\n{row.detail}" if row.seeds else row.detail
+        verdict = str(row.verdict or f"({row.check})")
+        style = COLOURS.get(verdict, "dim") if row.verdict else ""
+        shown.add_row(*row[:3], measured, row.seeds, Text(verdict, style=style))
     return shown
-
-
-def _measured(check: Any) -> str:
-    return f"{check.effect_text}\n{check.compared}; claimed {check.claimed}"
 
 
 def run_result(run: Run, as_json: bool) -> None:
@@ -488,41 +467,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _knobs(shown: Paper) -> list[tuple[str, str, str]]:
-    """Key, default and meaning of the settings in the groups that the paper chooses."""
-    import yaml
-
-    content = yaml.safe_load(shown.config_file.read_text())
-    chosen = {"training": None, "optimizer": "sgd", "schedule": "constant"}
-    for entry in content.get("defaults", []):
-        if isinstance(entry, dict):
-            for key, choice in entry.items():
-                chosen[key.removeprefix("override ").strip("/ ")] = choice
-    rows = []
-    for group, choice in chosen.items():
-        if choice is None:
-            continue
-        files = [folder / group / f"{choice}.yaml" for folder in config_folders()]
-        file = next((file for file in files if file.is_file()), None)
-        if file is not None:
-            rows += [(f"{group}.{key}", *rest) for key, *rest in _documented(file)]
-    return rows  # type: ignore[return-value]
-
-
-def _documented(file: Path) -> list[tuple[str, str, str]]:
-    """The top-level keys of a config file with the comments beside or above them."""
-    rows = []
-    above = ""
-    for line in file.read_text().splitlines():
-        if line.startswith("#"):
-            above = f"{above} {line.lstrip('# ')}".strip()
-            continue
-        key, colon, rest = line.partition(":")
-        is_key = colon and key.isidentifier() and not key.startswith("_") and key != "defaults"
-        if is_key:
-            value, _, comment = rest.partition(" #")
-            rows.append((key, value.strip(), comment.strip() or above))
-        above = ""
-    return rows

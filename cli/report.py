@@ -7,19 +7,13 @@ from typing import Any
 
 from rich.text import Text
 
-from repro.claims.verdicts import Verdict
 from repro.records import files
 from repro.report.collect import Collected, Filters, StudyEntry, collect
 from repro.report.settings import Settings
+from repro.report.tables import TALLY
 
 from . import render
 
-COLUMNS = {
-    "supported": (Verdict.SUPPORTED,),
-    "not supported": (Verdict.NOT_SUPPORTED,),
-    "inconclusive": (Verdict.INCONCLUSIVE,),
-    "not tested": (Verdict.NOT_TESTED, Verdict.NOT_AT_SCALE),
-}
 SHOWN_PROBLEMS = 3
 
 
@@ -56,9 +50,9 @@ def _print_overview(collected: Collected, outputs: Path) -> None:
         none = f"No studies in {outputs}. Start one: repro run paper=<slug>"
         render.console.print("No study passes." if collected.found else none, markup=False)
         return
-    shown = render.table("paper", "scale", *COLUMNS, "runs", "date")
+    shown = render.table("paper", "scale", *TALLY, "runs", "date")
     for study in _latest(collected):
-        counts = [study.count(*verdicts) for verdicts in COLUMNS.values()]
+        counts = [study.count(*verdicts) for verdicts in TALLY.values()]
         runs = ", ".join(f"{number} {status}" for status, number in study.statuses.items())
         shown.add_row(
             Text(_printable(study.about.paper)),
@@ -68,7 +62,7 @@ def _print_overview(collected: Collected, outputs: Path) -> None:
                     str(n) if study.verdicts else "–",
                     style=render.COLOURS.get(name, "") if n else "dim",
                 )
-                for name, n in zip(COLUMNS, counts, strict=True)
+                for name, n in zip(TALLY, counts, strict=True)
             ),
             runs,
             str(study.created.date()),

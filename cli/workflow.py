@@ -126,7 +126,7 @@ def check_claims(plan: Plan) -> None:
         UserError: a claim names an unknown arm, or a claim or the paper's report reads a metric
             that none of the arms in question logs.
     """
-    from repro.claims.schema import check_arms, load_claims
+    from repro.claims.file import check_arms, load_claims
     from repro.training.metrics import check_declared, declared
 
     paper, claims = plan.paper, load_claims(plan.paper.claims_file)
@@ -161,10 +161,12 @@ def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
     """Sends verdicts and figures to the study's trackers, if it has any."""
     if not study.runs[0].config().logger.loggers:
         return
+    from repro.report.tables import verdicts_markdown
     from repro.training import loggers
 
+    texts = {"verdicts": "\n".join(verdicts_markdown(verdicts))} if verdicts else {}
     try:
-        loggers.publish(study, verdicts)
+        loggers.publish(study, texts)
     except Exception as error:  # a tracker is not worth losing the verdicts
         render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 

@@ -53,7 +53,7 @@ class Play(Procedure):
         super().__init__(optimizer)
         if not isinstance(method, nn.Module) or not hasattr(method, "advance"):
             raise UserError(
-                "bn_marl takes method=bn_tabular or method=bn_ppo; "
+                "bn_marl takes method=bn_marl/tabular or method=bn_marl/ppo; "
                 f"{type(method).__name__} changes updates of supervised training."
             )
         self.player: Any = method

@@ -257,10 +257,7 @@ class Comparison(Procedure):
                 table.add(f"test/{kind}_per_doubling", name, float(slope))
             if isinstance(rivals, Boosted):
                 self._account(table, name, rivals, chosen, x)
-        means = table.means()
-        for metric in [m for m in means if m.endswith(("/accuracy_drop", "/rmse_rise"))]:
-            means[f"{metric}_x5"] = 5 * max(means[metric], 0.0)  # claim C5 compares with it
-        self.log_dict(means, batch_size=1)
+        self.log_dict(table.means(), batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of the optimizers of joint training."""

@@ -123,7 +123,7 @@ class Boosted(Rivals):
         self.boosters = nn.ModuleList()
         self.groups: dict[tuple[Any, ...], list[Booster]] = {}
         for how in settings:
-            loss = loss_for(kind, task.classes, how.prior)  # type: ignore[arg-type]
+            loss = loss_for(kind, task.classes, how.prior)
             outputs = 1 if task.classes == 2 else task.outputs
             booster = Booster(how, loss, inputs, outputs)
             self.boosters.append(booster)

@@ -24,7 +24,7 @@ from repro.methods.icgnn import (
     wmmse,
     wmmse_path,
 )
-from repro.toolbox.operations import count_operations
+from repro.toolbox.costs import count_operations
 from repro.training.supervised import Supervised
 
 Decision = Tensor  # a precoder (B, M, S), or powers (B, L, K)

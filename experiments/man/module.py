@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from repro.methods.man import LocalLearning
-from repro.toolbox.memory import PeakMemory
+from repro.toolbox.costs import PeakMemory
 from repro.toolbox.method import Batch
 from repro.training.supervised import Supervised
 

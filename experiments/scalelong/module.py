@@ -21,7 +21,7 @@ from repro.models.diffusion.uvit import UViT
 from repro.records import files
 from repro.toolbox.diffusion import VPProcess
 from repro.toolbox.method import Batch
-from repro.toolbox.norms import FeatureNorms, gradient_norm, oscillation, steps_to_loss
+from repro.toolbox.norms import FeatureNorms, gradient_norm, oscillation
 from repro.training.supervised import Supervised
 
 SAMPLERS = ("ddim", "euler_maruyama")
@@ -63,8 +63,6 @@ class Denoising(Supervised):
         "init/n*/grad_norm": "likewise",
         "init/n*/grad_ratio": "likewise",
         "init/n*/sensitivity": "likewise",
-        "compare/speedup": "how many times sooner this run reaches the last validation loss of the "
-        "baseline that it starts from",
         "compare/feature_ratio": "the baseline's feature norm over its own",
         "scaler/parameters": "of the scaler",
         "scaler/paper_parameters": "what they would be on U-ViT-S/2",
@@ -114,8 +112,7 @@ class Denoising(Supervised):
             )
         self.features = FeatureNorms(decoder)
         self.records: list[Tensor] = []  # each (2,): feature norm, gradient norm
-        self.curve: list[list[float]] = []  # each [step, validation loss]
-        self.baseline: dict[str, Any] | None = None
+        self.baseline: Tensor | None = None  # its records
         self.first_test_batch: Tensor | None = None
 
     @property
@@ -124,8 +121,8 @@ class Denoising(Supervised):
         return self.model if self.average is None else self.average.module
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the baseline's curves, to be compared with; the weights are this arm's own."""
-        self.baseline = {"curve": checkpoint["curve"], "records": checkpoint["records"]}
+        """Takes the baseline's records, to be compared with; the weights are this arm's own."""
+        self.baseline = checkpoint["records"]
 
     def on_train_start(self) -> None:
         """Misses packages now rather than after days of training."""
@@ -165,11 +162,6 @@ class Denoising(Supervised):
             self.first_test_batch = batch[0]
         super().test_step(batch, batch_idx)
 
-    def on_validation_epoch_end(self) -> None:
-        """Adds a point to the validation curve."""
-        self.curve.append([self.global_step, float(self.measured()["loss"])])
-        super().on_validation_epoch_end()
-
     def on_test_epoch_end(self) -> None:
         """Logs everything that is known at the end, and draws pictures."""
         super().on_test_epoch_end()
@@ -182,13 +174,11 @@ class Denoising(Supervised):
         """Adds the records, for a resumed run and for arms that are compared with this one."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["records"] = torch.stack(self.records) if self.records else torch.empty(0, 2)
-        checkpoint["curve"] = self.curve
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the records."""
         super().on_load_checkpoint(checkpoint)
         self.records = list(checkpoint["records"])
-        self.curve = checkpoint["curve"]
 
     def _draws(self, x0: Tensor, *key: int) -> tuple[Tensor, Tensor]:
         """Times (B,) and noise like ``x0``: a function of the key alone."""
@@ -237,18 +227,11 @@ class Denoising(Supervised):
 
     def _compared(self) -> dict[str, float]:
         """This run against the baseline that it starts from."""
-        if self.baseline is None or not self.baseline["curve"] or not self.curve:
+        if self.baseline is None or not len(self.baseline) or not self.records:
             return {}
-        last_step, target = self.baseline["curve"][-1]
-        own = steps_to_loss([(int(step), loss) for step, loss in self.curve], target)
-        # A run that never gets there is credited with its last step, which flatters it: such a
-        # speed-up of 1 (at equal lengths) means "1 or less".
-        compared = {"compare/speedup": last_step / max(1.0, min(own, self.curve[-1][0]))}
-        if len(self.baseline["records"]) and self.records:
-            baseline = _end_level(self.baseline["records"][:, 0].cpu())
-            own_level = _end_level(torch.stack(self.records)[:, 0].cpu())
-            compared["compare/feature_ratio"] = baseline / own_level
-        return compared
+        baseline = _end_level(self.baseline[:, 0].cpu())
+        own = _end_level(torch.stack(self.records)[:, 0].cpu())
+        return {"compare/feature_ratio": baseline / own}
 
     def _probed(self) -> dict[str, float]:
         if not self.probes["depths"] or not isinstance(self.method, SkipScaling):

@@ -60,7 +60,7 @@ def skeletonizer_of(method: object) -> nn.Module | None:
         return None
     if not isinstance(method, nn.Module):
         raise UserError(
-            "paper=skeleton takes method=skeleton, soft_skeleton, classical_skeleton or none; "
+            "paper=skeleton takes method=skeleton, skeleton/soft, skeleton/classical or none; "
             f"{type(method).__name__} changes the updates of a model instead."
         )
     return method

@@ -115,7 +115,7 @@ class SkeletonLearning(_Masks):
         super().__init__(model, method, flips, **settings)
         if self.skeletonizer is None:
             raise UserError(
-                "skeleton: learning skeletons takes a teacher: method=classical_skeleton."
+                "skeleton: learning skeletons takes a teacher: method=skeleton/classical."
             )
         self.teacher = self.skeletonizer
 

@@ -10,11 +10,11 @@ import torch
 from timing import fastest
 from torch import Tensor
 
+from repro.methods.gblm import ScorePruner
 from repro.models import Llama
 from repro.toolbox.pruning import (
     InputMoments,
     Pattern,
-    ScorePruner,
     block_layers,
     decoder_gradients,
     lowest,

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from repro.claims.judge import RunResult, judge
-from repro.claims.schema import ClaimsFile, parse_claims
+from repro.claims.evidence import RunResult
+from repro.claims.file import ClaimsFile, parse_claims
+from repro.claims.judge import judge
 from repro.claims.verdicts import ClaimVerdict
 
 METRIC = "test/accuracy"

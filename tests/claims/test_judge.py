@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from repro.claims.judge import RunResult, judge
+from repro.claims.evidence import RunResult
+from repro.claims.judge import judge
 from repro.claims.verdicts import ClaimVerdict, Verdict
 
 NOISE = (-0.010, 0.004, 0.001, -0.003, 0.008)

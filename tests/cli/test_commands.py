@@ -199,6 +199,7 @@ def test_completion_scripts(shell: str) -> None:
         ("repro run paper=toy scale=sm", "scale=smoke"),
         ("repro run opt", "optimizer="),
         ("repro run optimizer=adamw", "optimizer=adamw"),
+        ("repro run method=skeleton/s", "method=skeleton/soft"),
         ("repro show to", "toy"),
         ("repro data check dig", "digits"),
     ],

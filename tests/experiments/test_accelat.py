@@ -215,13 +215,13 @@ def test_a_killed_run_ends_like_a_straight_one(
         ("module.refresh", "sometimes", "module.refresh is static or batch"),
         ("module.control_split", "train", "module.control_split is val or test"),
         ("module.static_sees", "labels", "module.static_sees"),
-        ("schedule.factor", 2, "schedule.factor"),
+        ("schedule.factor", 2, "factor lies in"),
         ("schedule.watch", "acuracy", "Did you mean 'accuracy'"),
         ("module.start.weights", "nowhere.pth", "There is no file nowhere.pth"),
         (
             "module.attacks",
             {"l2": {"_target_": "repro.toolbox.attacks.PGD", "eps": 1, "norm": "l3"}},
-            "no norm 'l3'",
+            "norm is linf or l2, not 'l3'",
         ),
     ],
 )  # fmt: skip

@@ -126,7 +126,7 @@ def test_a_killed_run_ends_with_the_same_numbers(arm: str, tmp_path: Path) -> No
     ("arm", "typed", "complaint"),
     [
         ("full", "method.graph=ful", "Did you mean 'full'"),
-        ("full", "method=gradient_noise", "bn_marl takes method=bn_tabular"),
+        ("full", "method=gradient_noise", "bn_marl takes method=bn_marl/tabular"),
         ("ppo_none", "method.annealing.enabled=true", "only a learned graph"),
         ("ppo_learned", "world.agents=4", "method.tolerance"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from repro.claims.schema import check_arms, load_claims
+from repro.claims.file import check_arms, load_claims
 from repro.records.papers import load_paper, load_papers
 
 # How many claims each paper's table has; a room may split one or add its own.

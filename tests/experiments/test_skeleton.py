@@ -126,7 +126,7 @@ def test_a_killed_run_ends_with_the_bits_of_a_straight_one(
         (["arm=boolean", "method.simple_points=bolean"], "Did you mean 'boolean'"),
         (["arm=boolean", "method=gradient_noise"], "paper=skeleton takes method=skeleton"),
         (["arm=boolean", "dataset=digits"], "dataset=shapes"),
-        (["arm=seg_skeleton", "method=classical_skeleton", *FEW], "passes no gradient"),
+        (["arm=seg_skeleton", "method=skeleton/classical", *FEW], "passes no gradient"),
         (["arm=reg_skeleton", "share=1.5"], "share=1.5"),
         (["arm=reg_skeleton", "dataset=vessels", *FEW], "dataset=arches"),
         (["arm=zhang", "dataset.pictures=false", "dataset.trees=0"], "none of the shapes"),

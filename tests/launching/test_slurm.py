@@ -131,6 +131,7 @@ def test_a_local_child_waits_for_its_parents_job(
     commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accepting(commands)
+    stand_in(commands, "squeue", 'echo "${4#*=}|PENDING|Priority"')
     study = create_study(plan_study(["paper=toy", "scale=smoke", "arm=tuned", "seed=0"]), commands)
     parent, child = study.runs
     config = parent.config_file.read_text()

@@ -206,10 +206,10 @@ def test_stacked_networks_are_clipped_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"eta": -1.0}, "method.eta"),
-        ({"gamma": -0.1}, "method.gamma"),
+        ({"eta": -1.0}, "eta is at least 0"),
+        ({"gamma": -0.1}, "gamma is at least 0"),
         ({"schedule": "polly"}, "Did you mean 'poly'"),
-        ({"order": "middle"}, "method.order"),
+        ({"order": "middle"}, "order is after_clip or before_clip"),
     ],
 )
 def test_a_bad_knob_is_one_line(knobs, message: str) -> None:

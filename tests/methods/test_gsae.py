@@ -484,9 +484,9 @@ def test_resampling_revives_only_the_dead() -> None:
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: TopKAutoencoder(D, N, 0), "k lies between"),
+        (lambda: TopKAutoencoder(D, N, 0), "k is a whole number of at least 1"),
         (lambda: TopKAutoencoder(D, N, N + 1), "k lies between"),
-        (lambda: TopKAutoencoder(D, 0, 1), "latents is at least 1"),
+        (lambda: TopKAutoencoder(D, 0, 1), "latents is a whole number of at least 1"),
         (lambda: TopKAutoencoder(D, N, 1, auxk=-1), "auxk"),
         (lambda: ReLUAutoencoder(D, N, -1), "sparsity"),
         (lambda: JumpReLUAutoencoder(D, N, 1, bandwidth=0), "bandwidth"),

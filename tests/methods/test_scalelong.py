@@ -219,9 +219,9 @@ def test_the_bound_weighs_the_deepest_skip_most() -> None:
     ("knobs", "message"),
     [
         ({"kind": "css"}, "Did you mean 'cs'"),
-        ({"kappa": 1.5}, r"method.kappa lies in \(0, 1\]"),
-        ({"const": 0}, "method.const is a positive number"),
-        ({"reduction": 0}, "method.reduction is a whole number"),
+        ({"kappa": 1.5}, r"kappa lies in \(0, 1\]"),
+        ({"const": 0}, "const is positive"),
+        ({"reduction": 0}, "reduction is a whole number"),
     ],
 )
 def test_wrong_knobs_say_so_in_one_line(knobs: dict[str, object], message: str) -> None:

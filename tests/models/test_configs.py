@@ -25,7 +25,7 @@ LAYERS = {  # weight layers by name of the config
 # Built by the tests that feed them: they read stories, symbols, noise or radio channels, draw
 # masks, or are many at once.
 ELSEWHERE = {"stacked_mlp", "memory_network", "neural_gpu", "unet_segmentation"}
-ELSEWHERE |= {"icgnn", "classical_precoder", "classical_power", "mlp_precoder"}
+ELSEWHERE |= {"icgnn"}
 ELSEWHERE |= {"skip_mlp", "uvit", "ddpm_unet"}
 ELSEWHERE |= {"none"}  # for methods that bring their own
 FOUND = {f.name.removesuffix(".yaml") for f in files("repro.conf").joinpath("model").iterdir()}

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from repro.errors import UserError
 from repro.planning.plan import Plan, plan_study
+from repro.records.papers import load_paper
 
 
 def plan(*typed: str, grid: bool = False) -> Plan:
@@ -224,6 +225,7 @@ def test_points_of_a_grid_get_folders_of_their_own(toy: Path) -> None:
         (["paper=toy", "arm=adm"], "Did you mean 'adam'"),
         (["paper=toy", "scale=smok"], "Did you mean 'smoke'"),
         (["paper=toy", "optimizer=adamm"], "Did you mean 'adam'"),
+        (["paper=toy", "method=skeleton/sift"], "Did you mean 'skeleton/soft'"),
         (["paper=toy", "trainig.epochs=3"], "Did you mean 'training.epochs'"),
         (["paper=toy", "epochs=3"], "Did you mean 'training.epochs'"),
         (["paper=toy", "training.epochs=many"], "training.epochs takes a whole number"),
@@ -295,3 +297,43 @@ def test_a_broken_paper_file_is_named(papers: Any, toy: Path) -> None:
     for broken in ("arms: [", "arms: {}", "[]", ""):
         file.write_text(broken)
         assert "toy.yaml" in refusal("paper=toy")
+
+
+def test_arms_and_scales_inherit(papers: Any) -> None:
+    papers(
+        arms={"tall": ["optimizer=adam", "optimizer.lr=0.5"], "taller": ["like=tall", "from=sgd"]},
+        scales={"mini": ["like=smoke", "training.epochs=7"]},
+    )
+    tall, taller = (
+        plan("scale=mini", f"arm={arm}", "seed=0").runs[-1] for arm in ("tall", "taller")
+    )
+    assert {**tall.content, "from": "sgd", "arm": "taller"} == taller.content
+    assert taller.parent == "sgd"
+    assert tall.config.training.epochs == 7
+    assert tall.config.model.hidden == [16]
+    assert [run.seed for run in plan("scale=mini", "arm=sgd").runs] == [0, 1]
+
+
+def test_what_an_arm_inherits_can_be_typed(toy: Path) -> None:
+    typed = ["arms.sgd=['optimizer.momentum=0.5']", "+arms.more=['like=sgd','optimizer.lr=1']"]
+    assert config(*typed, arm="more").optimizer.momentum == 0.5
+    assert "Did you mean 'sgd'" in refusal("paper=toy", "+arms.more=['like=sdg']")
+
+
+@pytest.mark.parametrize("kind", ["arms", "scales"])
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["optimizer.lr 3"], "is not an override"),
+        (["like=smok"], "which is no"),
+        (["like=odd"], "in a circle"),
+    ],
+)
+def test_every_arm_and_scale_is_checked_when_its_paper_is_loaded(
+    papers: Any, kind: str, texts: list[str], words: str
+) -> None:
+    papers(**{kind: {"odd": texts}})
+    with pytest.raises(UserError, match=words) as error:
+        load_paper("toy")
+    assert "toy.yaml" in str(error.value)
+    assert f"{kind[:-1]}" in str(error.value)

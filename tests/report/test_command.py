@@ -13,7 +13,7 @@ import pytest
 from fake_outputs import claim, make_study, update_json
 
 from repro.claims.verdicts import Verdict
-from repro.report import markdown
+from repro.report import tables
 
 OUTPUTS = Path("outputs")
 
@@ -145,7 +145,7 @@ def test_markdown_holds_claims_and_arms_and_hostile_text_stays_text(report: Any)
 
 
 def test_markdown_escapes_everything() -> None:
-    assert markdown.escape("\\") == "\\\\"
+    assert tables.escape_markdown("\\") == "\\\\"
 
 
 def test_a_report_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from repro.claims.schema import Paper
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Paper, Verdict
 
 EPOCHS = 30
 COLUMNS = (

@@ -212,12 +212,12 @@ def test_margin() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PGD(-1.0), "eps is the radius"),
-        (lambda: PGD(float("nan")), "eps is the radius"),
+        (lambda: PGD(-1.0), "eps is at least 0"),
+        (lambda: PGD(float("nan")), "eps is at least 0"),
         (lambda: PGD(0.1, 0), "steps"),
         (lambda: PGD(0.1, rel_step=0), "rel_step"),
         (lambda: PGD(0.1, norm="linff"), "Did you mean 'linf'"),
-        (lambda: PGD(0.1, loss="hinge"), "no loss 'hinge'"),
+        (lambda: PGD(0.1, loss="hinge"), "loss is cross_entropy or margin, not 'hinge'"),
         (lambda: PGD(0.1, bounds=(1, 0)), "bounds"),
         (lambda: DeepFool(0.1, candidates=1), "candidates"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from repro.toolbox.norms import FeatureNorms, gradient_norm, oscillation, steps_to_loss
+from repro.toolbox.norms import FeatureNorms, gradient_norm, oscillation
 
 
 def test_feature_norms_are_recorded_only_when_active() -> None:
@@ -36,10 +36,3 @@ def test_a_trend_is_no_oscillation() -> None:
     wave = rising + 2 * (-1.0) ** torch.arange(100)
     assert oscillation(wave, 11) == pytest.approx(2, rel=0.1)
     assert math.isnan(oscillation([1.0, 2.0], 5))
-
-
-def test_steps_to_a_loss_are_interpolated() -> None:
-    curve = [(0, 1.0), (10, 0.6), (20, 0.4), (30, 0.5)]
-    assert steps_to_loss(curve, 0.5) == pytest.approx(15)
-    assert steps_to_loss(curve, 2.0) == 0
-    assert steps_to_loss(curve, 0.1) == math.inf

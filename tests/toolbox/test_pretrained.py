@@ -106,7 +106,7 @@ def test_what_cannot_be_trained_is_one_line(data: TextData) -> None:
         TrainedOnce(**(RECIPE | {"sequence_length": 5000}))(nn.Embedding(5, 5), data, CPU)
     with pytest.raises(UserError, match="Sequential has no reset_parameters"):
         TrainedOnce(**RECIPE)(nn.Sequential(), data, CPU)
-    with pytest.raises(UserError, match="Choose at least 1"):
+    with pytest.raises(UserError, match="steps is a whole number of at least 1"):
         TrainedOnce(steps=0)
 
 

@@ -70,11 +70,11 @@ def test_plateau_falls_when_the_loss_does_not() -> None:
 @pytest.mark.parametrize(
     ("schedule", "knobs", "words"),
     [
-        (schedules.constant, {"warmup": 1.0}, "schedule.warmup"),
-        (schedules.constant, {"warmup": -0.1}, "schedule.warmup"),
+        (schedules.constant, {"warmup": 1.0}, "constant.warmup lies in"),
+        (schedules.constant, {"warmup": -0.1}, "constant.warmup lies in"),
         (schedules.step, {"milestones": [0.8, 0.5]}, "schedule.milestones"),
-        (schedules.step, {"milestones": [30]}, "schedule.milestones"),
-        (schedules.linear_decay, {"start": 1.0}, "schedule.start"),
+        (schedules.step, {"milestones": [30]}, "step.milestones is a list"),
+        (schedules.linear_decay, {"start": 1.0}, "linear_decay.start lies in"),
     ],
 )
 def test_senseless_knobs_are_refused(schedule: Any, knobs: Any, words: str) -> None:

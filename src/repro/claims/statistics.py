@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from repro.claims.intervals import Estimate
+
 BOOTSTRAP_MIN_SEEDS = 10
 _RESAMPLES = 2000
 
 
-class Estimate(NamedTuple):
-    """An effect with its interval; infinite ends say that the data allow no statement."""
-
-    effect: float
-    low: float
-    high: float
-
-
-def unknown(sample: ArrayLike) -> Estimate:
-    """The mean with an interval that says nothing, for samples too small to say more."""
-    return Estimate(float(np.asarray(sample, dtype=float).mean()), -math.inf, math.inf)
+def point(sample: ArrayLike, statistic: Literal["mean", "median"] = "mean") -> Estimate:
+    """The mean or the median itself, as an interval of no width."""
+    x = np.asarray(sample, dtype=float)
+    centre = float(x.mean() if statistic == "mean" else np.median(x))
+    return Estimate(centre, centre, centre)
 
 
 def t_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
@@ -76,6 +72,24 @@ def skewed_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
     # In this order a bootstrap that is undefined (NaN) leaves Student's ends in place.
     low, high = min(student.low, bootstrap.low), max(student.high, bootstrap.high)
     return Estimate(student.effect, low, high)
+
+
+def median_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
+    """Two order statistics around the median, by the binomial distribution.
+
+    Each end is missed at most (1 - level) / 2 of the time, whatever the distribution of the values,
+    because each of them is below the median with probability at most a half.
+
+    Raises:
+        ValueError: There are fewer values than `sign_test_seeds` says.
+    """
+    x = np.sort(np.asarray(sample, dtype=float))
+    n = len(x)
+    # As many values as may lie beyond an end: so few are below the median in (1 - level) / 2.
+    beyond = sum(special.bdtr(k, n, 0.5) <= (1 - level) / 2 + 1e-12 for k in range(n)) - 1
+    if beyond < 0:
+        raise ValueError(f"{n} values are too few for an interval of the median at {level:g}")
+    return Estimate(float(np.median(x)), float(x[beyond]), float(x[n - 1 - beyond]))
 
 
 def identical(sample: ArrayLike) -> bool:

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from repro.claims.evidence import RunResult
 from repro.claims.verdicts import ClaimVerdict
 from repro.records import files
 from repro.records.study import Study
 
-if TYPE_CHECKING:
-    from repro.claims.judge import RunResult
-
 
 def results(study: Study) -> list[RunResult]:
     """What claims read of each run."""
-    from repro.claims.judge import RunResult
-
-    records = [(run.record(), run.summary()) for run in study.runs]
+    measured = [(run, run.measured()) for run in study.runs]
     return [
-        RunResult(arm=r.arm, seed=r.seed, point=r.point, status=r.status, metrics=metrics)
-        for r, metrics in records
+        RunResult(m.arm, m.seed, m.point, m.status, m.metrics, series=run.series)
+        for run, m in measured
     ]
 
 
 def judge_study(study: Study) -> list[ClaimVerdict]:
     """Judges the paper's claims on a study's runs and writes verdicts.json."""
+    from repro.claims.file import load_claims
     from repro.claims.judge import judge
-    from repro.claims.schema import load_claims
 
     runs = results(study)
     for arm, first in study.about.twins.items():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
-
-from repro.claims.schema import Paper
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Verdict(StrEnum):
@@ -25,6 +24,14 @@ class Verdict(StrEnum):
     NOT_AT_SCALE = "not tested at this scale"
 
 
+def all_of(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict on a statement of which every part has to hold."""
+    parts = set(verdicts)
+    if Verdict.NOT_SUPPORTED in parts:
+        return Verdict.NOT_SUPPORTED
+    return parts.pop() if len(parts) == 1 else Verdict.INCONCLUSIVE
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +43,19 @@ class _Record(BaseModel):
     def from_dict(cls, raw: dict[str, Any]) -> Self:
         """The inverse of ``to_dict``."""
         return cls.model_validate(raw)
+
+
+class Paper(_Record):
+    """What the paper reports, and how we know it."""
+
+    value: Annotated[str, Field(min_length=1, coerce_numbers_to_str=True)]
+    setting: str = ""
+    source: Literal["read", "recalled", "inferred"]
+
+    @property
+    def text(self) -> str:
+        """The value, marked where it was not read in the paper itself."""
+        return self.value if self.source == "read" else f"{self.value} ({self.source})"
 
 
 class CheckVerdict(_Record):
@@ -70,6 +90,11 @@ class CheckVerdict(_Record):
     signed: bool = False
     percent: bool = False
     unit: str = ""
+
+    @property
+    def detail(self) -> str:
+        """What the effect is, and where it should lie."""
+        return f"{self.compared}; claimed {self.claimed}"
 
     @property
     def effect_text(self) -> str:

@@ -30,12 +30,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from repro.errors import UserError
+from repro.knobs import Count, Inside, Known, Natural, NonNegative, Share, checked
 
 
 class AccuracySlopeLR(LRScheduler):
@@ -69,24 +70,17 @@ class AccuracySlopeLR(LRScheduler):
         UserError: a knob is out of range.
     """
 
+    @checked
     def __init__(
         self,
         optimizer: Optimizer,
-        factor: float = 0.8,
-        floor: float = 1e-6,
-        window: int = 5,
-        quiet: int = 5,
+        factor: Inside = 0.8,
+        floor: NonNegative = 1e-6,
+        window: Count = 5,
+        quiet: Natural = 5,
         threshold: float = 0.005,
         watch: str = "accuracy",
     ) -> None:
-        if not 0 < factor < 1:
-            raise UserError(f"schedule.factor lies between 0 and 1, not at {factor}.")
-        if window < 1 or quiet < 0:
-            raise UserError(
-                f"schedule.window is at least 1, schedule.quiet at least 0, not {window}, {quiet}."
-            )
-        if floor < 0:
-            raise UserError(f"schedule.floor is a learning rate of at least 0, not {floor}.")
         self.optimizer = optimizer
         self.factor = factor
         self.floor = floor
@@ -105,7 +99,11 @@ class AccuracySlopeLR(LRScheduler):
         return math.fsum(values) / len(values)
 
     def step(self, metric: float | None = None) -> None:
-        """Takes the metric of the epoch that just ended and sets the rate of the next one."""
+        """Takes the metric of the epoch that just ended and sets the rate of the next one.
+
+        Raises:
+            UserError: there is no metric.
+        """
         if metric is None:
             raise UserError("AccuracySlopeLR.step takes the epoch's metric, e.g. step(accuracy).")
         self.metrics.append(float(metric))
@@ -133,8 +131,12 @@ class AccuracySlopeLR(LRScheduler):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
 
+@checked
 def accuracy_slope(
-    optimizer: Optimizer, steps: int, floor_ratio: float = 1e-3, **rule: Any
+    optimizer: Optimizer,
+    steps: int,  # noqa: ARG001 - every schedule is told
+    floor_ratio: Share = 1e-3,
+    **rule: Any,
 ) -> AccuracySlopeLR:
     """Builds `AccuracySlopeLR` for a loop that also says how many updates there will be.
 
@@ -212,7 +214,14 @@ SHAPES: dict[str, Callable[..., float]] = {
 }
 
 
-def shaped(optimizer: Optimizer, steps: int, shape: str, epochs: int, **knobs: Any) -> LambdaLR:
+@checked
+def shaped(
+    optimizer: Optimizer,
+    steps: int,
+    shape: Annotated[str, Known(tuple(SHAPES))],
+    epochs: int,
+    **knobs: Any,
+) -> LambdaLR:
     """Sets the rate, once an epoch, to a shape's factor of the optimizer's own.
 
     Args:
@@ -220,13 +229,11 @@ def shaped(optimizer: Optimizer, steps: int, shape: str, epochs: int, **knobs: A
         steps: updates in the whole training.
         shape: one of `SHAPES`.
         epochs: epochs in the whole training.
-        knobs: of the shape.
+        **knobs: of the shape, see `SHAPES`.
 
     Raises:
         UserError: there is no such shape, or it refuses a knob.
     """
-    if shape not in SHAPES:
-        raise UserError(f"There is no shape '{shape}'; known: {', '.join(SHAPES)}.")
     factor = functools.partial(SHAPES[shape], epochs=epochs, **knobs)
     try:
         factor(0)

@@ -36,16 +36,14 @@ True
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import NonNegative, checked
 from repro.toolbox.method import Method
-
-SCHEDULES = ("poly", "constant", "error_scaled", "none")
-ORDERS = ("after_clip", "before_clip")
 
 
 def noise_variance(step: int, eta: float, gamma: float = 0.55) -> float:
@@ -169,24 +167,15 @@ class GradientNoise(Method):
 
     METRICS: ClassVar = {"noise/std": "standard deviation of the next step's noise"}
 
+    @checked
     def __init__(
         self,
-        eta: float = 0.01,
-        gamma: float = 0.55,
-        schedule: str = "poly",
-        order: str = "after_clip",
+        eta: NonNegative = 0.01,
+        gamma: NonNegative = 0.55,
+        schedule: Literal["poly", "constant", "error_scaled", "none"] = "poly",
+        order: Literal["after_clip", "before_clip"] = "after_clip",
         seed: int = 0,
     ) -> None:
-        if not eta >= 0:
-            raise UserError(f"method.eta is a variance, at least 0, not {eta}.")
-        if not gamma >= 0:
-            raise UserError(f"method.gamma must be at least 0, so that noise fades; got {gamma}.")
-        for knob, value, known in (("schedule", schedule, SCHEDULES), ("order", order, ORDERS)):
-            if value not in known:
-                raise UserError(
-                    f"method.{knob} is one of {', '.join(known)}, not '{value}'."
-                    + did_you_mean(value, known)
-                )
         self.eta = eta
         self.gamma = gamma
         self.schedule = schedule

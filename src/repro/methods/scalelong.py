@@ -37,14 +37,15 @@ True
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Positive, Share, checked
 from repro.toolbox.method import Method
 
-KINDS = ("none", "const", "cs", "ls")
 FOLKLORE = 2**-0.5  # the constant that diffusion code bases used before this paper
 
 
@@ -189,26 +190,16 @@ class SkipScaling(Method):
         UserError: an argument lies outside its range.
     """
 
+    @checked
     def __init__(
         self,
-        kind: str = "cs",
-        kappa: float = 0.5,
-        const: float = FOLKLORE,
-        reduction: int = 16,
+        kind: Literal["none", "const", "cs", "ls"] = "cs",
+        kappa: Share = 0.5,
+        const: Positive = FOLKLORE,
+        reduction: Count = 16,
         shared: bool = True,
         reverse: bool = False,
     ) -> None:
-        if kind not in KINDS:
-            raise UserError(
-                f"There is no method.kind '{kind}'.{did_you_mean(kind, KINDS)} "
-                f"Known: {', '.join(KINDS)}."
-            )
-        if not 0 < kappa <= 1:
-            raise UserError(f"method.kappa lies in (0, 1], not {kappa}.")
-        if const <= 0:
-            raise UserError(f"method.const is a positive number, not {const}.")
-        if reduction < 1:
-            raise UserError(f"method.reduction is a whole number of at least 1, not {reduction}.")
         self.kind = kind
         self.knobs = {
             "kappa": kappa,

@@ -9,13 +9,14 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -25,7 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
-from repro.records.papers import config_folders
+from repro.records.layers import stack as stack_texts
+from repro.records.papers import config_folders, is_group
 
 Point = dict[str, Any]  # one point of a grid: override key -> value
 
@@ -100,27 +102,9 @@ class Layer:
 
 
 def stack(layers: Sequence[Layer]) -> list[str]:
-    """Merges layers, the last being the strongest, into one list of override strings.
-
-    A later override of the same key replaces the earlier one. Choosing a config group drops what
-    earlier layers said inside that group, because it was meant for another choice.
-    """
-    merged: dict[tuple[str, str | None], Override] = {}
-    for layer in layers:
-        for override in layer.overrides:
-            name = override.key_or_group
-            if choices(name):
-                inside = name.replace("/", ".") + "."
-                for key in [key for key in merged if key[0].startswith(inside)]:
-                    del merged[key]
-        for override in layer.overrides:
-            key = (override.key_or_group, override.package)
-            earlier = merged.pop(key, None)
-            if earlier is not None and earlier.is_add() and not override.is_add():
-                # The earlier layer adds the key; without its `+` the key would be unknown.
-                override = replace(override, input_line=f"++{override.input_line}")
-            merged[key] = override
-    return [override.input_line or "" for override in merged.values()]
+    """Merges layers, the last being the strongest, into one list of override strings."""
+    texts = [[o.input_line or "" for o in layer.overrides] for layer in layers]
+    return stack_texts(texts, is_group)
 
 
 def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
@@ -156,9 +140,11 @@ def refuse_grid(layer: Layer) -> None:
 
 
 def compose_config(
-    overrides: Sequence[str], config_name: str = "config", with_hydra: bool = False
+    overrides: Sequence[str], config_name: str | None = "config", with_hydra: bool = False
 ) -> DictConfig:
-    """Composes one config; ``with_hydra`` keeps Hydra's own settings in it.
+    """Composes one config, from nothing but the overrides where ``config_name`` is null.
+
+    ``with_hydra`` keeps Hydra's own settings in it.
 
     Raises:
         UserError: a key, group choice or value is wrong; the message names the closest good one.
@@ -234,8 +220,14 @@ def quoted(value: str) -> str:
 
 @functools.cache
 def choices(group: str) -> tuple[str, ...]:
-    """The names that a config group offers; Hydra reads files for every answer, so each is kept."""
-    return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
+    """The names that a config group offers, those in folders inside it (``skeleton/soft``) too.
+
+    Hydra reads files for every answer, so each is kept.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    inside = loader.get_group_options(group, ObjectType.GROUP)
+    nested = [f"{name}/{choice}" for name in inside for choice in choices(f"{group}/{name}")]
+    return tuple(sorted([*loader.get_group_options(group), *nested]))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -270,10 +262,9 @@ def check_launcher(name: str) -> None:
 
 
 def _explain_missing(error: MissingConfigException) -> UserError:
-    missing = error.missing_cfg_file or ""
-    group, _, name = missing.rpartition("/")
-    options = list(error.options or [])
-    if not options:
+    group, _, name = (error.missing_cfg_file or "").partition("/")
+    options = choices(group)
+    if not error.options:
         return UserError(str(error).splitlines()[0])
     return UserError(
         f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."

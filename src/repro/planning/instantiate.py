@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import ReproError, UserError, did_you_mean
+from repro.knobs import KnobError
 from repro.records.papers import load_papers
 
 # A run directory may come from somebody else: its config must not be able to name, say,
@@ -36,8 +38,9 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
     Raises:
         UserError: a target is not trusted, does not exist, or refuses its arguments.
     """
-    for target in _targets(config):
-        _check_target(target)
+    nodes = list(_targets(config))
+    for node in nodes:
+        _check_target(node["_target_"])
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -45,6 +48,8 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
         return hydra_instantiate(config, **extra)
     except (InstantiationException, OmegaConfBaseException) as error:
         cause = _root_cause(error)
+        if isinstance(cause, KnobError):
+            cause = _as_typed(cause, str(error), nodes)
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):
@@ -53,11 +58,12 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
         raise cause from error
 
 
-def _targets(node: Any) -> Iterator[str]:
+def _targets(node: Any) -> Iterator[dict[str, Any]]:
+    """Every part of a config that names what it builds."""
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
         if isinstance(plain.get("_target_"), str):
-            yield plain["_target_"]
+            yield plain
         for value in plain.values():
             yield from _targets(value)
     elif isinstance(plain, list | ListConfig):
@@ -101,6 +107,16 @@ def _suggest(target: str) -> str:
         return did_you_mean(attribute, dir(importlib.import_module(module_name)))
     except (ImportError, ValueError):
         return ""
+
+
+def _as_typed(error: KnobError, report: str, nodes: Iterable[dict[str, Any]]) -> KnobError:
+    """The error under the name that a person would type, where Hydra's report tells it."""
+    found = re.search(r"target '(\S+)':.*^full_key: (\S+)$", report, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return error
+    name = found[1].rpartition(".")[2]
+    typed = any(node["_target_"].endswith(f".{name}") and error.knob in node for node in nodes)
+    return KnobError(found[2], error.knob, error.rule) if typed else error
 
 
 def _root_cause(error: BaseException) -> BaseException:

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from repro.errors import UserError, did_you_mean
 from repro.planning import compose, extras
 from repro.planning.compose import Layer, Point
-from repro.records.papers import Paper, load_paper
+from repro.records.layers import expand
+from repro.records.papers import Paper, is_group, load_paper
 
 STUDY_KEYS = ("scale", "arm", "seed", "seeds")  # settings of a study rather than of a run
 OPTIONAL_COUNTS = (
@@ -255,15 +256,8 @@ def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
 
 
 def _named_layers(node: DictConfig, kind: str) -> dict[str, Layer]:
-    named = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(named, dict)
-    for name in map(str, named):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-            raise UserError(f"{kind} '{name}': a name takes letters, digits, '_', '-' and '.'.")
-    return {
-        str(name): Layer.parse([str(text) for text in texts or []], f"{kind} '{name!s}'")
-        for name, texts in named.items()
-    }
+    named = expand(OmegaConf.to_container(node, resolve=True), kind, is_group)
+    return {name: Layer.parse(texts, f"{kind} '{name}'") for name, texts in named.items()}
 
 
 def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
@@ -330,7 +324,7 @@ def _seeds(settings: dict[str, Any]) -> list[int]:
 
 
 def _group_choices(layer: Layer) -> Layer:
-    return Layer(tuple(o for o in layer.overrides if compose.choices(o.key_or_group)))
+    return Layer(tuple(o for o in layer.overrides if is_group(o.key_or_group)))
 
 
 def _without_lists(config: DictConfig) -> DictConfig:

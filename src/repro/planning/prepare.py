@@ -10,7 +10,7 @@ from typing import Any
 from repro.errors import UserError
 from repro.planning.plan import Plan
 from repro.records import files, provenance
-from repro.records.run import Run, RunRecord
+from repro.records.run import Code, Run, RunRecord
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord
 from repro.records.typed import now
@@ -68,7 +68,7 @@ def _folders(plan: Plan) -> list[list[str]]:
 
 def _prepare_runs(plan: Plan, folder: Path) -> None:
     """Prepares the run directories of a plan that are not there yet."""
-    code = provenance.code_fingerprint()
+    code = Code(**provenance.code_fingerprint())
     folders = {(run.arm, run.seed, repr(run.point)): run.folder for run in plan.runs}
     for run in (run for layer in plan.layers() for run in layer):
         if Run(folder / run.folder).record_file.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from repro.errors import UserError, did_you_mean
+from repro.records import layers
 
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -25,8 +27,8 @@ class Paper:
     link: str
     question: str
     room: str  # the Python package that holds claims.yaml, README.md and the modules
-    arms: dict[str, list[str]]
-    scales: dict[str, list[str]]
+    arms: dict[str, list[str]]  # with what they inherit
+    scales: dict[str, list[str]]  # likewise
     report: list[str]  # the metrics worth a column in the summary table
     config_file: Path
 
@@ -57,9 +59,13 @@ class Paper:
 
 def config_folders() -> list[Path]:
     """The config folders in search order: the project's own, then the user's."""
-    own = Path(str(files("repro.conf")))
     extra = os.environ.get(CONFIG_DIR_VARIABLE)
-    return [own, Path(extra)] if extra else [own]
+    return [_own_folder(), Path(extra)] if extra else [_own_folder()]
+
+
+@cache
+def _own_folder() -> Path:
+    return Path(str(files("repro.conf")))
 
 
 def paper_files() -> dict[str, Path]:
@@ -75,7 +81,7 @@ def load_paper(slug: str) -> Paper:
     """Reads one paper's description.
 
     Raises:
-        UserError: no such paper, or its file lacks something.
+        UserError: no such paper, or its file lacks something or holds a malformed arm or scale.
     """
     known = paper_files()
     if slug not in known:
@@ -93,11 +99,13 @@ def load_paper(slug: str) -> Paper:
             link=about.get("link", ""),
             question=about.get("question", ""),
             room=about.get("room", f"repro.experiments.{slug}"),
-            arms=dict(content["arms"]),
-            scales=dict(content["scales"]),
+            arms=layers.expand(content["arms"], "arm", is_group),
+            scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
             config_file=file,
         )
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: a paper needs paper.title, arms and scales ({error}).") from None
 
@@ -105,3 +113,8 @@ def load_paper(slug: str) -> Paper:
 def load_papers() -> list[Paper]:
     """All papers, by slug."""
     return [load_paper(slug) for slug in sorted(paper_files())]
+
+
+def is_group(name: str) -> bool:
+    """Whether a name is that of a config group, that is of a config folder."""
+    return "." not in name and any((folder / name).is_dir() for folder in config_folders())

@@ -13,6 +13,7 @@ log.txt         what was said along the way
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from repro.errors import UserError
 from repro.records import files, names
+from repro.records.series import read_series
 from repro.records.status import Status
 from repro.records.typed import Moment, Record, read_record, update_record
 
@@ -90,6 +92,13 @@ class RunRecord(Record):
     def trouble(self) -> str:
         """Why the run failed or diverged, or an empty string."""
         return self.error.message if self.error else self.reason
+
+
+class MeasuredRun(RunRecord):
+    """What run.json and summary.json say together."""
+
+    folder: Path
+    metrics: dict[str, float]
 
 
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -290,6 +299,18 @@ class Run:
             raise UserError(
                 f"{self.summary_file} cannot be read: {first['loc'][0]}: {first['msg']}."
             ) from None
+
+    def measured(self, record: RunRecord | None = None) -> MeasuredRun:
+        """The run's record, as given or as it stands in run.json, with its final scalars."""
+        known = (record or self.record()).model_dump(exclude_unset=True)
+        return MeasuredRun(**known, folder=self.folder, metrics=self.summary())
+
+    def series(self, metric: str) -> dict[int, float]:
+        """A metric's finite values by step, from metrics.csv."""
+        rows = read_series(self.series_file, [metric])
+        return {
+            row["step"]: row[metric] for row in rows if math.isfinite(row.get(metric, math.nan))
+        }
 
     def parent(self) -> Run | None:
         """The run whose checkpoint this one starts from."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from repro.records import files
+from repro.records.papers import Paper
 from repro.records.status import Status
 
 if TYPE_CHECKING:
-    from repro.records.run import RunRecord
+    from repro.records.run import MeasuredRun
     from repro.records.study import Study
 
 
@@ -39,16 +41,13 @@ def scores(study: Study) -> tuple[list[Scored], str, str]:
         The points, best first; the metric; and whether ``min`` or ``max`` is best.
     """
     training = study.runs[0].config().training
-    groups: dict[tuple[str, str], list[tuple[RunRecord, dict[str, float]]]] = {}
-    for run in study.runs:
-        record = run.record()
-        groups.setdefault((record.arm, str(record.point)), []).append((record, run.summary()))
+    groups = by_arm(run.measured() for run in study.runs)
     scored = [
         Scored(
             names=(arm,),
-            point=runs[0][0].point,
-            values=[m[training.monitor] for _, m in runs if training.monitor in m],
-            state=state_counts([record.status for record, _ in runs]),
+            point=runs[0].point,
+            values=[r.metrics[training.monitor] for r in runs if training.monitor in r.metrics],
+            state=state_counts([run.status for run in runs]),
         )
         for (arm, _), runs in groups.items()
     ]
@@ -70,6 +69,19 @@ def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:
         return not whole, not row.values, value
 
     return sorted(rows, key=rank)
+
+
+def by_arm(runs: Iterable[MeasuredRun]) -> dict[tuple[str, str], list[MeasuredRun]]:
+    """Groups runs that differ only in their seed.
+
+    Returns:
+        The runs by arm and grid point, the point as text: ``key=value, …``, or nothing.
+    """
+    groups: dict[tuple[str, str], list[MeasuredRun]] = {}
+    for run in runs:
+        point = ", ".join(f"{key}={value}" for key, value in run.point.items())
+        groups.setdefault((run.arm, point), []).append(run)
+    return groups
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -100,3 +112,14 @@ def state_counts(statuses: Sequence[Status]) -> str:
         '2 finished, 1 diverged'
     """
     return ", ".join(f"{statuses.count(state)} {state}" for state in dict.fromkeys(statuses))
+
+
+def recorded_verdicts(paper: Paper) -> dict[str, dict[str, int]]:
+    """How many claims got which verdict, for each scale with recorded results."""
+    counts = {}
+    for scale in paper.scales:
+        file = paper.results_file(scale)
+        if file.is_file():
+            given = [claim["verdict"] for claim in files.read_json(file)["claims"]]
+            counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
+    return counts

@@ -13,16 +13,9 @@ from repro.claims.verdicts import ClaimVerdict, Verdict
 from repro.errors import ReproError, UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records.papers import load_paper
-from repro.records.run import Run, RunRecord
+from repro.records.run import MeasuredRun, Run
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord, find_studies
-
-
-class RunEntry(RunRecord):
-    """What a report says about one run: run.json and summary.json."""
-
-    folder: Path
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -31,7 +24,7 @@ class StudyEntry:
 
     folder: Path
     about: StudyRecord
-    runs: list[RunEntry]
+    runs: list[MeasuredRun]
     verdicts: list[ClaimVerdict]
 
     @property
@@ -40,9 +33,9 @@ class StudyEntry:
         return self.about.created.astimezone()
 
     @property
-    def groups(self) -> dict[str, list[RunEntry]]:
+    def groups(self) -> dict[str, list[MeasuredRun]]:
         """The runs by what they have in common but the seed."""
-        groups: dict[str, list[RunEntry]] = {}
+        groups: dict[str, list[MeasuredRun]] = {}
         for run in self.runs:
             groups.setdefault(run.group, []).append(run)
         return groups
@@ -153,12 +146,11 @@ def _check_known(kind: str, asked: Iterable[str], known: Collection[str]) -> Non
             raise UserError(f"No study has the {kind} '{name}'.{did_you_mean(name, known)} {there}")
 
 
-def _read_runs(runs: Sequence[Run], problems: list[str]) -> list[RunEntry]:
+def _read_runs(runs: Sequence[Run], problems: list[str]) -> list[MeasuredRun]:
     entries = []
     for run in runs:
         with _noted(run.folder, problems):
-            record = current_record(run).model_dump(exclude_unset=True)
-            entries.append(RunEntry(**record, folder=run.folder, metrics=run.summary()))
+            entries.append(run.measured(current_record(run)))
     return entries
 
 

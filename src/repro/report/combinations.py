@@ -61,7 +61,7 @@ def method_configs() -> dict[str, DictConfig]:
     """Every choice of ``conf/method``, with interpolations that wait for the config around them."""
     with compose.hydra_ready():
         return {
-            name: compose.compose_config([], config_name=f"method/{name}").method
+            name: compose.compose_config([f"+method={name}"], config_name=None).method
             for name in compose.choices("method")
         }
 

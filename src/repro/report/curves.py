@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro.records import names
+from repro.records.run import MeasuredRun
 from repro.records.series import read_series
-from repro.report.collect import RunEntry, StudyEntry
+from repro.report.collect import StudyEntry
 from repro.report.settings import Settings
 
 Series = dict[int, float]  # step -> value
@@ -77,7 +78,7 @@ def read_columns(file: Path, wanted: Sequence[str]) -> dict[str, Series]:
     return found
 
 
-def _read(run: RunEntry, metrics: Sequence[str]) -> dict[str, Series]:
+def _read(run: MeasuredRun, metrics: Sequence[str]) -> dict[str, Series]:
     return read_columns(run.folder / names.SERIES, metrics)
 
 

@@ -24,12 +24,13 @@ from markupsafe import Markup, escape
 
 from repro.claims.verdicts import Verdict
 from repro.records import names
+from repro.records.run import MeasuredRun
 from repro.report import pictures
-from repro.report.arms import Arm, measured, table
-from repro.report.collect import Collected, PaperEntry, RunEntry, StudyEntry
+from repro.report.collect import Collected, PaperEntry, StudyEntry
 from repro.report.curves import curves_of
 from repro.report.differences import Differences, differences, monitored
 from repro.report.settings import Settings
+from repro.report.tables import TALLY, ArmRow, arm_rows, metrics_of
 
 KINDS = {
     Verdict.SUPPORTED: "good",
@@ -65,7 +66,7 @@ class ShownStudy(StudyLine):
 
     is_open: bool
     metrics: list[str]
-    arms: list[Arm]
+    arms: list[ArmRow]
     environment: list[tuple[str, str]]
     figures: list[Path]
     legend: dict[str, LineStyle]
@@ -123,6 +124,7 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         studies=collected.studies,
         overview=[row for paper in papers for row in _overview(paper)],
         scales=_scales(collected.studies),
+        tally_names=list(TALLY),
         run_count=sum(len(study.runs) for study in collected.studies),
         problems=collected.problems,
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -165,15 +167,15 @@ def _show_study(
     paper: PaperEntry, line: StudyLine, settings: Settings, is_open: bool
 ) -> ShownStudy:
     study = line.entry
-    metrics = measured(paper, study)
+    arms = arm_rows(study.runs, paper.metrics)
     drawn = [*filter(None, [monitored(study)]), "train/loss", *paper.metrics, "val/loss"]
     groups = list(study.groups)
     return ShownStudy(
         entry=study,
         id=line.id,
         is_open=is_open,
-        metrics=metrics,
-        arms=table(study, metrics),
+        metrics=metrics_of(arms, paper.metrics),
+        arms=arms,
         environment=_environment(study.runs),
         figures=sorted((study.folder / names.FIGURES).glob("*.png")),
         legend={
@@ -214,7 +216,7 @@ def _scales(studies: Sequence[StudyEntry]) -> list[str]:
     return sorted({study.about.scale for study in studies}, key=size)
 
 
-def _environment(runs: Sequence[RunEntry]) -> list[tuple[str, str]]:
+def _environment(runs: Sequence[MeasuredRun]) -> list[tuple[str, str]]:
     """What the runs rest on; where they differ, every value that occurs."""
     found: dict[str, dict[str, None]] = {}
 
@@ -234,12 +236,7 @@ def _environment(runs: Sequence[RunEntry]) -> list[tuple[str, str]]:
 
 
 def _tally(study: StudyEntry) -> list[tuple[str, int]]:
-    return [
-        ("good", study.count(Verdict.SUPPORTED)),
-        ("bad", study.count(Verdict.NOT_SUPPORTED)),
-        ("open", study.count(Verdict.INCONCLUSIVE)),
-        ("none", study.count(Verdict.NOT_TESTED, Verdict.NOT_AT_SCALE)),
-    ]
+    return [(KINDS[verdicts[0]], study.count(*verdicts)) for verdicts in TALLY.values()]
 
 
 def _asset(name: str) -> Markup:

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Iterator
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from repro.claims.verdicts import Verdict
-from repro.report import arms
-from repro.report.collect import Collected
+from repro.report import tables
+from repro.report.collect import Collected, PaperEntry, StudyEntry
+from repro.report.tables import escape_markdown as escape
 
 
 def render(collected: Collected) -> str:
     """The report's text; what comes from run directories is escaped."""
-    environment = Environment(
-        loader=PackageLoader("repro.report"),
-        undefined=StrictUndefined,
-        finalize=escape,  # for every value: Markdown has no autoescaping of its own
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.get_template("report.md.j2")
-    return template.render(collected=collected, Verdict=Verdict, arms=arms)
+    return "\n".join(_lines(collected)) + "\n"
 
 
-def escape(value: Any) -> str:
-    r"""A value as text that stays within its cell and its line, and means nothing to Markdown.
+def _lines(collected: Collected) -> Iterator[str]:
+    yield from ("# What the studies say", "")
+    if collected.problems:
+        count, first = len(collected.problems), escape(collected.problems[0])
+        yield from (f"{count} files could not be read, {first} the first of them.", "")
+    rows = [
+        [
+            escape(paper.slug),
+            escape(study.about.scale),
+            *(study.count(*verdicts) for verdicts in tables.TALLY.values()),
+            len(study.runs),
+            study.created.date(),
+        ]
+        for paper in collected.papers
+        for study in paper.latest
+    ]
+    yield from tables.markdown_table(["paper", "scale", *tables.TALLY, "runs", "date"], rows)
+    for paper in collected.papers:
+        link = f", {escape(paper.link)}" if paper.link else ""
+        yield from ("", "", f"## {escape(paper.title or paper.slug)}", "")
+        yield f"{escape(paper.slug)}{link}. {escape(paper.question)}"
+        for study in paper.latest:
+            yield from _study(paper, study)
 
-    Examples:
-        >>> escape("a|b <i>")
-        'a\\|b \\<i\\>'
-    """
-    line = " ".join(str(value).split())
-    return re.sub(r"([\\`*\[\]<>|&#])", r"\\\1", line)
+
+def _study(paper: PaperEntry, study: StudyEntry) -> Iterator[str]:
+    scale, date = escape(study.about.scale), study.created.date()
+    yield from ("", f"### {escape(paper.slug)} at scale={scale}, {date}", "")
+    yield f"With {escape(' '.join(study.about.typed))} in {escape(study.folder)}"
+    if study.verdicts:
+        yield from ("", *tables.verdicts_markdown(study.verdicts, escape))
+    arms = tables.arm_rows(study.runs, paper.metrics)
+    metrics = tables.metrics_of(arms, paper.metrics)
+    rows = [
+        map(escape, [arm.label, arm.states, *(arm.metrics.get(name, "–") for name in metrics)])
+        for arm in arms
+    ]
+    yield from ("", *tables.markdown_table(["arm", "runs", *map(escape, metrics)], rows))

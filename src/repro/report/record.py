@@ -7,26 +7,24 @@ marker comments and are generated from it, never typed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from repro.claims.studies import judge_study, results
+from repro.claims.studies import judge_study
 from repro.claims.verdicts import ClaimVerdict, Verdict
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
-from repro.records.status import Status
 from repro.records.study import Study, find_studies
-from repro.records.summary import mean_and_spread, state_counts
+from repro.records.summary import recorded_verdicts
 from repro.report.draw import draw_study
+from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
 # What a user may type without changing what is measured; folders are not recorded.
 HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
 FOLDERS = {"outputs", "data.root"}
-MARKS = {"read": "", "recalled": " (recalled)", "inferred": " (inferred)"}
 
 
 def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) -> Path:
@@ -102,21 +100,21 @@ def results_markdown(recorded: dict[str, Any]) -> str:
     """The claim table and the table of arms, in Markdown."""
     claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
     typed = " ".join(recorded["typed"])
-    lines = [f"`repro run {typed}`, code {recorded['code']['sha256']}:", ""]
-    lines += markdown(
-        ("claim", "statement", "the paper", "measured here", "seeds", "verdict"),
-        [row for claim in claims for row in _claim_rows(claim)],
-    )
-    lines += ["", "Mean ± standard deviation over seeds:", ""]
     arms = recorded["arms"]
     metrics = list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
-    lines += markdown(
-        ("arm", "runs", *metrics),
-        [
-            (name, arm["runs"], *(arm["metrics"].get(metric, "–") for metric in metrics))
-            for name, arm in arms.items()
-        ],
-    )
+    rows = [
+        [name, arm["runs"], *(arm["metrics"].get(metric, "–") for metric in metrics)]
+        for name, arm in arms.items()
+    ]
+    lines = [
+        f"`repro run {typed}`, code {recorded['code']['sha256']}:",
+        "",
+        *verdicts_markdown(claims),
+        "",
+        "Mean ± standard deviation over seeds:",
+        "",
+        *markdown_table(["arm", "runs", *metrics], [map(escape_cell, row) for row in rows]),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -124,16 +122,12 @@ def overview_markdown() -> str:
     """The table of all papers for the project's README: of the studies that judge a claim."""
     rows = []
     for paper in load_papers():
-        for scale in paper.scales:
-            if paper.results_file(scale).is_file():
-                claims = files.read_json(paper.results_file(scale))["claims"]
-                given = [claim["verdict"] for claim in claims]
-                if set(given) == {Verdict.NOT_AT_SCALE}:
-                    continue
-                text = ", ".join(f"{given.count(v)} {v}" for v in dict.fromkeys(given))
-                link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
-                rows.append((link, paper.title, scale, text))
-    return "\n".join(markdown(("paper", "title", "scale", "verdicts"), rows)) + "\n"
+        link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
+        for scale, counts in recorded_verdicts(paper).items():
+            if set(counts) != {Verdict.NOT_AT_SCALE}:
+                text = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+                rows.append([link, escape_cell(paper.title), scale, text])
+    return "\n".join(markdown_table(("paper", "title", "scale", "verdicts"), rows)) + "\n"
 
 
 def _latest(wanted: dict[str, str], outputs: Path) -> Study:
@@ -164,7 +158,10 @@ def _content(study: Study) -> dict[str, Any]:
         "versions": records[0].versions,
         "hardware": records[0].hardware,
         "claims": [verdict.to_dict() for verdict in judge_study(study)],
-        "arms": _arms(study),
+        "arms": {
+            row.arm: {"runs": row.states, "metrics": row.metrics}
+            for row in arm_rows([run.measured() for run in study.runs], study.paper.report)
+        },
         "runs": [
             {
                 **record.model_dump(mode="json", include={"arm", "seed", "status", "seconds"}),
@@ -173,44 +170,3 @@ def _content(study: Study) -> dict[str, Any]:
             for run, record in zip(study.runs, records, strict=True)
         ],
     }
-
-
-def _arms(study: Study) -> dict[str, Any]:
-    arms: dict[str, list[Any]] = {}
-    for result in results(study):
-        arms.setdefault(result.arm, []).append(result)
-    return {
-        arm: {
-            "runs": state_counts([Status(run.status) for run in runs]),
-            "metrics": {
-                metric: mean_and_spread([r.metrics[metric] for r in runs if metric in r.metrics])
-                for metric in study.paper.report
-                if any(metric in run.metrics for run in runs)
-            },
-        }
-        for arm, runs in arms.items()
-    }
-
-
-def _claim_rows(claim: ClaimVerdict) -> list[tuple[str, ...]]:
-    paper = f"{claim.paper.value}{MARKS[claim.paper.source]}"
-    head = (claim.id, claim.statement, paper)
-    if not claim.checks:
-        return [(*head, "–", "", f"**{claim.verdict}**: {claim.reason}")]
-    rows: list[tuple[str, ...]] = []
-    for number, check in enumerate(claim.checks):
-        measured = f"{check.effect_text} ({check.compared}; claimed {check.claimed})"
-        verdict = f"**{claim.verdict}**" if number == 0 else ""
-        if len(claim.checks) > 1:
-            verdict = f"{verdict} ({check.verdict})".strip()
-        rows.append((*(head if number == 0 else ("", "", "")), measured, str(check.seeds), verdict))
-    return rows
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown, as lines."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return [line(header), line(["---"] * len(header)), *(line(row) for row in rows)]

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, checked
 from repro.toolbox.attacks import PGD
 from repro.toolbox.method import Batch, LossOf, Method, OptimizerFactory
 
@@ -90,12 +91,11 @@ class FreeAdversarialTraining(Method):
         "cost/gradients_per_epoch": "forward and backward passes of an example in an epoch",
     }
 
+    @checked
     def __init__(
-        self, eps: float, replays: int = 4, bounds: tuple[float, float] | None = (0.0, 1.0)
+        self, eps: NonNegative, replays: Count = 4, bounds: tuple[float, float] | None = (0.0, 1.0)
     ) -> None:
-        if replays < 1:
-            raise UserError(f"method.replays is at least 1, not {replays}.")
-        PGD(eps, bounds=bounds)  # checks them
+        PGD(eps, bounds=bounds)  # checks the bounds
         self.eps = eps
         self.replays = replays
         self.bounds = bounds

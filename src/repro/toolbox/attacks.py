@@ -26,13 +26,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Known, NonNegative, Positive, checked
 
 Logits = Callable[[Tensor], Tensor]
 Bounds = tuple[float, float] | None
@@ -62,6 +64,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient ascent on the loss (Madry et al., 2018, arXiv 1706.06083, section 2.1).
@@ -86,25 +89,17 @@ class PGD:
         UserError: a knob is out of range.
     """
 
-    eps: float
-    steps: int = 40
-    rel_step: float = 0.01 / 0.3
+    eps: NonNegative
+    steps: Count = 40
+    rel_step: Positive = 0.01 / 0.3
     random_start: bool = True
-    norm: str = "linf"
-    loss: str = "cross_entropy"
+    norm: Literal["linf", "l2"] = "linf"
+    loss: Annotated[str, Known(tuple(OBJECTIVES))] = "cross_entropy"
     bounds: Bounds = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        """Checks the knobs."""
-        _check(self.eps, self.steps, self.bounds)
-        if self.rel_step <= 0:
-            raise UserError(f"attack: rel_step is a positive multiple of eps, not {self.rel_step}.")
-        for name, value, known in (("norm", self.norm, NORMS), ("loss", self.loss, OBJECTIVES)):
-            if value not in known:
-                raise UserError(
-                    f"attack: there is no {name} '{value}'; known: {', '.join(known)}."
-                    + did_you_mean(value, known)
-                )
+        """Checks the bounds."""
+        _check_bounds(self.bounds)
 
     def __call__(self, model: Logits, x: Tensor, y: Tensor) -> Tensor:
         """Returns inputs (B, …) that raise the model's loss against labels y (B,)."""
@@ -133,6 +128,7 @@ def FGSM(eps: float, bounds: Bounds = (0.0, 1.0)) -> PGD:  # noqa: N802 - reads 
     return PGD(eps, steps=1, rel_step=1.0, random_start=False, bounds=bounds)
 
 
+@checked
 @dataclass(frozen=True)
 class DeepFool:
     """Steps to the nearest linearised decision boundary (Moosavi-Dezfooli et al., 2016).
@@ -156,17 +152,15 @@ class DeepFool:
         UserError: a knob is out of range.
     """
 
-    eps: float
-    steps: int = 50
-    candidates: int = 10
-    overshoot: float = 0.02
+    eps: NonNegative
+    steps: Count = 50
+    candidates: Annotated[int, Ge(2)] = 10
+    overshoot: NonNegative = 0.02
     bounds: Bounds = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        """Checks the knobs."""
-        _check(self.eps, self.steps, self.bounds)
-        if self.candidates < 2:
-            raise UserError(f"attack: candidates is at least 2, not {self.candidates}.")
+        """Checks the bounds."""
+        _check_bounds(self.bounds)
 
     def __call__(self, model: Logits, x: Tensor, y: Tensor) -> Tensor:
         """Returns inputs (B, …) within eps of x, as near to it as the algorithm finds."""
@@ -296,10 +290,6 @@ def _gradients() -> Iterator[None]:
         yield
 
 
-def _check(eps: float, steps: int, bounds: Sequence[float] | None) -> None:
-    if not eps >= 0:
-        raise UserError(f"attack: eps is the radius of a ball, at least 0, not {eps}.")
-    if steps < 1:
-        raise UserError(f"attack: steps is at least 1, not {steps}.")
+def _check_bounds(bounds: Sequence[float] | None) -> None:
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
         raise UserError(f"attack: bounds are [least, largest] or null, not {bounds}.")

@@ -28,7 +28,7 @@ class FeatureNorms:
             module.register_forward_hook(self._recorder(index))
 
     def _recorder(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if self.active:
                 norms_B = torch.linalg.vector_norm(output.detach().flatten(1).float(), dim=1)
                 self.latest[index] = norms_B.mean()
@@ -61,24 +61,3 @@ def oscillation(series: Sequence[float] | Tensor, window: int) -> float:
     trend = values_T.unfold(0, window, 1).mean(1)
     middle = values_T[window // 2 : window // 2 + len(trend)]
     return float((middle - trend).square().mean().sqrt())
-
-
-def steps_to_loss(curve: Sequence[tuple[int, float]], target: float) -> float:
-    """After how many steps a loss curve first reaches a target, interpolated linearly.
-
-    Args:
-        curve: (step, loss), steps rising.
-        target: the loss to reach.
-
-    Returns:
-        The step; infinity if the target is never reached.
-    """
-    before: tuple[int, float] | None = None
-    for step, loss in curve:
-        if loss <= target:
-            if before is None:
-                return float(step)
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (step - before[0])
-        before = (step, loss)
-    return math.inf

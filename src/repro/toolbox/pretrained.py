@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from repro.data.base.files import data_root
 from repro.data.base.iterators import TokenIterator
-from repro.data.base.modules import TextData, check_counts, digest
+from repro.data.base.modules import TextData, digest
 from repro.errors import UserError
+from repro.knobs import Count, Fraction, NonNegative, Positive, checked
 from repro.records import files
 from repro.toolbox.schedules import cosine
 
@@ -67,20 +68,20 @@ class TrainedOnce:
         cache: folder for trained weights; None to train anew each time.
     """
 
+    @checked
     def __init__(
         self,
-        steps: int = 900,
-        batch_size: int = 16,
-        sequence_length: int = 64,
-        lr: float = 3e-3,
-        warmup: float = 0.033,
+        steps: Count = 900,
+        batch_size: Count = 16,
+        sequence_length: Count = 64,
+        lr: Positive = 3e-3,
+        warmup: Fraction = 0.033,
         betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.1,
-        clip_norm: float = 1.0,
+        weight_decay: NonNegative = 0.1,
+        clip_norm: Positive = 1.0,
         seed: int = 0,
         cache: str | Path | None = None,
     ) -> None:
-        check_counts("base", steps=steps, batch_size=batch_size, sequence_length=sequence_length)
         self.steps = steps
         self.batch_size = batch_size
         self.sequence_length = sequence_length
@@ -195,7 +196,7 @@ class WeightsFile:
     def __init__(self, file: str | Path, root: str | Path | None = None) -> None:
         self.file = data_root(root) / file  # an absolute path stays what it is
 
-    def __call__(self, model: nn.Module, data: object, device: torch.device) -> None:
+    def __call__(self, model: nn.Module, _data: object, _device: torch.device) -> None:
         """Loads the weights; the model stays where it is.
 
         Raises:

@@ -14,19 +14,28 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from repro.errors import UserError
+from repro.knobs import Fraction, Inside, Natural, checked
 
 
-def constant(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
-    """The configured rate, after a linear warm-up over the fraction ``warmup`` of all steps."""
-    return _by_progress(optimizer, steps, warmup, lambda done: 1.0)
+@checked
+def constant(optimizer: Optimizer, steps: int, warmup: Fraction = 0.0) -> LambdaLR:
+    """The configured rate, after a linear warm-up.
+
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        warmup: fraction of all steps over which the rate rises linearly from 0.
+    """
+    return _by_progress(optimizer, steps, warmup, lambda _done: 1.0)
 
 
+@checked
 def step(
     optimizer: Optimizer,
     steps: int,
-    milestones: Sequence[float] = (0.6,),
+    milestones: Sequence[Inside] = (0.6,),
     gamma: float = 0.1,
-    warmup: float = 0.0,
+    warmup: Fraction = 0.0,
 ) -> LambdaLR:
     """Multiplies the rate by ``gamma`` at each milestone.
 
@@ -40,15 +49,22 @@ def step(
     Raises:
         UserError: milestones outside (0, 1) or not rising.
     """
-    if list(milestones) != sorted(milestones) or any(not 0 < m < 1 for m in milestones):
-        raise UserError(f"schedule.milestones are rising fractions in (0, 1), not {milestones}.")
+    if list(milestones) != sorted(milestones):
+        raise UserError(f"schedule.milestones rise, but these do not: {milestones}.")
     return _by_progress(
         optimizer, steps, warmup, lambda done: gamma ** sum(done >= m for m in milestones)
     )
 
 
-def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
-    """Half a cosine from the configured rate to zero, after a linear warm-up."""
+@checked
+def cosine(optimizer: Optimizer, steps: int, warmup: Fraction = 0.0) -> LambdaLR:
+    """Half a cosine from the configured rate to zero, after a linear warm-up.
+
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        warmup: see `constant`.
+    """
 
     def factor(done: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * max(0.0, done - warmup) / (1 - warmup)))
@@ -56,26 +72,29 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float = 0.0) -> LambdaLR:
     return _by_progress(optimizer, steps, warmup, factor)
 
 
+@checked
 def linear_decay(
-    optimizer: Optimizer, steps: int, start: float = 0.7, warmup: float = 0.0
+    optimizer: Optimizer, steps: int, start: Fraction = 0.7, warmup: Fraction = 0.0
 ) -> LambdaLR:
     """The configured rate, and from a fraction ``start`` of training on a line down to zero.
 
-    Raises:
-        UserError: ``start`` is not in [0, 1).
+    Args:
+        optimizer: whose rate is set.
+        steps: updates in the whole training.
+        start: fraction of training after which the rate falls, in [0, 1).
+        warmup: see `constant`.
     """
-    if not 0 <= start < 1:
-        raise UserError(f"schedule.start is a fraction of training in [0, 1), not {start}.")
     return _by_progress(
         optimizer, steps, warmup, lambda done: min(1.0, max(0.0, (1 - done) / (1 - start)))
     )
 
 
+@checked
 def plateau(
     optimizer: Optimizer,
-    steps: int,
-    gamma: float = 0.25,
-    patience: int = 0,
+    steps: int,  # noqa: ARG001 - every schedule is told
+    gamma: Inside = 0.25,
+    patience: Natural = 0,
     watch: str = "loss",
     **knobs: Any,
 ) -> ReduceLROnPlateau:
@@ -105,9 +124,6 @@ def watched(scheduler: Any) -> str | None:
 def _by_progress(
     optimizer: Optimizer, steps: int, warmup: float, factor: Callable[[float], float]
 ) -> LambdaLR:
-    if not 0 <= warmup < 1:
-        raise UserError(f"schedule.warmup is a fraction of training in [0, 1), not {warmup}.")
-
     def scale(count: int) -> float:
         done = count / max(1, steps)
         rise = min(1.0, (count + 1) / (warmup * steps)) if warmup > 0 else 1.0

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from functools import partial, singledispatch
 from pathlib import Path
 from shutil import copy
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -28,9 +27,6 @@ from repro.records import files
 from repro.records.run import Run, RunRecord
 from repro.records.study import Study, StudyRecord
 from repro.training.lightning import finish_wandb, quiet_wandb
-
-if TYPE_CHECKING:
-    from repro.claims.verdicts import ClaimVerdict
 
 Subject = Run | Study
 
@@ -47,7 +43,11 @@ def loggers(config: DictConfig, subject: Subject) -> list[Logger]:
 
 
 def tensorboard(subject: Subject) -> TensorBoardLogger:
-    """Event files in the run directory: ``tensorboard --logdir outputs`` finds them."""
+    """Event files in the run directory: ``tensorboard --logdir outputs`` finds them.
+
+    Args:
+        subject: what is tracked.
+    """
     return TensorBoardLogger(
         save_dir=subject.folder, name="", version="tensorboard", default_hp_metric=False
     )
@@ -192,28 +192,21 @@ def close(made: Iterable[Logger], succeeded: bool = True) -> None:
             finish_wandb(logger, exit_code=0 if succeeded else 1)
 
 
-def publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
-    """Gives the trackers of a study its verdicts and figures, as a run of the study's own."""
+def publish(study: Study, texts: Mapping[str, str]) -> None:
+    """Gives the trackers of a study its figures, as a run of the study's own.
+
+    Args:
+        study: the study.
+        texts: what else to send, as Markdown by name.
+    """
     config = study.runs[0].config()
     made = loggers(config, study)
-    table = verdicts_markdown(verdicts)
     results = [study.verdicts_file, study.search_file]
     paths = [*sorted(study.figures_folder.glob("*.*")), *(f for f in results if f.is_file())]
     for logger in made:
         logger.log_hyperparams(study.about.model_dump(include={"paper", "scale", "typed"}))
-        attach(logger, paths, {"verdicts": table} if verdicts else {})
+        attach(logger, paths, texts)
     close(made)
-
-
-def verdicts_markdown(verdicts: Sequence[ClaimVerdict]) -> str:
-    """The claim table in Markdown."""
-    lines = ["| claim | statement | verdict | measured |", "|---|---|---|---|"]
-    for claim in verdicts:
-        deciding = claim.deciding
-        measured = deciding.effect_text if deciding else claim.reason
-        cells = (claim.id, claim.statement, str(claim.verdict), measured)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
 
 
 def _study(subject: Subject) -> Study:

@@ -140,7 +140,7 @@ class TestMessages:
             dataset("mnist", mnist_root, val_size=val_size).setup()
 
     def test_wrong_limit(self, dataset, mnist_root):
-        with pytest.raises(UserError, match="limit=0"):
+        with pytest.raises(UserError, match="limit is a whole number of at least 1 or null, not 0"):
             dataset("mnist", mnist_root, val_size=10, limit=0).setup()
 
     @pytest.mark.parametrize("module", ["pyarrow", "PIL"])

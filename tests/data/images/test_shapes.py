@@ -7,7 +7,8 @@ import torch
 
 from repro.data.base.iterators import generator_for
 from repro.data.images.shapes import picture_masks, shapes, solid_masks
-from repro.data.images.vessels import arches, vessel_tree, vessels
+from repro.data.images.trees import vessel_tree
+from repro.data.images.vessels import arches, vessels
 from repro.errors import UserError
 from repro.methods.skeleton import betti_numbers
 
@@ -71,14 +72,20 @@ def test_arches_are_related_by_an_affine_map() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: shapes(size=7), "size"),
+        (lambda: shapes(size=7), "size is a whole number of at least 8"),
         (lambda: shapes(pictures=False, solids=False, blobs=0, trees=0), "no shapes are left"),
         (
             lambda: vessels(task="segmentation", **{**FACTS, "input_shape": [3, 8, 8]}),
             "input_shape",
         ),
-        (lambda: vessels(task="segmentation", **{**FACTS, "test_size": 0}), "test_size=0"),
-        (lambda: arches(size=32, pairs=0, task="registration"), "pairs=0"),
+        (
+            lambda: vessels(task="segmentation", **{**FACTS, "test_size": 0}),
+            "test_size is a whole number of at least 1",
+        ),
+        (
+            lambda: arches(size=32, pairs=0, task="registration"),
+            "pairs is a whole number of at least 1",
+        ),
     ],
 )
 def test_bad_sizes_are_one_line(make, message) -> None:

@@ -80,7 +80,7 @@ def test_digest_sees_type_shape_and_content():
         ("digits", {"classes": 100}, "the config says classes=100, the data have classes=10"),
         ("digits", {"input_shape": [8, 8]}, r"input_shape=\[8, 8\], the data have .*\[1, 8, 8\]"),
         ("diabetes", {"targets": 2}, "targets=2, the data have targets=1"),
-        ("digits", {"batch_size": 0}, "batch_size=0. Choose at least 1"),
+        ("digits", {"batch_size": 0}, "batch_size is a whole number of at least 1, not 0"),
         ("wine", {"name": "vine"}, "no table 'vine'.*Did you mean 'wine'"),
     ],
 )

@@ -73,11 +73,11 @@ class TestStdlib:
     def test_messages(self, dataset, tmp_path):
         with pytest.raises(UserError, match="too few source files"):
             dataset("stdlib_text", stdlib=str(tmp_path)).setup()
-        with pytest.raises(UserError, match="choose characters or bytes"):
+        with pytest.raises(UserError, match="vocabulary is characters or bytes"):
             dataset("stdlib_text", vocabulary="words")
         with pytest.raises(UserError, match="vocab_size=50, the data have vocab_size="):
             dataset("stdlib_text", vocab_size=50, max_bytes=9999).setup()
-        with pytest.raises(UserError, match="sequence_length=0"):
+        with pytest.raises(UserError, match="sequence_length is a whole number of at least 1"):
             dataset("stdlib_text", sequence_length=0)
         with pytest.raises(UserError, match="train split: 999 tokens are too few for 32 rows"):
             dataset("stdlib_text", max_bytes=999).train_dataloader()
@@ -116,5 +116,5 @@ class TestHub:
             dataset("tiny_shakespeare", shakespeare_root, vocab_size=3).setup()
 
     def test_an_unknown_unit(self, dataset):
-        with pytest.raises(UserError, match="choose characters or words"):
+        with pytest.raises(UserError, match="unit is characters or words"):
             dataset("ptb", unit="syllables")

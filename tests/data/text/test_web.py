@@ -60,7 +60,7 @@ def test_documents_end_where_they_should(dataset, root):
     ("knobs", "message"),
     [
         ({"shards": 3}, "2 of 3 shards"),
-        ({"shards": 0}, "shards=0"),
+        ({"shards": 0}, "shards is a whole number of at least 1"),
         ({"held_out": 1.0}, "held_out"),
         ({"end": "<end>"}, "no token '<end>'"),
         ({"vocab_size": 100}, "vocab_size"),

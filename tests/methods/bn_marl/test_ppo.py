@@ -222,7 +222,7 @@ def test_particle_worlds_share_the_interface() -> None:
     ("knobs", "complaint"),
     [
         ({"graph": "learnt"}, "Did you mean 'learned'"),
-        ({"replicas": 0}, "method.replicas"),
+        ({"replicas": 0}, "replicas is a whole number"),
         ({"graph": "random", "density": 2.0}, "density"),
         ({"graph": "full", "annealing": {"enabled": True}}, "only a learned graph"),
     ],

@@ -225,7 +225,7 @@ def test_replicated_starts_are_those_of_a_single_one() -> None:
 @pytest.mark.parametrize(
     ("knobs", "complaint"),
     [
-        ({"agents": 1}, "at least 2"),
+        ({"agents": 1}, "agents is a whole number of at least 2"),
         ({"agents": 4}, "method.tolerance"),
         ({"flip": 0.7}, "flip lies in"),
         ({"gamma": 1.0}, "gamma lies in"),

@@ -40,9 +40,9 @@ def test_other_warm_ups():
 @pytest.mark.parametrize(
     ("ratio", "epochs", "densities", "message"),
     [
-        (0, 4, "paper", "in \\(0, 1\\]; got 0"),
+        (0, 4, "paper", "ratio lies in \\(0, 1\\], not 0"),
         (-0.1, 4, "paper", "in \\(0, 1\\]"),
-        (1.5, 4, "paper", "in \\(0, 1\\]; got 1.5"),
+        (1.5, 4, "paper", "in \\(0, 1\\], not 1.5"),
         (float("nan"), 4, "paper", "in \\(0, 1\\]"),
         (0.01, -1, "paper", "warmup_epochs"),
         (0.01, 4, "papers", "Did you mean 'paper'"),

@@ -410,8 +410,8 @@ def test_sign_sgd_and_schedules() -> None:
         ({"variable": "fre"}, "Did you mean 'free'"),
         ({"optimizer": "adm"}, "Did you mean 'adam'"),
         ({"rounding": "hessian", "unit": "block"}, "layer by layer"),
-        ({"iterations": 0}, "method.iterations"),
-        ({"lr": 0}, "method.lr"),
+        ({"iterations": 0}, "iterations is a whole number"),
+        ({"lr": 0}, "lr is positive"),
         ({"subset_share": 2}, "subset_share"),
     ],
 )

@@ -13,7 +13,7 @@ import repro.methods.man
 from repro.errors import UserError
 from repro.methods.man import LocalLearning
 from repro.models import MLP, LSTMLanguageModel, ResNetCIFAR, ResNetImageNet
-from repro.toolbox.memory import PeakMemory
+from repro.toolbox.costs import PeakMemory
 from repro.toolbox.method import Method
 
 SHAPE, CLASSES = (3, 8, 8), 4

@@ -135,8 +135,8 @@ def test_gradients_reach_every_scale() -> None:
     ("options", "complaint"),
     [
         ({"act": "rellu"}, "Did you mean 'relu'"),
-        ({"depth": 0}, "depth is at least 1"),
-        ({"w_std": 0.0}, "are positive"),
+        ({"depth": 0}, "depth is a whole number of at least 1"),
+        ({"w_std": 0.0}, "w_std is positive"),
         ({"kind": "graph"}, "dense or conv"),
     ],
 )

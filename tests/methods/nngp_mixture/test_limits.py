@@ -126,11 +126,11 @@ def test_readout_is_scaled_by_a_draw_of_the_prior() -> None:
 def test_bad_options_say_so() -> None:
     with pytest.raises(UserError, match="plain dense"):
         draw_features(X, NNGPKernel(residual=True), 4, 2, seeded())
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="width is a whole number of at least 1"):
         draw_features(X, erf(), 0, 2, seeded())
     with pytest.raises(UserError, match="plain dense"):
         WideNetworks(NNGPKernel(kind="conv"), 1, 4, 2, PRIOR, seeded())
     with pytest.raises(UserError, match="plain dense"):
         NNGPKernel(kind="conv").tangent(X)
-    with pytest.raises(UserError, match="between 0 and 2"):
+    with pytest.raises(UserError, match=r"rate lies in \(0, 2\)"):
         LastLayerDescent(draw_features(X, erf(), 2, 2, seeded()), Y, torch.ones(2), 2.0, seeded())

@@ -152,7 +152,7 @@ def test_training_raises_the_bound_and_reaches_every_parameter() -> None:
 
 
 def test_bad_options_say_so() -> None:
-    with pytest.raises(UserError, match="are positive"):
+    with pytest.raises(UserError, match=r"alpha is positive or null, not 0\.0"):
         SparseProcess(NNGPKernel(), points(3), 2, alpha=0.0)
     with pytest.raises(UserError, match="shared or official_iid"):
         SparseProcess(NNGPKernel(), points(3), 2, sampling="iid")  # type: ignore[arg-type]

@@ -190,9 +190,9 @@ def test_bfloat16_counts_exactly():
     ("knobs", "message"),
     [
         ({"simple_points": "bolean"}, "Did you mean 'boolean'"),
-        ({"num_iter": -1}, "num_iter=-1"),
-        ({"beta": -0.1}, "beta >= 0"),
-        ({"tau": 0.0}, "tau > 0"),
+        ({"num_iter": -1}, "num_iter is a whole number of at least 0"),
+        ({"beta": -0.1}, "beta is at least 0"),
+        ({"tau": 0.0}, "tau is positive"),
     ],
 )
 def test_wrong_knobs_are_one_line(knobs, message):

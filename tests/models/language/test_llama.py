@@ -141,7 +141,7 @@ def write_config(folder: Path, **changes: Any) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, {}, "rope_type=yarn is not supported"),
         ({}, {"parameters": 5}, "parameters is .*, but the config says 5"),
         ({}, {"vocab_size": 5}, "vocab_size is 37, but the config says 5"),
-        ({}, {"dtype": "float8"}, "dtype=float8"),
+        ({}, {"dtype": "float8"}, "dtype is float32, float16 or bfloat16, not 'float8'"),
         ({}, {}, "missing or damaged"),
     ],
 )

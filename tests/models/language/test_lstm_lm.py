@@ -154,10 +154,10 @@ def test_parameters_start_within_the_range() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"hidden": -5}, "hidden must be a whole number of at least 1, got -5"),
-        ({"layers": 0}, "layers must be"),
-        ({"vocab_size": 0}, "vocab_size must be"),
-        ({"dropout": 1.5}, r"dropout must lie in \[0, 1\)"),
+        ({"hidden": -5}, "hidden is a whole number of at least 1, not -5"),
+        ({"layers": 0}, "layers is a whole number"),
+        ({"vocab_size": 0}, "vocab_size is a whole number"),
+        ({"dropout": 1.5}, r"dropout lies in \[0, 1\)"),
         ({"tied": True}, "need embedding = hidden, got 5 and 6"),
     ],
 )

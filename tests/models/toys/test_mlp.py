@@ -30,10 +30,13 @@ def test_no_hidden_layer_is_a_linear_classifier() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"hidden": [16, -1]}, "hidden must be a whole number of at least 1, got -1"),
-        ({"hidden": [0.5]}, "hidden must be a whole number"),
-        ({"classes": 0}, "classes must be"),
-        ({"input_shape": (1, 0, 8)}, "input_shape must be"),
+        (
+            {"hidden": [16, -1]},
+            r"hidden is a list, and each item is a whole number of at least 1, not \[16, -1\]",
+        ),
+        ({"hidden": [0.5]}, "hidden is a list, and each item is a whole number"),
+        ({"classes": 0}, "classes is a whole number"),
+        ({"input_shape": (1, 0, 8)}, "input_shape is a list"),
         ({"activation": "rely"}, "Did you mean 'relu'"),
     ],
 )

@@ -77,8 +77,8 @@ def test_gradient_reaches_every_convolution() -> None:
         ({"input_shape": (3, 32, 32)}, "at least 63x63 pixels, got 32x32"),
         ({"input_shape": (3, 224)}, "input_shape must be"),
         ({"variant": "groupd"}, "Did you mean 'grouped'"),
-        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
-        ({"classes": 0}, "classes must be"),
+        ({"dropout": 1.0}, r"dropout lies in \[0, 1\)"),
+        ({"classes": 0}, "classes is a whole number"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(arguments: dict, complaint: str) -> None:

@@ -87,10 +87,13 @@ def test_convolutions_start_with_the_variance_of_he() -> None:
     [
         ({"depth": 18}, r"depth must be 6n \+ 2 .*, got 18"),
         ({"depth": 2}, r"depth must be 6n \+ 2"),
-        ({"width": 0}, "width must be"),
-        ({"classes": -1}, "classes must be"),
+        ({"width": 0}, "width is a whole number"),
+        ({"classes": -1}, "classes is a whole number"),
         ({"input_shape": (64,)}, r"\(channels, height, width\), got \(64,\)"),
-        ({"input_shape": (0, 8, 8)}, "channels must be"),
+        (
+            {"input_shape": (0, 8, 8)},
+            "input_shape is a list, and each item is a whole number of at least 1",
+        ),
     ],
 )
 def test_bad_arguments_are_one_clear_line(arguments: dict, complaint: str) -> None:

@@ -82,8 +82,8 @@ def test_gradient_reaches_every_parameter(depth: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"depth": 20}, "depth must be one of 18, 34, 50, 101, 152, got 20"),
-        ({"classes": 0}, "classes must be"),
+        ({"depth": 20}, "depth is 18, 34, 50, 101 or 152, not 20"),
+        ({"classes": 0}, "classes is a whole number"),
         ({"input_shape": (28, 28)}, "input_shape must be"),
     ],
 )

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from repro.methods.gblm import ScorePruner
 from repro.models import Llama
-from repro.toolbox.memory import PeakMemory
+from repro.toolbox.costs import PeakMemory
 from repro.toolbox.pruning import (
     InputMoments,
     LayerStatistics,
     Pattern,
-    ScorePruner,
     SparseGPT,
     decoder_gradients,
     layers_of,

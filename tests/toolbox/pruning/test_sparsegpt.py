@@ -124,7 +124,7 @@ def test_what_cannot_be_done_is_one_line(layer: tuple[Tensor, Tensor]) -> None:
         sparsegpt(*layer, Pattern("2:4"), block=6)
     with pytest.raises(UserError, match="groups of 5; a layer has 12"):
         sparsegpt(*layer, Pattern("2:5"), block=5)
-    with pytest.raises(UserError, match="must be positive"):
+    with pytest.raises(UserError, match="block is a whole number of at least 1"):
         SparseGPT(block=0)
     with pytest.raises(UserError, match=r"raise method\.damping"):
         sparsegpt(layer[0], -layer[1], Pattern(0.5))

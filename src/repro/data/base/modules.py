@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.iterators import BatchIterator, TokenIterator, generator_for
 from repro.data.base.transforms import CropFlip, Normalise
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 Split = tuple[Tensor, ...]
 Splits = Mapping[str, Split]
@@ -81,27 +83,27 @@ class TensorData(LightningDataModule):
 
     name: str
 
+    @checked
     def __init__(
         self,
         name: str,
         splits: Splits | Callable[[], Splits],
         *,
-        task: Literal["classification", "regression"],
+        task: Literal["classification", "regression", "segmentation", "registration"],
         input_shape: Sequence[int] | None = None,
         classes: int | None = None,
         targets: int | None = None,
         target_std: Sequence[float] | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 512,
+        batch_size: Count = 64,
+        eval_batch_size: Count = 512,
         seed: int = 0,
         augment: Mapping[str, Any] | None = None,
         normalise: Mapping[str, Any] | None = None,
         on_device: bool = False,
         source_digest: Callable[[], str] | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ):
         super().__init__()
-        check_counts(name, batch_size=batch_size, eval_batch_size=eval_batch_size)
         self.name = name
         self.task = task
         self.input_shape = None if input_shape is None else tuple(input_shape)
@@ -129,11 +131,11 @@ class TensorData(LightningDataModule):
         """Loads on one process before the others do, so that it alone fills the disk cache."""
         self.setup()
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Loads the tensors and checks the config's facts against them; does so once.
 
-        Raises:
-            UserError: the data are missing, or a fact is wrong.
+        A `UserError` says so if the data are missing, or a fact is wrong.
         """
         if self._splits is not None:
             return
@@ -216,28 +218,23 @@ class TextData(LightningDataModule):
 
     name: str
 
+    @checked
     def __init__(
         self,
         name: str,
         streams: Callable[[], Mapping[str, Tensor]],
         *,
         task: Literal["language"] = "language",
-        vocab_size: int,
-        batch_size: int = 32,
-        eval_batch_size: int = 32,
-        sequence_length: int = 64,
+        vocab_size: Count,
+        batch_size: Count = 32,
+        eval_batch_size: Count = 32,
+        sequence_length: Count = 64,
         windows: bool = False,
         seed: int = 0,
         source_digest: Callable[[], str] | None = None,
-        info: Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ):
         super().__init__()
-        check_counts(
-            name,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            sequence_length=sequence_length,
-        )
         self.name = name
         self.task = task
         self.vocab_size = vocab_size
@@ -257,11 +254,11 @@ class TextData(LightningDataModule):
         assert self._streams is not None
         return self._streams
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Loads the streams and checks the vocabulary; does so once.
 
-        Raises:
-            UserError: the data are missing, or a token lies outside the vocabulary.
+        A `UserError` says so if the data are missing, or a token lies outside the vocabulary.
         """
         if self._streams is not None:
             return

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from repro.data.base.files import (
     INSTALL,
@@ -27,9 +28,10 @@ from repro.data.base.files import (
     sha256_of,
 )
 from repro.data.base.iterators import Batch, BatchIterator, generator_for
-from repro.data.base.modules import Splits, TensorData, check_counts, check_fact
+from repro.data.base.modules import Splits, TensorData, check_fact
 from repro.data.base.transforms import Normalise
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 # The order out of which validation examples and limited training sets are cut: never the run's.
 SPLIT_SEED = 0
@@ -38,9 +40,10 @@ SPLIT_SEED = 0
 def open_image(data: bytes) -> Any:
     """Opens an encoded image with Pillow, lazily imported.
 
+    Bytes that are no image are Pillow's `OSError`.
+
     Raises:
         UserError: Pillow is not installed.
-        OSError: the bytes are no image.
     """
     try:
         from PIL import Image
@@ -84,16 +87,15 @@ def _decoded(
     return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
 
 
-def _check_sizes(name: str, available: int, val_size: int, limit: int | None) -> None:
+def _check_sizes(name: str, available: int, val_size: int) -> None:
     if not 0 < val_size < available:
         raise UserError(
             f"Data set '{name}': val_size={val_size} of {available} training examples."
             f" Choose 1 to {available - 1}."
         )
-    if limit is not None:
-        check_counts(name, limit=limit)
 
 
+@checked
 def hub_images(
     name: str,
     *,
@@ -103,7 +105,7 @@ def hub_images(
     image_column: str = "image",
     label_column: str = "label",
     root: str | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
     **facts: Any,
 ) -> TensorData:
     """A small image classification benchmark with hub splits ``train`` and ``test``.
@@ -122,8 +124,8 @@ def hub_images(
         limit: train on the first this many of what is left; None for all.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: (in `TensorData.setup`) files are missing or damaged, or a fact is wrong.
+    A `UserError` says so if files are missing or damaged, or a fact is wrong (in
+    `TensorData.setup`).
     """
     files = HubFiles.of(name, info, root)
     mode = "L" if input_shape[0] == 1 else "RGB"
@@ -139,7 +141,7 @@ def hub_images(
                 f"{name}-{split}", sha256_of(paths), paths, image_column, label_column, mode
             )
         x, y = parts["train"]
-        _check_sizes(name, len(y), val_size, limit)
+        _check_sizes(name, len(y), val_size)
         return {
             "train": (x[val_size:][:limit], y[val_size:][:limit]),
             "val": (x[:val_size], y[:val_size]),
@@ -300,6 +302,7 @@ class StreamedImages(LightningDataModule):
 
     name: str
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -309,8 +312,8 @@ class StreamedImages(LightningDataModule):
         input_shape: Sequence[int],
         classes: int,
         val_size: int,
-        batch_size: int,
-        eval_batch_size: int,
+        batch_size: Count,
+        eval_batch_size: Count,
         workers: int = 0,
         seed: int = 0,
         augment: bool = True,
@@ -318,10 +321,9 @@ class StreamedImages(LightningDataModule):
         image_column: str = "image",
         label_column: str = "label",
         root: str | None = None,
-        limit: int | None = None,
+        limit: Count | None = None,
     ):
         super().__init__()
-        check_counts(name, batch_size=batch_size, eval_batch_size=eval_batch_size)
         if list(input_shape) != [3, input_shape[1], input_shape[1]]:
             raise UserError(
                 f"Data set '{name}': input_shape={list(input_shape)}; streamed images are colour"
@@ -348,12 +350,12 @@ class StreamedImages(LightningDataModule):
         """Makes the Arrow copy on one process, before the others use it."""
         self.setup()
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Opens the data and checks the labels; does so once.
 
-        Raises:
-            UserError: files are missing or damaged, ``datasets`` is not installed, or the number
-                of classes is wrong.
+        A `UserError` says so if files are missing or damaged, ``datasets`` is not installed, or the
+        number of classes is wrong.
         """
         if self._indices:
             return
@@ -361,7 +363,7 @@ class StreamedImages(LightningDataModule):
         labels = read_table(self.files.split("validation"), [self.columns["label_column"]])
         check_fact(self.name, "classes", self.classes, int(labels[0].to_numpy().max()) + 1)
         size = len(tables["train"])
-        _check_sizes(self.name, size, self.val_size, self.limit)
+        _check_sizes(self.name, size, self.val_size)
         order = torch.randperm(size, generator=generator_for(SPLIT_SEED))
         self._tables = {"train": tables["train"], "val": tables["train"]}
         self._tables["test"] = tables["validation"]

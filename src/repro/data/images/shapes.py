@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from lightning.pytorch import LightningDataModule
 from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.files import INSTALL
 from repro.data.base.iterators import Batch, EpochIterator, generator_for
-from repro.data.base.modules import check_counts, digest
-from repro.data.images.vessels import vessel_tree
+from repro.data.base.modules import digest
+from repro.data.images.trees import vessel_tree
 from repro.errors import UserError
+from repro.knobs import Natural, checked
 
 Shapes = Mapping[str, Tensor]  # name -> (H, W) or (D, H, W), boolean
 
@@ -32,6 +35,7 @@ class ShapeIterator(EpochIterator):
         """Number of shapes."""
         return len(self.masks)
 
+    @override
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields the shapes from number ``start`` on, always in the same order."""
         for number in range(start, len(self)):
@@ -59,11 +63,11 @@ class ShapeData(LightningDataModule):
             self._shapes = dict(self._load())
         return self._shapes
 
+    @override
     def setup(self, stage: str | None = None) -> None:
         """Loads the shapes.
 
-        Raises:
-            UserError: they are missing.
+        A `UserError` says so if they are missing.
         """
         _ = self.shapes
 
@@ -79,16 +83,17 @@ class ShapeData(LightningDataModule):
         return {"name": self.name, "sha256": digest(masks), "sizes": {"shapes": len(masks)}}
 
 
+@checked
 def shapes(
     name: str = "shapes",
     *,
     pictures: bool = True,
     solids: bool = True,
-    blobs: int = 12,
-    trees: int = 2,
-    size: int = 20,
+    blobs: Natural = 12,
+    trees: Natural = 2,
+    size: Annotated[int, Ge(8)] = 20,
     data_seed: int = 0,
-    **facts: Any,
+    **_facts: Any,
 ) -> ShapeData:
     """Shapes for judging what a transformation does to topology, in 2-D and 3-D; no download.
 
@@ -100,12 +105,11 @@ def shapes(
         trees: how many random vessel trees in 2-D, and as many in 3-D.
         size: edge of the random volumes; random images are twice as wide.
         data_seed: of the random ones.
-        facts: ``task`` and ``info``, for other readers of the config.
+        **_facts: ``task``, ``input_shape`` and ``info``, for other readers of the config.
 
     Raises:
         UserError: a size that is too small, or nothing to look at.
     """
-    check_counts(name, size=size - 7)
     if not (pictures or solids or blobs or trees):
         raise UserError(f"Data set '{name}': no shapes are left. Switch some on.")
 

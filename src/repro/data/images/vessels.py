@@ -5,73 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn import functional as F
 
 from repro.data.base.files import INSTALL, data_root, sha256_of
 from repro.data.base.iterators import generator_for
-from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, check_counts
+from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData
+from repro.data.images.shapes import masks_of
+from repro.data.images.trees import vessel_tree
 from repro.errors import UserError
+from repro.knobs import Count, Natural, NonNegative, Positive, checked
 
 CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
-
-
-def vessel_tree(
-    size: Sequence[int],
-    generator: torch.Generator,
-    roots: int = 2,
-    radius: float = 2.4,
-    thinnest: float = 0.7,
-    branching: float = 0.06,
-) -> Tensor:
-    """Draws a branching tree of tubes that get thinner, as a mask of shape ``size``.
-
-    A branch walks from the border, half a point a step, turning at random, until it leaves the
-    field or has become too thin. At a fork both children are thinner than their parent by the
-    factor 2^(−1/3) (Murray's law).
-
-    Args:
-        size: of the mask, 2-D or 3-D.
-        generator: of all that is random.
-        roots: branches that enter at the border.
-        radius: of those, in points.
-        thinnest: radius below which a branch ends.
-        branching: probability of a fork at each step.
-    """
-    dims = len(size)
-    edges = np.array(size, dtype=float)
-    draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    most = 4 * max(size)  # steps of a branch: enough to cross the field twice
-    pending = []
-    for _ in range(roots):
-        place = draw.random(dims) * edges
-        axis = draw.integers(dims)
-        place[axis] = edges[axis] * draw.integers(2)
-        pending.append((place, edges / 2 - place + 3 * draw.standard_normal(dims), radius))
-    points, radii = [], []
-    while pending:
-        place, direction, thickness = pending.pop()
-        direction = direction / np.linalg.norm(direction)
-        turns = direction + np.cumsum(0.12 * draw.standard_normal((most, dims)), 0)
-        turns /= np.linalg.norm(turns, axis=1, keepdims=True)
-        path = np.concatenate([place[None], place + np.cumsum(0.5 * turns, 0)[:-1]])
-        forks = draw.random(most) < branching
-        widths = thickness * 0.996 ** np.arange(most) * 0.5 ** (np.cumsum(forks) / 3)
-        alive = (widths >= thinnest) & ((path >= 0) & (path <= edges)).all(1)
-        length = most if alive.all() else int(np.argmin(alive))
-        points.append(path[:length])
-        radii.append(widths[:length])
-        for at in np.flatnonzero(forks[:length]):
-            sideways = turns[at] + 0.7 * draw.standard_normal(dims)
-            pending.append((path[at], sideways, widths[at]))
-    grid = torch.stack(torch.meshgrid(*[torch.arange(e) + 0.5 for e in size], indexing="ij"), -1)
-    centres = torch.from_numpy(np.concatenate(points)).float()
-    away = torch.cdist(grid.view(-1, dims), centres)
-    return (away <= torch.from_numpy(np.concatenate(radii)).float()).any(1).view(*size)
 
 
 def _observe(
@@ -95,17 +45,18 @@ def _observe(
     return contrast * seen + 0.3 * light + noise * torch.randn(mask.shape, generator=generator)
 
 
+@checked
 def vessels(
     name: str = "vessels",
     *,
     input_shape: Sequence[int],
-    train_size: int,
-    val_size: int,
-    test_size: int,
+    train_size: Count,
+    val_size: Count,
+    test_size: Count,
     contrast: float = 1.0,
-    noise: float = 0.5,
-    gaps: int = 2,
-    radius: float = 2.0,
+    noise: NonNegative = 0.5,
+    gaps: Natural = 2,
+    radius: Positive = 2.0,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -133,7 +84,6 @@ def vessels(
             f"not {list(input_shape)}."
         )
     counts = dict(zip(SPLIT_NAMES, (train_size, val_size, test_size), strict=True))
-    check_counts(name, **{f"{split}_size": count for split, count in counts.items()})
 
     def load() -> Splits:
         splits = {}
@@ -147,10 +97,11 @@ def vessels(
     return TensorData(name, load, input_shape=input_shape, **facts)
 
 
+@checked
 def drive(
     name: str = "drive",
     *,
-    val_size: int = 4,
+    val_size: Count = 4,
     as_shapes: bool = False,
     root: str | None = None,
     info: Mapping[str, Any] | None = None,
@@ -170,8 +121,7 @@ def drive(
         info: for `repro.data.base.catalog`.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: when its data are read: pictures are missing or damaged.
+    A `UserError` says so if pictures are missing or damaged, when its data are read.
     """
     folder = data_root(root).parent / "drive"
 
@@ -186,10 +136,11 @@ def drive(
     return _real(name, load, folder, "*/*/*.*", as_shapes, info, facts)
 
 
+@checked
 def vessap(
     name: str = "vessap",
     *,
-    patch: int = 48,
+    patch: Count = 48,
     as_shapes: bool = False,
     root: str | None = None,
     info: Mapping[str, Any] | None = None,
@@ -209,10 +160,9 @@ def vessap(
         info: for `repro.data.base.catalog`.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: when its data are read: volumes or nibabel are missing, or too few or too small.
+    A `UserError` says so if volumes or nibabel are missing, or too few or too small, when its data
+    are read.
     """
-    check_counts(name, patch=patch)
     folder = data_root(root).parent / "vessap"
 
     def load() -> Splits:
@@ -238,8 +188,6 @@ def _real(
     facts: Mapping[str, Any],
 ) -> Any:
     if as_shapes:
-        from repro.data.images.shapes import masks_of
-
         return masks_of(name, load)
     return TensorData(
         name,
@@ -273,7 +221,11 @@ def _picture(file: Path, mode: str) -> np.ndarray:
 
 
 def _cubes(files: Sequence[Path], masks: Path, edge: int) -> Split:
-    """All whole cubes of volumes, (N, 1, edge, edge, edge), scaled to [0, 1], and their masks."""
+    """All whole cubes of volumes, (N, 1, edge, edge, edge), scaled to [0, 1], and their masks.
+
+    Raises:
+        UserError: a file or nibabel is missing, or there is no cube.
+    """
     try:
         import nibabel
     except ImportError as error:
@@ -311,15 +263,16 @@ def _require(files: Sequence[Path], pattern: Path, what: str) -> None:
         )
 
 
+@checked
 def arches(
     name: str = "arches",
     *,
-    size: int,
-    pairs: int,
+    size: Annotated[int, Ge(16)],
+    pairs: Count,
     thin: float = 2.0,
     thick: float = 4.0,
     roughness: float = 0.6,
-    landmarks: int = 24,
+    landmarks: Count = 24,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -340,11 +293,7 @@ def arches(
         landmarks: points on each centreline.
         data_seed: of all of this.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: counts below one.
     """
-    check_counts(name, size=size - 15, pairs=pairs, landmarks=landmarks)
 
     def load() -> Splits:
         splits = {}

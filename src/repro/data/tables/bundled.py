@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from sklearn import datasets as bundled
 from sklearn.model_selection import train_test_split
 
 from repro.data.base.iterators import generator_for
-from repro.data.base.modules import Split, Splits, TensorData, check_counts
+from repro.data.base.modules import Split, Splits, TensorData
 from repro.errors import UserError, did_you_mean
+from repro.knobs import Count, NonNegative, checked
 
 # Which examples are held out must never depend on a run, unless its config says so.
 SPLIT_SEED = 0
@@ -50,14 +52,15 @@ def split_indices(
     return {"train": train, "val": val_part, "test": test_part}
 
 
+@checked
 def digits(
     name: str = "digits",
     *,
     split: int = 0,
     test_size: float = 0.2,
     val_size: float = 0.1,
-    noise: float = 0.0,
-    copies: int = 1,
+    noise: NonNegative = 0.0,
+    copies: Count = 1,
     **facts: Any,
 ) -> TensorData:
     """Handwritten digits, 8 × 8 pixels: 1293 train, 144 validation and 360 test images.
@@ -74,13 +77,7 @@ def digits(
             pixel; drawn once, so an image is the same in every epoch.
         copies: of each image, with noise of its own.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: fewer than one copy, or negative noise.
     """
-    check_counts(name, copies=copies)
-    if noise < 0:
-        raise UserError(f"Data set '{name}': noise={noise}. Choose at least 0.")
 
     def load() -> Splits:
         images, labels = bundled.load_digits(return_X_y=True)
@@ -116,8 +113,9 @@ def _digit_sums(pairs: Mapping[str, int], modulus: int) -> Splits:
     return splits
 
 
+@checked
 def digit_sums(
-    name: str, *, pairs: Mapping[str, int], modulus: int = 5, **facts: Any
+    name: str, *, pairs: Mapping[str, Count], modulus: Annotated[int, Ge(2)] = 5, **facts: Any
 ) -> TensorData:
     """Two digits side by side, 8 × 16 pixels; the label is their sum modulo ``modulus``.
 
@@ -131,13 +129,7 @@ def digit_sums(
         pairs: how many pairs to draw for ``train``, ``val`` and ``test``; always the same ones.
         modulus: number of classes.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: fewer than one pair, or fewer than two classes.
     """
-    check_counts(name, **{f"pairs.{split}": count for split, count in pairs.items()})
-    if modulus < 2:
-        raise UserError(f"Data set '{name}': modulus={modulus}. Choose at least 2.")
     return TensorData(name, partial(_digit_sums, dict(pairs), modulus), **facts)
 
 

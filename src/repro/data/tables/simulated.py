@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 
 from repro.data.base.iterators import generator_for
-from repro.data.base.modules import SPLIT_NAMES, Splits, TensorData, check_counts
+from repro.data.base.modules import SPLIT_NAMES, Splits, TensorData
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, Positive, Probability, checked
 
 
+@checked
 def gaussian_mixture(
     name: str,
     *,
     input_shape: Sequence[int],
-    classes: int,
-    train_size: int,
-    val_size: int,
-    test_size: int,
+    classes: Annotated[int, Ge(2)],
+    train_size: Count,
+    val_size: Count,
+    test_size: Count,
     separation: float = 2.0,
-    label_noise: float = 0.0,
+    label_noise: Probability = 0.0,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -62,16 +65,17 @@ def gaussian_mixture(
     return TensorData(name, load, input_shape=input_shape, classes=classes, **facts)
 
 
+@checked
 def linear_regression(
     name: str,
     *,
     input_shape: Sequence[int],
-    targets: int,
-    train_size: int,
-    val_size: int,
-    test_size: int,
-    noise: float = 0.1,
-    condition: float = 1.0,
+    targets: Count,
+    train_size: Count,
+    val_size: Count,
+    test_size: Count,
+    noise: NonNegative = 0.1,
+    condition: Annotated[float, Ge(1)] = 1.0,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -136,28 +140,25 @@ class PlantedDictionary(TensorData):
         UserError: a size below 1, or more features on than there are.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         *,
         input_shape: Sequence[int],
         classes: int,
-        inert: int,
-        influential: int,
+        inert: Count,
+        influential: Count,
         inert_active: float,
         influential_active: float,
         influential_size: float,
         noise: float,
-        train_size: int,
-        val_size: int,
-        test_size: int,
+        train_size: Count,
+        val_size: Count,
+        test_size: Count,
         data_seed: int = 0,
         **facts: Any,
     ):
-        check_counts(
-            name, inert=inert, influential=influential,
-            train_size=train_size, val_size=val_size, test_size=test_size,
-        )  # fmt: skip
         for kind, on, count in (
             ("inert", inert_active, inert),
             ("influential", influential_active, influential),
@@ -194,15 +195,16 @@ class PlantedDictionary(TensorData):
         )
 
 
+@checked
 def sine(
     name: str,
     *,
-    train_size: int,
-    val_size: int,
-    test_size: int,
-    half_width: float = math.pi,
-    noise: float = 0.1,
-    df: float | None = None,
+    train_size: Annotated[int, Ge(2)],
+    val_size: Count,
+    test_size: Count,
+    half_width: Positive = math.pi,
+    noise: NonNegative = 0.1,
+    df: Positive | None = None,
     standardise: bool = False,
     data_seed: int = 0,
     **facts: Any,
@@ -224,7 +226,6 @@ def sine(
         data_seed: decides the noise.
         facts: see `TensorData`.
     """
-    check_counts(name, train_size=train_size - 1, val_size=val_size, test_size=test_size)
 
     def inputs(size: int, middles: bool) -> torch.Tensor:
         cells = size if middles else size - 1

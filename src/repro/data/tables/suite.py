@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from typing_extensions import override
 
 from repro.data.base.iterators import Batch, EpochIterator
 from repro.data.base.modules import SPLIT_NAMES, TensorData
@@ -23,14 +24,15 @@ class Suite(LightningDataModule):
 
     Args:
         sets: the data sets by name.
-        facts: what single data sets have and a suite has not (``task``, ``input_shape``, …); there
-            so that configs may mention them, and not used.
+        **_facts: what configs mention and a suite does not use: ``task``, ``input_shape``,
+            ``classes``, ``batch_size`` and ``info`` as other data sets have them, and the
+            ``split``, ``test_size`` and ``val_size`` to which its sets refer.
 
     Raises:
         UserError: there is no set.
     """
 
-    def __init__(self, sets: Mapping[str, TensorData], **facts: Any) -> None:
+    def __init__(self, sets: Mapping[str, TensorData], **_facts: Any) -> None:
         super().__init__()
         if not sets:
             raise UserError("A suite needs at least one data set: dataset.sets={name: …}.")
@@ -77,6 +79,7 @@ class _Once(EpochIterator):
     def __len__(self) -> int:
         return 1
 
+    @override
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yields the batch, unless it was handed out already."""
         if start == 0:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from repro.data.base.iterators import generator_for
-from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, check_counts, check_fact
+from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, check_fact
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 PADDING, ZERO, TIMES = 0, 1, 3  # the digit d is the symbol ZERO + d
 SYMBOLS = 4
@@ -42,6 +43,7 @@ def multiplication_problems(bits: Tensor, length: int, generator: torch.Generato
     return x, torch.where(place_L < 2 * n, product, PADDING)
 
 
+@checked
 def binary_multiplication(
     name: str,
     *,
@@ -49,9 +51,9 @@ def binary_multiplication(
     classes: int = SYMBOLS,
     min_bits: int,
     max_bits: int,
-    train_size: int,
-    val_size: int,
-    test_size: int,
+    train_size: Count,
+    val_size: Count,
+    test_size: Count,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -79,7 +81,6 @@ def binary_multiplication(
             f"Data set '{name}': min_bits={min_bits}, max_bits={max_bits}."
             " Choose 1 <= min_bits <= max_bits <= 20."
         )
-    check_counts(name, train_size=train_size, val_size=val_size, test_size=test_size)
     check_fact(name, "input_shape", list(input_shape), [2 * max_bits + 1])
     check_fact(name, "classes", classes, SYMBOLS)
 

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 
 from repro.data.base.files import data_root, sha256_of
-from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, check_counts, check_fact
+from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, check_fact
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 PEOPLE = ("daniel", "john", "mary", "sandra")
 PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
@@ -260,6 +261,7 @@ def generated_vocabulary(tasks: Sequence[int]) -> list[str]:
     return sorted(words.union(*(extra[task] for task in tasks)))
 
 
+@checked
 def babi_like(
     name: str,
     *,
@@ -267,9 +269,9 @@ def babi_like(
     input_shape: Sequence[int],
     classes: int,
     sentences: int,
-    train_size: int,
-    val_size: int,
-    test_size: int,
+    train_size: Count,
+    val_size: Count,
+    test_size: Count,
     data_seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -295,7 +297,6 @@ def babi_like(
         raise UserError(
             f"Data set '{name}': tasks={list(tasks)}; generated are {', '.join(map(str, TASKS))}."
         )
-    check_counts(name, train_size=train_size, val_size=val_size, test_size=test_size)
     if sentences < 2 or (11 in tasks and sentences % 2):
         raise UserError(
             f"Data set '{name}': sentences={sentences}. Choose at least 2, and an even number for"
@@ -345,8 +346,8 @@ def babi_files(
         info: where the files come from.
         facts: see `TensorData`.
 
-    Raises:
-        UserError: (in `TensorData.setup`) files are missing or damaged, or a fact is wrong.
+    A `UserError` says so if files are missing or damaged, or a fact is wrong (in
+    `TensorData.setup`).
     """
     folder = data_root(root).parent / "babi" / "tasks_1-20_v1-2" / language
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from repro.data.base.files import HubFiles, read_table, sha256_of
 from repro.data.base.modules import TextData
 from repro.errors import UserError
+from repro.knobs import Count, checked
 
 # Fixed, so that the vocabulary does not depend on the Python that is installed: printable ASCII,
 # tabulator and line feed; the last symbol stands for every other character.
@@ -80,11 +81,12 @@ def _concatenated(stdlib: Path, paths: Iterable[str], max_bytes: int) -> bytes:
     return b"".join(texts)[:max_bytes]
 
 
+@checked
 def stdlib_text(
     name: str,
     *,
     vocabulary: Literal["characters", "bytes"] = "characters",
-    max_bytes: int | None = None,
+    max_bytes: Count | None = None,
     stdlib: str | None = None,
     **facts: Any,
 ) -> TextData:
@@ -99,11 +101,8 @@ def stdlib_text(
         stdlib: folder of the standard library, by default this Python's.
         facts: see `TextData`.
 
-    Raises:
-        UserError: unknown vocabulary; or (in `TextData.setup`) this Python has no sources.
+    A `UserError` says so if this Python has no sources (in `TextData.setup`).
     """
-    if vocabulary not in ("characters", "bytes"):
-        raise UserError(f"vocabulary={vocabulary}: choose characters or bytes.")
     folder = Path(stdlib or sysconfig.get_paths()["stdlib"])
 
     def load() -> dict[str, Tensor]:
@@ -161,6 +160,7 @@ def encode_units(
     return encoded
 
 
+@checked
 def hub_text(
     name: str,
     *,
@@ -168,7 +168,7 @@ def hub_text(
     unit: Literal["characters", "words"],
     text_column: str = "text",
     root: str | None = None,
-    limit: int | None = None,
+    limit: Count | None = None,
     **facts: Any,
 ) -> TextData:
     """A text benchmark with hub splits ``train``, ``validation`` and ``test``.
@@ -182,12 +182,9 @@ def hub_text(
         limit: train on the first this many tokens (the vocabulary stays); None for all.
         facts: see `TextData`.
 
-    Raises:
-        UserError: unknown unit; or (in `TextData.setup`) files are missing or damaged, or the
-            vocabulary is larger than stated.
+    A `UserError` says so if files are missing or damaged, or the vocabulary is larger than stated
+    (in `TextData.setup`).
     """
-    if unit not in ("characters", "words"):
-        raise UserError(f"unit={unit}: choose characters or words.")
     files = HubFiles.of(name, info, root)
     splits = {"train": "train", "val": "validation", "test": "test"}
 

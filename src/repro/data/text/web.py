@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from repro.data.base.files import HubFiles, cached_arrays, read_table, sha256_of
-from repro.data.base.modules import TextData, check_counts
+from repro.data.base.modules import TextData
 from repro.data.text.tokenized import load_tokenizer
 from repro.errors import UserError
+from repro.knobs import Count, Inside, checked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
 AT_ONCE = 1000  # documents that the tokenizer is given
 
 
+@checked
 def web_text(
     name: str,
     *,
     info: Mapping[str, Any],
     tokenizer: str,
     end: str,
-    shards: int,
-    held_out: float,
+    shards: Count,
+    held_out: Inside,
     text_column: str = "text",
     root: str | None = None,
     **facts: Any,
@@ -55,9 +57,6 @@ def web_text(
         UserError: a knob is out of range, the tokenizer is missing or has no such token; or (in
             `TextData.setup`) files are missing or damaged.
     """
-    check_counts(name, shards=shards)
-    if not 0 < held_out < 1:
-        raise UserError(f"Data set '{name}': held_out={held_out}. Choose between 0 and 1.")
     files = HubFiles.of(name, info, root)
     words = load_tokenizer(tokenizer, root)
     end_id = words.token_to_id(end)

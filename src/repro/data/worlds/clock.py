@@ -6,21 +6,19 @@ from typing import Any
 
 import torch
 
-from repro.data.base.modules import TensorData, check_counts
+from repro.data.base.modules import TensorData
+from repro.knobs import Count, checked
 
 
-def clock(name: str, *, ticks: int = 1, **facts: Any) -> TensorData:
+@checked
+def clock(name: str, *, ticks: Count = 1, **facts: Any) -> TensorData:
     """A data set of as many empty batches an epoch as there are ticks.
 
     Args:
         name: of the data set.
         ticks: steps of an epoch.
         facts: see `TensorData`.
-
-    Raises:
-        UserError: there is no tick.
     """
-    check_counts(name, ticks=ticks)
     nothing = torch.zeros(1, 1)
     rows = {"train": nothing.expand(ticks, 1), "val": nothing, "test": nothing}
     splits = {split: (x, x) for split, x in rows.items()}

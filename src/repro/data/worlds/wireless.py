@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.iterators import EpochIterator, generator_for
-from repro.data.base.modules import check_counts
+from repro.data.worlds.channels import CellFree, Downlink
 from repro.errors import UserError, did_you_mean
-from repro.methods.icgnn.cellfree import CellFree
-from repro.methods.icgnn.downlink import Downlink
+from repro.knobs import Count, Fraction, NonNegative, Positive, Share, checked
 
 NOISE_DBM = -94.0  # thermal noise in 20 MHz with a noise figure of 7 dB
 TRAIN, VAL, TEST = range(3)
@@ -53,16 +53,16 @@ class Wireless(LightningDataModule, ABC):
         seed: of all channels; runs with the same one are tested on the same.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
-        train_batches: int = 100,
-        batch_size: int = 128,
-        eval_size: int = 200,
+        train_batches: Count = 100,
+        batch_size: Count = 128,
+        eval_size: Count = 200,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_counts(name, train_batches=train_batches, batch_size=batch_size, eval_size=eval_size)
         self.name, self.seed = name, seed
         self.train_batches, self.batch_size, self.eval_size = train_batches, batch_size, eval_size
 
@@ -115,13 +115,13 @@ class Wireless(LightningDataModule, ABC):
         return {"name": self.name, "sha256": sha.hexdigest(), "sizes": sizes}
 
 
-def scenario(kind: str, info: Mapping[str, Any] | None = None, **kinds: Any) -> Wireless:
+def scenario(kind: str, **kinds: Any) -> Wireless:
     """Chooses one of several simulators, so that settings of each can be kept side by side.
 
     Args:
         kind: which.
-        info: for `repro.data.base.catalog`; not used here.
-        **kinds: simulators by name; and facts of other data sets, which are not used.
+        **kinds: simulators by name, such as ``cellular`` and ``cellfree``; and facts of other data
+            sets, which are not used: ``task``, ``input_shape``, ``classes``, ``info``.
 
     Raises:
         UserError: there is none of this name.
@@ -157,6 +157,7 @@ class _Evaluation(EpochIterator):
     def __len__(self) -> int:
         return len(self.drawn)
 
+    @override
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         yield from self.drawn[start:]
 
@@ -184,18 +185,19 @@ class CellularDownlink(Wireless):
         UserError: a range that is none, or a size with too few antennas.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
         users: Sequence[int],
-        antennas: int,
+        antennas: Count,
         seen: Mapping[str, Mapping[str, int]],
         unseen: Mapping[str, Mapping[str, int]],
         user_antennas: Sequence[int] = (1, 1),
         snr_db: Sequence[float] = (5, 25),
-        spread_db: float = 6.0,
-        correlation: float = 0.0,
-        csi_error: float = 0.0,
+        spread_db: NonNegative = 6.0,
+        correlation: Fraction = 0.0,
+        csi_error: Fraction = 0.0,
         test_snr_db: Sequence[float] = (10, 20),
         **shared: Any,
     ) -> None:
@@ -208,9 +210,6 @@ class CellularDownlink(Wireless):
                 f"dataset.antennas={antennas} are fewer than the {users[1] * user_antennas[1]} "
                 "receiving antennas that dataset.users and dataset.user_antennas allow."
             )
-        for knob, value in {"correlation": correlation, "csi_error": csi_error}.items():
-            if not 0 <= value < 1:
-                raise UserError(f"dataset.{knob} lies in [0, 1), not {value}.")
         self.users, self.antennas, self.user_antennas = users, antennas, user_antennas
         self.snr_db, self.spread_db = snr_db, spread_db
         self.correlation, self.csi_error = correlation, csi_error
@@ -293,6 +292,7 @@ class CellFreeNetwork(Wireless):
         UserError: a range that is none, or a number out of range.
     """
 
+    @checked
     def __init__(
         self,
         name: str,
@@ -301,22 +301,18 @@ class CellFreeNetwork(Wireless):
         antennas: Sequence[int],
         seen: Mapping[str, Mapping[str, Any]],
         unseen: Mapping[str, Mapping[str, Any]],
-        coverage: float = 0.9,
-        pilots: int | None = None,
-        side_km: float = 1.0,
-        power_w: float = 0.2,
-        pilot_energy: float = 1.0,
-        shadowing_db: float = 4.0,
+        coverage: Share = 0.9,
+        pilots: Count | None = None,
+        side_km: Positive = 1.0,
+        power_w: Positive = 0.2,
+        pilot_energy: Positive = 1.0,
+        shadowing_db: NonNegative = 4.0,
         **shared: Any,
     ) -> None:
         super().__init__(name, **shared)
         ranges = {"access_points": access_points, "users": users, "antennas": antennas}
         for knob, span in ranges.items():
             _check_range(knob, span, least=1)
-        positive = {"side_km": side_km, "power_w": power_w, "pilot_energy": pilot_energy}
-        for knob, value in {**positive, "pilots": 1 if pilots is None else pilots}.items():
-            if value <= 0:
-                raise UserError(f"dataset.{knob} is positive, not {value}.")
         self.access_points, self.users, self.antennas = access_points, users, antennas
         self.coverage, self.pilots, self.side_km = coverage, pilots, side_km
         self.power_w, self.pilot_energy, self.shadowing_db = power_w, pilot_energy, shadowing_db
@@ -361,8 +357,6 @@ class CellFreeNetwork(Wireless):
         antennas: Sequence[int],
         coverage: float,
     ) -> CellFree:
-        if not 0 < coverage <= 1:
-            raise UserError(f"dataset.coverage lies in (0, 1], not {coverage}.")
         side = 1000 * self.side_km
         where = side * torch.rand(B, L + K, 2, generator=generator)
         apart = (where[:, :L, None] - where[:, None, L:]).abs()
@@ -384,7 +378,8 @@ class CellFreeNetwork(Wireless):
         )
 
 
-def strongest(beta: Tensor, coverage: float) -> Tensor:
+@checked
+def strongest(beta: Tensor, coverage: Share) -> Tensor:
     """Which access points serve a user: the strongest that together have part of its gain.
 
     Args:

@@ -10,13 +10,15 @@ team's reward of the step.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
+from repro.knobs import Count, Probability, checked
 from repro.methods.bn_marl.tabular import CoordinationGame, coordination_reward
 
 # Who disturbs whom among the ten islands, as the official code has it (4–5 is a neighbourhood).
@@ -90,12 +92,15 @@ class Aloha(nn.Module):
     shared = False
     parents_show = True
 
+    @checked
     def __init__(
-        self, agents: int = 10, horizon: int = 20, arrival: float = 0.6, capacity: int = 5
+        self,
+        agents: Annotated[int, Ge(2), Le(len(NEIGHBOURS))] = 10,
+        horizon: Count = 20,
+        arrival: Probability = 0.6,
+        capacity: Count = 5,
     ) -> None:
         super().__init__()
-        if not 2 <= agents <= len(NEIGHBOURS):
-            raise UserError(f"bn_marl: Aloha has 2 to {len(NEIGHBOURS)} islands, not {agents}.")
         self.agents, self.horizon = agents, horizon
         self.arrival, self.capacity = arrival, capacity
         self.observation = capacity + 1

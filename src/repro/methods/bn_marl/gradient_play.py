@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from repro.errors import UserError
-from repro.methods.bn_marl.graphs import fixed_graph
+from repro.knobs import Count, Fraction, Known, Natural, Positive, checked
+from repro.methods.bn_marl.graphs import FIXED, fixed_graph
 from repro.methods.bn_marl.layers import clip_each
 from repro.methods.bn_marl.tabular import (
     CoordinationGame,
@@ -43,22 +44,20 @@ class GradientPlay(nn.Module):
 
     progress: Tensor
 
+    @checked
     def __init__(
         self,
-        agents: Sequence[int] = (2, 3, 5),
-        graph: str = "full",
-        starts: int = 1,
-        updates: int = 2000,
-        max_norm: float = 1e3,
-        flip: float = 0.1,
-        gamma: float = 0.95,
-        tolerance: int | None = None,
+        agents: Sequence[Annotated[int, Ge(2)]] = (2, 3, 5),
+        graph: Annotated[str, Known(FIXED)] = "full",
+        starts: Count = 1,
+        updates: Count = 2000,
+        max_norm: Positive = 1e3,
+        flip: Annotated[float, Ge(0), Le(0.5)] = 0.1,
+        gamma: Fraction = 0.95,
+        tolerance: Natural | None = None,
         normalise_start: bool = False,
     ) -> None:
         super().__init__()
-        for name, count in (("starts", starts), ("updates", updates)):
-            if count < 1:
-                raise UserError(f"bn_marl: method.{name} is at least 1, not {count}.")
         self.updates, self.max_norm = updates, max_norm
         self.games = nn.ModuleList(
             CoordinationGame(n, flip, gamma, tolerance, normalise_start) for n in agents

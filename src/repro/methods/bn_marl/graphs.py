@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 
 FIXED = ("none", "line", "line_published", "full")
 
@@ -18,14 +18,8 @@ def fixed_graph(name: str, agents: int) -> Tensor:
             the actions of all before it), or ``line_published``, the line as the official code
             builds it: without its last edge.
         agents: n.
-
-    Raises:
-        UserError: there is no such graph.
     """
-    if name not in FIXED:
-        raise UserError(
-            f"There is no graph '{name}'.{did_you_mean(name, FIXED)} Known: {', '.join(FIXED)}."
-        )
+    check_choice("fixed_graph", "graph", name, FIXED)
     if name == "none":
         return torch.zeros(agents, agents)
     if name == "full":

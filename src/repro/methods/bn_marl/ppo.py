@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Known, NonNegative, Positive, Probability, checked
 from repro.methods.bn_marl.actor import BayesNetActor
 from repro.methods.bn_marl.graphs import FIXED, fixed_graph, open_ratio
 from repro.methods.bn_marl.layers import Linear, Trunk, ValueNorm, clip_each
@@ -116,41 +117,32 @@ class BayesNetPPO(nn.Module):
 
     progress: Tensor
 
+    @checked
     def __init__(
         self,
         world: Any,
-        graph: str = "learned",
-        updates: int = 80,
-        replicas: int = 1,
-        envs: int = 32,
-        epochs: int = 5,
-        hidden: int = 64,
-        clip: float = 0.2,
-        entropy: float = 0.01,
-        value_weight: float = 1.0,
-        huber: float = 10.0,
-        max_norm: float = 10.0,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        density: float = 0.5,
+        graph: Annotated[str, Known(GRAPHS)] = "learned",
+        updates: Count = 80,
+        replicas: Count = 1,
+        envs: Count = 32,
+        epochs: Count = 5,
+        hidden: Count = 64,
+        clip: Positive = 0.2,
+        entropy: NonNegative = 0.01,
+        value_weight: NonNegative = 1.0,
+        huber: Positive = 10.0,
+        max_norm: Positive = 10.0,
+        gamma: Probability = 0.99,
+        gae_lambda: Probability = 0.95,
+        density: Probability = 0.5,
         share_observations: bool | None = None,
         dag: dict[str, Any] | None = None,
         annealing: dict[str, Any] | None = None,
         resample_in_update: bool = False,
         resimulate_parents: bool = False,
-        eval_graphs: int = 64,
+        eval_graphs: Count = 64,
     ) -> None:
         super().__init__()
-        if graph not in GRAPHS:
-            raise UserError(
-                f"There is no graph '{graph}'.{did_you_mean(graph, GRAPHS)} "
-                f"Known: {', '.join(GRAPHS)}."
-            )
-        for name, count in (("replicas", replicas), ("envs", envs), ("updates", updates)):
-            if count < 1:
-                raise UserError(f"bn_marl: method.{name} is at least 1, not {count}.")
-        if not 0 <= density <= 1:
-            raise UserError(f"bn_marl: method.density lies in [0, 1], not {density}.")
         self.annealing = Annealing(**(annealing or {}))
         if self.annealing.enabled and graph != "learned":
             raise UserError(f"bn_marl: only a learned graph can be annealed, not graph={graph}.")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError
+from repro.knobs import Count, Natural, NonNegative, Positive, checked
 from repro.methods.bn_marl.layers import Linear
 
 ENUMERATED = 5  # up to so many agents all n! orders are scored at once: no Python loop over samples
@@ -114,25 +115,20 @@ class DagSampler(nn.Module):
         UserError: a knob is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         replicas: int,
         context: int,
         agents: int,
-        hidden: int = 64,
-        edge_net: str = "mlp",
-        order: str = "learned",
-        noise: float = 1.0,
-        temperature: float = 1.0,
-        rounds: int = 20,
+        hidden: Count = 64,
+        edge_net: Literal["mlp", "deepset"] = "mlp",
+        order: Literal["learned", "identity"] = "learned",
+        noise: NonNegative = 1.0,
+        temperature: Positive = 1.0,
+        rounds: Natural = 20,
     ) -> None:
         super().__init__()
-        if edge_net not in ("mlp", "deepset"):
-            raise UserError(f"bn_marl: edge_net is mlp or deepset, not '{edge_net}'.")
-        if order not in ("learned", "identity"):
-            raise UserError(f"bn_marl: order is learned or identity, not '{order}'.")
-        if temperature <= 0:
-            raise UserError(f"bn_marl: dag.temperature is positive, not {temperature}.")
         self.agents, self.edge_net, self.order = agents, edge_net, order
         self.noise, self.temperature, self.rounds = noise, temperature, rounds
         self.order_in = Linear(replicas, context, hidden)

@@ -11,11 +11,14 @@ State and joint action are numbered with agent 0 as the most significant bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Fraction, Natural, checked
 
 # Largest |#0 − #1| that still counts as miscoordination (official code).
 TOLERANCES = {2: 1, 3: 1, 5: 2, 10: 3}
@@ -46,21 +49,16 @@ class CoordinationGame(nn.Module):
     transition: Tensor
     start: Tensor
 
+    @checked
     def __init__(
         self,
-        agents: int = 2,
-        flip: float = 0.1,
-        gamma: float = 0.95,
-        tolerance: int | None = None,
+        agents: Annotated[int, Ge(2)] = 2,
+        flip: Annotated[float, Ge(0), Le(0.5)] = 0.1,
+        gamma: Fraction = 0.95,
+        tolerance: Natural | None = None,
         normalise_start: bool = False,
     ) -> None:
         super().__init__()
-        if agents < 2:
-            raise UserError(f"bn_marl: a game takes at least 2 agents, not {agents}.")
-        if not 0 <= flip <= 0.5:
-            raise UserError(f"bn_marl: flip lies in [0, 0.5], not {flip}.")
-        if not 0 <= gamma < 1:
-            raise UserError(f"bn_marl: gamma lies in [0, 1), not {gamma}.")
         if tolerance is None and agents not in TOLERANCES:
             known = ", ".join(map(str, TOLERANCES))
             raise UserError(

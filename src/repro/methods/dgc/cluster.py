@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from repro.methods.dgc.selection import Picks
 
@@ -75,6 +76,7 @@ class SimulatedCluster(Cluster):
         """See `Cluster`."""
         tensor_KT.copy_(tensor_KT.amax(dim=0, keepdim=True).expand_as(tensor_KT))
 
+    @override
     def gather(
         self, picks: Sequence[Picks], values_KM: Sequence[Tensor], even: bool
     ) -> list[tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Count, Natural, checked
 from repro.methods.dgc.cluster import Cluster, ProcessCluster, SimulatedCluster
 from repro.methods.dgc.ddp_hook import BucketExchange, bucket_hook
 from repro.methods.dgc.ledger import CommLedger
@@ -61,9 +62,8 @@ class DataParallel(Method):
     needs_whole_gradient = False
     """Whether `exchange` must see all tensors of a step in one call."""
 
-    def __init__(self, workers: int = 4, min_dims: int = 2, seed: int = 0) -> None:
-        if workers < 1:
-            raise UserError(f"method.workers must be at least 1; got {workers}.")
+    @checked
+    def __init__(self, workers: Count = 4, min_dims: Natural = 2, seed: int = 0) -> None:
         self.workers = workers
         self.min_dims = min_dims
         self.seed = seed

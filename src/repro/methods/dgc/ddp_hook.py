@@ -1,16 +1,30 @@
-"""Joins a `DataParallel` method to PyTorch's DistributedDataParallel."""
+"""Joins a method that exchanges gradients to PyTorch's DistributedDataParallel."""
 
 # No `from __future__ import annotations`: DDP inspects the annotations of a hook.
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-if TYPE_CHECKING:
-    from repro.methods.dgc.data_parallel import DataParallel
+from repro.methods.dgc.cluster import Cluster
+
+
+class Exchange(Protocol):
+    """What the hook asks of a method; see `repro.methods.dgc.DataParallel`."""
+
+    cluster: Cluster
+    position: dict[Tensor, int]
+    needs_whole_gradient: bool
+
+    def exchange(self, tensors: Sequence[int], grads_Kn: Sequence[Tensor]) -> None:
+        """Turns the gradients of some tensors into what the optimizer gets."""
+
+    def end_step(self) -> None:
+        """Called once when all tensors of a step have been exchanged."""
 
 
 class BucketExchange:
@@ -23,7 +37,7 @@ class BucketExchange:
         method: performs the exchange.
     """
 
-    def __init__(self, method: "DataParallel") -> None:
+    def __init__(self, method: Exchange) -> None:
         self.method = method
         self._parameters: list[Tensor] = []
         self._gradients: list[Tensor] = []

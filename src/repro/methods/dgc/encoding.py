@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 from repro.methods.dgc.selection import Picks
 
 _LONGEST_RUN = 65535
@@ -69,14 +69,6 @@ ENCODINGS = {
 
 
 def make_encoding(name: str) -> Encoding:
-    """Returns the encoding of that name.
-
-    Raises:
-        UserError: the name is unknown.
-    """
-    if name not in ENCODINGS:
-        raise UserError(
-            f"method.encoding is one of {', '.join(ENCODINGS)}; got '{name}'."
-            f"{did_you_mean(name, ENCODINGS)}"
-        )
+    """Returns the encoding of that name."""
+    check_choice("make_encoding", "encoding", name, ENCODINGS)
     return ENCODINGS[name]

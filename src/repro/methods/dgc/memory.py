@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from repro.errors import UserError
+from repro.knobs import Fraction, checked
 
 MemoryMode = Literal["gradient", "velocity", "nesterov"]
 
@@ -33,11 +33,10 @@ class ErrorFeedbackMemory:
         masking: whether `release` resets U too (momentum factor masking), or V alone.
     """
 
+    @checked
     def __init__(
-        self, mode: MemoryMode = "velocity", momentum: float = 0.9, masking: bool = True
+        self, mode: MemoryMode = "velocity", momentum: Fraction = 0.9, masking: bool = True
     ) -> None:
-        if mode not in ("gradient", "velocity", "nesterov"):
-            raise UserError(f"A memory mode is gradient, velocity or nesterov; got '{mode}'.")
         self.mode = mode
         self.momentum = momentum
         self.masking = masking

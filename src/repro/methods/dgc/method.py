@@ -6,17 +6,19 @@ Shapes: N workers in all, K of them local, n entries of one tensor, M picks per 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from repro.errors import UserError
+from repro.knobs import Count, Fraction, Known, Natural, NonNegative, Positive, Share, checked
 from repro.methods.dgc.data_parallel import DataParallel
-from repro.methods.dgc.encoding import make_encoding
+from repro.methods.dgc.encoding import ENCODINGS, make_encoding
 from repro.methods.dgc.memory import ErrorFeedbackMemory, MemoryMode, MomentumBuffer
-from repro.methods.dgc.schedule import density_schedule
+from repro.methods.dgc.schedule import Densities, density_schedule
 from repro.methods.dgc.selection import make_selector
 from repro.toolbox.method import OptimizerFactory
 
@@ -78,31 +80,28 @@ class DeepGradientCompression(DataParallel):
         "comm/unsent_over_gradient": "norm of what is unsent over that of the gradient",
     }
 
+    @checked
     def __init__(
         self,
-        ratio: float = 0.001,
-        momentum: float = 0.9,
+        ratio: Share = 0.001,
+        momentum: Fraction = 0.9,
         nesterov: bool = False,
-        weight_decay: float = 0.0,
+        weight_decay: NonNegative = 0.0,
         masking: bool = True,
         velocity_correction: bool = True,
-        clip_norm: float | None = None,
-        selector: str = "exact",
-        sample_ratio: float = 0.01,
-        warmup_epochs: int = 4,
-        warmup_densities: str | Sequence[float] = "paper",
-        min_dims: int = 2,
-        encoding: str = "paper_6B",
-        workers: int = 4,
+        clip_norm: Positive | None = None,
+        selector: Literal["exact", "sampled", "sampled_official", "random"] = "exact",
+        sample_ratio: Share = 0.01,
+        warmup_epochs: Natural = 4,
+        warmup_densities: Densities = "paper",
+        min_dims: Natural = 2,
+        encoding: Annotated[str, Known(tuple(ENCODINGS))] = "paper_6B",
+        workers: Count = 4,
         seed: int = 0,
     ) -> None:
         super().__init__(workers, min_dims, seed)
-        if not 0 <= momentum < 1:
-            raise UserError(f"method.momentum must lie in [0, 1); got {momentum}.")
         if nesterov and momentum == 0:
             raise UserError("method.nesterov needs a momentum above 0.")
-        if clip_norm is not None and clip_norm <= 0:
-            raise UserError(f"method.clip_norm must be positive or null; got {clip_norm}.")
         self.densities = density_schedule(ratio, warmup_epochs, warmup_densities)
         self.density = self.densities[0]
         self.momentum = momentum
@@ -218,6 +217,7 @@ class DeepGradientCompression(DataParallel):
         for grad_Kn, (index_NM, values_NM) in zip(grads_Kn, messages, strict=True):
             grad_Kn[0].zero_().scatter_add_(0, index_NM.reshape(-1), values_NM.reshape(-1))
 
+    @override
     def before_step(self, model: nn.Module) -> None:
         """Adds weight decay, with its own momentum; the receiver does it in gradient dropping."""
         if self.weight_decay == 0 or not self.velocity_correction:

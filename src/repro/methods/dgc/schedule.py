@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Natural, Share, checked
 
-PRESETS = ("paper", "official", "dense")
+Densities = Literal["paper", "official", "dense"] | Sequence[Share]
 
 
+@checked
 def density_schedule(
-    ratio: float, warmup_epochs: int = 4, warmup_densities: str | Sequence[float] = "paper"
+    ratio: Share, warmup_epochs: Natural = 4, warmup_densities: Densities = "paper"
 ) -> list[float]:
     """Returns the density of every warm-up epoch, followed by the target density.
 
@@ -36,10 +39,6 @@ def density_schedule(
             (density 1) comes after a compressed one, when each worker already keeps a memory of
             its own that a dense exchange would have to abandon.
     """
-    if not 0 < ratio <= 1:
-        raise UserError(f"method.ratio is the density to send, in (0, 1]; got {ratio}.")
-    if warmup_epochs < 0:
-        raise UserError(f"method.warmup_epochs must not be negative; got {warmup_epochs}.")
     epochs = range(warmup_epochs)
     if warmup_densities == "paper":
         warmup = [max(4.0 ** -(e + 1), ratio) for e in epochs]
@@ -47,11 +46,6 @@ def density_schedule(
         warmup = [max(ratio ** ((e + 1) / (warmup_epochs + 1)), ratio) for e in epochs]
     elif warmup_densities == "dense":
         warmup = [1.0 for _ in epochs]
-    elif isinstance(warmup_densities, str):
-        raise UserError(
-            f"method.warmup_densities is a list of densities or one of {', '.join(PRESETS)}; "
-            f"got '{warmup_densities}'.{did_you_mean(warmup_densities, PRESETS)}"
-        )
     else:
         warmup = [float(density) for density in warmup_densities][:warmup_epochs]
         if len(warmup) < warmup_epochs:
@@ -59,8 +53,6 @@ def density_schedule(
                 f"method.warmup_densities lists {len(warmup)} values for "
                 f"{warmup_epochs} warm-up epochs; give one value per epoch."
             )
-        if any(not 0 < density <= 1 for density in warmup):
-            raise UserError(f"method.warmup_densities must lie in (0, 1]; got {warmup}.")
     schedule = [*warmup, ratio]
     if any(after == 1 > before for before, after in pairwise(schedule)):
         raise UserError(

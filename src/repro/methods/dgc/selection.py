@@ -13,8 +13,9 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import Share, check_choice, checked
 from repro.methods.dgc.random_key import RandomKey
 
 # On a CPU, large tensors are scanned in pieces that stay in cache: three times faster than at once,
@@ -95,6 +96,7 @@ class Selector(ABC):
 class ExactSelector(Selector):
     """The ``ceil(n * density)`` entries of largest magnitude of each row."""
 
+    @override
     def __call__(self, x_Kn: Tensor, density: float, key: RandomKey) -> Picks:
         """See `Selector`; the key is not used."""
         count = entries_to_send(x_Kn.shape[1], density)
@@ -136,10 +138,11 @@ class SampledSelector(Selector):
 
     even = False
 
+    @checked
     def __init__(
-        self, sample_ratio: float = 0.01, upper_bound: float = 1.3, expected_hits: int = 100
+        self, sample_ratio: Share = 0.01, upper_bound: float = 1.3, expected_hits: int = 100
     ) -> None:
-        self.sample_ratio = _checked_sample_ratio(sample_ratio)
+        self.sample_ratio = sample_ratio
         self.upper_bound = upper_bound
         self.expected_hits = expected_hits
 
@@ -188,8 +191,9 @@ class OfficialSampledSelector(Selector):
     lower_bound = 0.8
     rounds = 10
 
-    def __init__(self, sample_ratio: float = 0.01) -> None:
-        self.sample_ratio = max(_checked_sample_ratio(sample_ratio), 0.01)
+    @checked
+    def __init__(self, sample_ratio: Share = 0.01) -> None:
+        self.sample_ratio = max(sample_ratio, 0.01)
 
     def stride(self, numel: int, density: float) -> int:
         """Returns the distance between two sampled entries; 1 means all entries."""
@@ -230,23 +234,16 @@ class OfficialSampledSelector(Selector):
         return index[:wanted]
 
 
-def make_selector(name: str, sample_ratio: float = 0.01) -> Selector:
-    """Returns the selector of that name: exact, sampled, sampled_official or random.
-
-    Raises:
-        UserError: the name is unknown or the sample ratio is not in (0, 1].
-    """
+@checked
+def make_selector(name: str, sample_ratio: Share = 0.01) -> Selector:
+    """Returns the selector of that name: exact, sampled, sampled_official or random."""
     known = {
         "exact": ExactSelector,
         "random": RandomSelector,
         "sampled": lambda: SampledSelector(sample_ratio),
         "sampled_official": lambda: OfficialSampledSelector(sample_ratio),
     }
-    if name not in known:
-        raise UserError(
-            f"method.selector is one of {', '.join(known)}; got '{name}'."
-            f"{did_you_mean(name, known)}"
-        )
+    check_choice("make_selector", "selector", name, known)
     return known[name]()
 
 
@@ -276,9 +273,8 @@ class TopKCompressor:
         UserError: the ratio is not in (0, 1].
     """
 
-    def __init__(self, ratio: float, selector: Selector | None = None) -> None:
-        if not 0 < ratio <= 1:
-            raise UserError(f"The ratio to keep must lie in (0, 1]; got {ratio}.")
+    @checked
+    def __init__(self, ratio: Share, selector: Selector | None = None) -> None:
         self.ratio = ratio
         self.selector = selector or ExactSelector()
 
@@ -295,12 +291,6 @@ class TopKCompressor:
             out = sparse.values.new_empty(sparse.shape)
         out.zero_().view(-1).index_copy_(0, sparse.indices, sparse.values)
         return out
-
-
-def _checked_sample_ratio(sample_ratio: float) -> float:
-    if not 0 < sample_ratio <= 1:
-        raise UserError(f"method.sample_ratio must lie in (0, 1]; got {sample_ratio}.")
-    return sample_ratio
 
 
 def _largest(x_Kn: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repro.errors import UserError
+from repro.knobs import Count, Natural, Positive, checked
 from repro.methods.dgc.data_parallel import DataParallel
 
 
@@ -38,17 +38,16 @@ class TernGrad(DataParallel):
         UserError: a knob is out of range.
     """
 
+    @checked
     def __init__(
         self,
-        clip_sigmas: float | None = 2.5,
+        clip_sigmas: Positive | None = 2.5,
         share_scaler: bool = True,
-        workers: int = 4,
-        min_dims: int = 2,
+        workers: Count = 4,
+        min_dims: Natural = 2,
         seed: int = 0,
     ) -> None:
         super().__init__(workers, min_dims, seed)
-        if clip_sigmas is not None and clip_sigmas <= 0:
-            raise UserError(f"method.clip_sigmas must be positive or null; got {clip_sigmas}.")
         self.clip_sigmas = clip_sigmas
         self.share_scaler = share_scaler
 

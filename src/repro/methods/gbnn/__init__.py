@@ -20,7 +20,7 @@ True
 
 `stage` trains several networks (of different shrinkage, or seed) in one batch; `keep_units` and
 `refit_output` cut any network of one hidden layer; `penultimate_features` gives the inputs for
-boosting on top of a deep network. `repro.methods.gbnn.estimator` follows scikit-learn's interface.
+boosting on top of a deep network.
 """
 
 from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
@@ -29,7 +29,7 @@ from repro.methods.gbnn.features import penultimate_features
 from repro.methods.gbnn.losses import BinaryLogistic, Loss, Multinomial, SquaredError, loss_for
 from repro.methods.gbnn.network import BoostedNetwork
 from repro.methods.gbnn.truncation import ORDERS, keep_units, layers, order_units, refit_output
-from repro.toolbox.lbfgs import minimise
+from repro.toolbox.linear_algebra.lbfgs import minimise
 
 __all__ = [
     "ORDERS",

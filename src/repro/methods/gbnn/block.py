@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from repro.toolbox.lbfgs import minimise
+from repro.toolbox.linear_algebra.lbfgs import minimise
 
 
 class Blocks(NamedTuple):

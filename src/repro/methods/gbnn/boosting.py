@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, Share, checked
 from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
-from repro.methods.gbnn.losses import Loss
+from repro.methods.gbnn.losses import Loss, Prior
 from repro.methods.gbnn.network import BoostedNetwork
 from repro.toolbox.method import Method
 
@@ -39,29 +41,21 @@ class GradientBoosting(Method):
         UserError: a setting is out of its range.
     """
 
+    @checked
     def __init__(
         self,
-        units: int = 200,
-        per_step: int = 1,
-        shrinkage: float = 1.0,
-        subsample: float = 0.5,
-        iterations: int = 200,
-        alpha: float = 1e-4,
-        restarts: int = 1,
-        prior: str = "zeros",
+        units: Count = 200,
+        per_step: Count = 1,
+        shrinkage: Share = 1.0,
+        subsample: Share = 0.5,
+        iterations: Count = 200,
+        alpha: NonNegative = 1e-4,
+        restarts: Count = 1,
+        prior: Prior = "zeros",
         seed: int = 0,
     ) -> None:
-        whole = {"units": units, "per_step": per_step, "iterations": iterations}
-        for name, value in (whole | {"restarts": restarts}).items():
-            if value < 1:
-                raise UserError(f"gbnn: {name} is a whole number of at least 1, not {value}.")
-        for name, share in {"shrinkage": shrinkage, "subsample": subsample}.items():
-            if not 0 < share <= 1:
-                raise UserError(f"gbnn: {name} lies in (0, 1], not {share}.")
         if per_step > units:
             raise UserError(f"gbnn: per_step={per_step} is more than units={units}.")
-        if alpha < 0:
-            raise UserError(f"gbnn: alpha is at least 0, not {alpha}.")
         self.units, self.per_step, self.shrinkage = units, per_step, shrinkage
         self.subsample, self.iterations, self.alpha = subsample, iterations, alpha
         self.restarts, self.prior, self.seed = restarts, prior, seed
@@ -71,6 +65,7 @@ class GradientBoosting(Method):
         """T, the number of stages."""
         return self.units // self.per_step
 
+    @override
     def attach(self, model: nn.Module) -> None:
         """Refuses: boosting builds its own network.
 

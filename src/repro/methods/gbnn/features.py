@@ -24,7 +24,7 @@ def penultimate_features(model: nn.Module, x: Tensor, chunk: int = 1024) -> Tens
     if not linear:
         raise UserError("gbnn: the backbone has no linear layer whose inputs could be features.")
     features: list[Tensor] = []
-    hook = linear[-1].register_forward_hook(lambda module, inputs, _: features.append(inputs[0]))
+    hook = linear[-1].register_forward_hook(lambda _module, inputs, _: features.append(inputs[0]))
     training = model.training
     try:
         model.eval()

@@ -10,8 +10,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import checked
 
 Prior = Literal["zeros", "log_prior"]
 
@@ -49,7 +51,7 @@ class Loss(Protocol):
         ...
 
 
-class SquaredError:
+class SquaredError(Loss):
     """½ ‖y − F‖² of K real targets; the residual is the error, and no line search is needed."""
 
     newton = False
@@ -71,12 +73,13 @@ class SquaredError:
         """The error y − F."""
         return y_NK - scores_NK
 
+    @override
     def hessian(self, y_NK: Tensor, scores_NK: Tensor) -> Tensor:
         """One."""
         return torch.ones_like(scores_NK)
 
 
-class BinaryLogistic:
+class BinaryLogistic(Loss):
     """ln(1 + exp(−2yF)) for y in {−1, +1}, so that P(y = +1) = 1 / (1 + exp(−2F))."""
 
     newton = True
@@ -105,7 +108,7 @@ class BinaryLogistic:
         return r_NK * (2 - r_NK)
 
 
-class Multinomial:
+class Multinomial(Loss):
     """Cross-entropy of softmax(F) for K classes, y one-hot.
 
     Args:
@@ -117,10 +120,8 @@ class Multinomial:
     newton = True
     output_scale = 1.0
 
+    @checked
     def __init__(self, classes: int, prior: Prior = "zeros") -> None:
-        if prior not in ("zeros", "log_prior"):
-            hint = did_you_mean(prior, ("zeros", "log_prior"))
-            raise UserError(f"gbnn: prior is zeros or log_prior, not '{prior}'.{hint}")
         self.classes = classes
         self.prior = prior
 
@@ -142,6 +143,7 @@ class Multinomial:
         """Y − softmax(F)."""
         return y_NK - scores_NK.softmax(1)
 
+    @override
     def hessian(self, y_NK: Tensor, scores_NK: Tensor) -> Tensor:
         """P(1 − p)."""
         p_NK = scores_NK.softmax(1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
-from repro.toolbox.lbfgs import minimise
+from repro.errors import UserError
+from repro.knobs import Known, checked
+from repro.toolbox.linear_algebra.lbfgs import minimise
 
 ORDERS = ("first", "random", "norm")
 
@@ -23,7 +25,10 @@ def layers(model: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
     return linear[0], linear[1]
 
 
-def order_units(model: nn.Module, order: str, generator: torch.Generator) -> Tensor:
+@checked
+def order_units(
+    model: nn.Module, order: Annotated[str, Known(ORDERS)], generator: torch.Generator
+) -> Tensor:
     """All hidden units, those to keep longest first.
 
     Args:
@@ -31,22 +36,14 @@ def order_units(model: nn.Module, order: str, generator: torch.Generator) -> Ten
         order: ``first`` (as they stand), ``random``, or ``norm``: the largest ‖v_j‖ · ‖w_j‖
             first, the strong way to order units that were trained together.
         generator: of the random order.
-
-    Raises:
-        UserError: no such order, or not such a network.
     """
     hidden, output = _layers(model)
     if order == "first":
         return torch.arange(hidden.out_features)
     if order == "random":
         return torch.randperm(hidden.out_features, generator=generator)
-    if order == "norm":
-        importance = hidden.weight.norm(dim=1) * output.weight.norm(dim=0)
-        return importance.argsort(descending=True, stable=True)
-    raise UserError(
-        f"There is no order '{order}' of units; known: {', '.join(ORDERS)}."
-        f"{did_you_mean(order, ORDERS)}"
-    )
+    importance = hidden.weight.norm(dim=1) * output.weight.norm(dim=0)
+    return importance.argsort(descending=True, stable=True)
 
 
 @torch.no_grad()
@@ -82,7 +79,7 @@ def refit_output(
     _, output = _layers(refitted)
     with torch.no_grad():
         features: list[Tensor] = []
-        hook = output.register_forward_hook(lambda module, inputs, _: features.append(inputs[0]))
+        hook = output.register_forward_hook(lambda _module, inputs, _: features.append(inputs[0]))
         model_out = refitted(x)
         hook.remove()
     h_NJ, (K, J) = features[0], output.weight.shape

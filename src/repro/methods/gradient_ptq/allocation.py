@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
+from repro.knobs import checked
 
 PATH = 0.9  # μ: each step of the path from W to zero
-ORDERS = ("importance", "reversed", "random", "magnitude")
+Order = Literal["importance", "reversed", "random", "magnitude"]
 
 
 def importance(
@@ -98,8 +100,9 @@ def allocate_bits(
     return {layer: part.long() for layer, part in zip(sizes, parts, strict=True)}
 
 
+@checked
 def order_scores(
-    order: str, scores: Mapping[str, Tensor], magnitude: Mapping[str, Tensor], seed: int
+    order: Order, scores: Mapping[str, Tensor], magnitude: Mapping[str, Tensor], seed: int
 ) -> dict[str, Tensor]:
     """The scores of an order in which units are raised: by importance, or one of its controls.
 
@@ -108,9 +111,6 @@ def order_scores(
         scores: importance by layer and unit.
         magnitude: mean absolute weight, likewise.
         seed: of the random order.
-
-    Raises:
-        UserError: an unknown order.
     """
     if order == "importance":
         return dict(scores)
@@ -118,7 +118,5 @@ def order_scores(
         return {layer: -score for layer, score in scores.items()}
     if order == "magnitude":
         return dict(magnitude)
-    if order == "random":
-        generator = generator_for(seed, 1)
-        return {k: torch.rand(s.shape, generator=generator) for k, s in scores.items()}
-    raise UserError(f"method.mixed.order is {', '.join(ORDERS)}; not {order}.")
+    generator = generator_for(seed, 1)
+    return {k: torch.rand(s.shape, generator=generator) for k, s in scores.items()}

@@ -8,12 +8,13 @@ move through. Everything is element by element, with one scale per tensor or per
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import checked
 
 SHRINK = [1 - 0.01 * i for i in range(80)]  # the search of BRECQ's code
 NORM = 2.4  # of the error that the search minimises, likewise
@@ -98,14 +99,15 @@ class PowerGrid(Grid):
         return 32 * self.scale.numel()
 
 
+@checked
 def fit_grid(
     weight: Tensor,
     bits: int | Tensor,
     *,
-    quantizer: str = "uniform",
+    quantizer: Literal["uniform", "power"] = "uniform",
     per_channel: bool = True,
     symmetric: bool = False,
-    search: str = "mse",
+    search: Literal["mse", "minmax"] = "mse",
     exponent: float = 1.0,
 ) -> Grid:
     """Fits a grid to a weight.
@@ -126,10 +128,6 @@ def fit_grid(
         UserError: an unknown quantizer or search, fewer than 2 bits, or bits per channel with a
             single scale.
     """
-    if quantizer not in ("uniform", "power"):
-        raise UserError(f"method.quantizer is uniform or power, not {quantizer}.")
-    if search not in ("mse", "minmax"):
-        raise UserError(f"method.scale_search is mse or minmax, not {search}.")
     weight = weight.detach()
     ones = [1] * (weight.dim() - 1)
     per_tensor_bits = torch.as_tensor(bits, device=weight.device).to(weight.dtype)

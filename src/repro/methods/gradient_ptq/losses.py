@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -23,33 +23,33 @@ def _channel_sum(error: Tensor) -> Tensor:
     return error.sum(1 if error.dim() == 4 else -1).mean()
 
 
-def l2(o: Tensor, t: Tensor, g: Tensor | None = None) -> Tensor:
+def l2(o: Tensor, t: Tensor, _g: Tensor | None = None) -> Tensor:
     """Squared error."""
     return _channel_sum((o - t).square())
 
 
-def l1(o: Tensor, t: Tensor, g: Tensor | None = None) -> Tensor:
+def l1(o: Tensor, t: Tensor, _g: Tensor | None = None) -> Tensor:
     """Absolute error."""
     return _channel_sum((o - t).abs())
 
 
-def lp(o: Tensor, t: Tensor, g: Tensor | None = None) -> Tensor:
+def lp(o: Tensor, t: Tensor, _g: Tensor | None = None) -> Tensor:
     """The error to the power 2.4."""
     return _channel_sum((o - t).abs().pow(2.4))
 
 
-def normalised(o: Tensor, t: Tensor, g: Tensor | None = None) -> Tensor:
+def normalised(o: Tensor, t: Tensor, _g: Tensor | None = None) -> Tensor:
     """``Σ (o - t)² / Σ t²`` of each example."""
     o, t = o.flatten(1), t.flatten(1)
     return ((o - t).square().sum(1) / t.square().sum(1).clamp(min=1e-12)).mean()
 
 
-def cosine(o: Tensor, t: Tensor, g: Tensor | None = None) -> Tensor:
+def cosine(o: Tensor, t: Tensor, _g: Tensor | None = None) -> Tensor:
     """``1 - ⟨o, t⟩ / (‖o‖ ‖t‖)`` of each example."""
     return (1 - F.cosine_similarity(o.flatten(1), t.flatten(1))).mean()
 
 
-def kl(o: Tensor, t: Tensor, g: Tensor | None = None) -> Tensor:
+def kl(o: Tensor, t: Tensor, _g: Tensor | None = None) -> Tensor:
     """``KL(softmax t ‖ softmax o)`` over the last dimension; for logits."""
     log_t, log_o = t.log_softmax(-1), o.log_softmax(-1)
     return (log_t.exp() * (log_t - log_o)).sum(-1).mean()
@@ -82,15 +82,8 @@ WITH_GRADIENTS = ("fisher", "fisher_full")
 
 
 def loss_for(name: str) -> Loss:
-    """The function behind ``method.loss``.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in LOSSES:
-        raise UserError(
-            f"method.loss is {', '.join(LOSSES)}; not {name}.{did_you_mean(name, LOSSES)}"
-        )
+    """The function behind ``method.loss``."""
+    check_choice("loss_for", "loss", name, LOSSES)
     return LOSSES[name]
 
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
-from repro.errors import UserError, did_you_mean
-from repro.methods.gradient_ptq.allocation import ORDERS
-from repro.methods.gradient_ptq.losses import loss_for
-from repro.methods.gradient_ptq.variables import variable_for
+from repro.errors import UserError
+from repro.knobs import Count, Fraction, Known, Natural, Positive, Share, checked
+from repro.methods.gradient_ptq.allocation import Order
+from repro.methods.gradient_ptq.losses import LOSSES
+from repro.methods.gradient_ptq.variables import VARIABLES
 
-ROUNDINGS = ("nearest", "gradient", "hessian")
-AUGMENTS = ("none", "noise", "mixup", "drop")
-SUBSETS = ("all", "near_half", "important", "random")
-SCHEDULES = ("constant", "linear", "cosine")
+Bits = Annotated[int, Ge(2)]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class SignSGD(Optimizer):
@@ -29,6 +30,7 @@ class SignSGD(Optimizer):
     def __init__(self, params: Iterable[Any], lr: float) -> None:
         super().__init__(params, {"lr": lr})
 
+    @override
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Moves every parameter by the learning rate against its gradient's sign."""
@@ -47,6 +49,7 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+@checked
 @dataclass
 class Mixed:
     """Mixed precision: bits by importance at a budget.
@@ -60,20 +63,15 @@ class Mixed:
         steps: S of the importance; 0 is |W∘∇W|.
     """
 
-    low: int = 2
-    high: int = 4
-    budget: float = 3.0
-    order: str = "importance"
-    unit: str = "layer"
-    steps: int = 0
-
-    def __post_init__(self) -> None:
-        _one_of("mixed.order", self.order, ORDERS)
-        _one_of("mixed.unit", self.unit, ("layer", "channel"))
-        if self.steps < 0:
-            raise UserError("method.mixed.steps is 0 or more.")
+    low: Bits = 2
+    high: Bits = 4
+    budget: Positive = 3.0
+    order: Order = "importance"
+    unit: Literal["layer", "channel"] = "layer"
+    steps: Natural = 0
 
 
+@checked
 @dataclass
 class Activations:
     """Quantised activations.
@@ -87,19 +85,14 @@ class Activations:
         iterations: of the second pass.
     """
 
-    bits: int = 4
+    bits: Bits = 4
     together: bool = False
-    keep: float = 1.0
-    lr: float = 4e-4
-    iterations: int = 5000
-
-    def __post_init__(self) -> None:
-        if self.bits < 2:
-            raise UserError("method.activations.bits is 2 or more.")
-        if not 0 < self.keep <= 1:
-            raise UserError("method.activations.keep lies in (0, 1].")
+    keep: Share = 1.0
+    lr: Positive = 4e-4
+    iterations: Count = 5000
 
 
+@checked
 @dataclass
 class Recipe:
     """How a network's weights are rounded. Defaults are AdaRound's.
@@ -140,59 +133,42 @@ class Recipe:
         activations: quantise activations.
     """
 
-    bits: int = 4
-    rounding: str = "gradient"
-    unit: str = "layer"
+    bits: Bits = 4
+    rounding: Literal["nearest", "gradient", "hessian"] = "gradient"
+    unit: Literal["layer", "block"] = "layer"
     skip: Sequence[str] = ()
-    edge_bits: int | None = None
-    quantizer: str = "uniform"
+    edge_bits: Bits | None = None
+    quantizer: Literal["uniform", "power"] = "uniform"
     exponent: float | None = None
     per_channel: bool = True
     symmetric: bool = False
-    scale_search: str = "mse"
-    variable: str = "round_sigmoid"
+    scale_search: Literal["mse", "minmax"] = "mse"
+    variable: Annotated[str, Known(tuple(VARIABLES))] = "round_sigmoid"
     learn_scale: bool = False
     learn_bias: bool = False
-    scale_lr: float = 1e-3
-    loss: str = "l2"
-    optimizer: str = "adam"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    schedule: str = "constant"
-    iterations: int = 20000
-    batch_size: int = 32
+    scale_lr: Positive = 1e-3
+    loss: Annotated[str, Known(tuple(LOSSES))] = "l2"
+    optimizer: Annotated[str, Known(tuple(OPTIMIZERS))] = "adam"
+    lr: Positive = 1e-3
+    momentum: Fraction = 0.9
+    schedule: Schedule = "constant"
+    iterations: Count = 20000
+    batch_size: Count = 32
     regularisation: float = 0.01
-    warmup: float = 0.2
+    warmup: Fraction = 0.2
     beta: Sequence[float] = field(default_factory=lambda: (20.0, 2.0))
-    augment: str = "none"
+    augment: Literal["none", "noise", "mixup", "drop"] = "none"
     augment_strength: float = 0.5
-    subset: str = "all"
-    subset_share: float = 0.5
+    subset: Literal["all", "near_half", "important", "random"] = "all"
+    subset_share: Share = 0.5
     mixed: Mixed | None = None
     activations: Activations | None = None
 
     def __post_init__(self) -> None:
-        _one_of("rounding", self.rounding, ROUNDINGS)
-        _one_of("unit", self.unit, ("layer", "block"))
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("augment", self.augment, AUGMENTS)
-        _one_of("subset", self.subset, SUBSETS)
-        _one_of("quantizer", self.quantizer, ("uniform", "power"))
-        _one_of("scale_search", self.scale_search, ("mse", "minmax"))
-        variable_for(self.variable)
-        loss_for(self.loss)
         if self.rounding == "hessian" and self.unit != "layer":
             raise UserError("method.rounding=hessian goes layer by layer: method.unit=layer.")
-        for name in ("iterations", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"method.{name} is 1 or more.")
-        if not 0 < self.subset_share <= 1:
-            raise UserError("method.subset_share lies in (0, 1].")
-        if self.lr <= 0:
-            raise UserError("method.lr is above zero.")
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, _model: nn.Module) -> None:
         """What `repro.training.supervised.Supervised` calls first of a method: refuses.
 
         Raises:
@@ -225,19 +201,11 @@ class Recipe:
         return first + (last - first) * (progress - self.warmup) / (1 - self.warmup)
 
 
-def scheduler(optimizer: Optimizer, schedule: str, iterations: int) -> LambdaLR:
+def scheduler(optimizer: Optimizer, schedule: Schedule, iterations: int) -> LambdaLR:
     """Multiplies rates by 1, by what is left of the iterations, or by half a cosine."""
     shapes = {
-        "constant": lambda i: 1.0,
+        "constant": lambda _i: 1.0,
         "linear": lambda i: 1 - i / iterations,
         "cosine": lambda i: (1 + math.cos(math.pi * i / iterations)) / 2,
     }
     return LambdaLR(optimizer, shapes[schedule])
-
-
-def _one_of(name: str, value: str, known: Iterable[str]) -> None:
-    known = list(known)
-    if value not in known:
-        raise UserError(
-            f"method.{name} is {', '.join(known)}; not {value}.{did_you_mean(value, known)}"
-        )

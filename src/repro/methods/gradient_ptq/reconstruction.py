@@ -324,7 +324,7 @@ class PostTrainingQuantization:
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Softmax) and any(_within(name, unit) for unit in self.units):
                 quantizer = make(name, how.bits)
-                module.register_forward_hook(lambda _, args, out, q=quantizer: q(out))
+                module.register_forward_hook(lambda _, _args, out, q=quantizer: q(out))
         named = {name.replace(".", "/"): quantizer for name, quantizer in found.items()}
         self.model.activation_quantizers = nn.ModuleDict(named)
         return found

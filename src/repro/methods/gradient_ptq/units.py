@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import checked
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
 
@@ -91,7 +92,10 @@ def blocks_of(model: nn.Module) -> list[str]:
     ]
 
 
-def units_of(model: nn.Module, layers: Sequence[str], unit: str) -> list[Unit]:
+@checked
+def units_of(
+    model: nn.Module, layers: Sequence[str], unit: Literal["layer", "block"]
+) -> list[Unit]:
     """Groups layers into units, in forward order.
 
     Args:
@@ -102,8 +106,6 @@ def units_of(model: nn.Module, layers: Sequence[str], unit: str) -> list[Unit]:
     Raises:
         UserError: another unit, or a model without blocks.
     """
-    if unit not in ("layer", "block"):
-        raise UserError(f"method.unit is layer or block, not {unit}.")
     if unit == "layer":
         return [Unit(name, [name]) for name in layers]
     blocks = blocks_of(model)
@@ -141,7 +143,7 @@ def capture(model: nn.Module, name: str, x: Tensor, batch: int, output: bool = F
         if not output:
             raise _Stop
 
-    def after(_: nn.Module, args: Any, result: Tensor) -> None:
+    def after(_: nn.Module, _args: Any, result: Tensor) -> None:
         flow["output"].append(result)
         raise _Stop
 
@@ -186,7 +188,7 @@ def output_gradients(
     """
     kept: list[Tensor] = []
 
-    def after(_: nn.Module, args: Any, result: Tensor) -> Tensor:
+    def after(_: nn.Module, _args: Any, result: Tensor) -> Tensor:
         # A leaf of its own: nothing before the module needs a backward pass.
         leaf = result.detach().requires_grad_()
         kept.append(leaf)

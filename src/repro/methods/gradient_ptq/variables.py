@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import check_choice
 from repro.methods.gradient_ptq.grids import Grid
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch: h = clip(1.2 σ(α) - 0.1, 0, 1)
@@ -52,7 +52,7 @@ class Variable(nn.Module):
         """The weight on the grid."""
         return self._weight(self.hard_position())
 
-    def regulariser(self, beta: float) -> Tensor | None:
+    def regulariser(self, beta: float) -> Tensor | None:  # noqa: ARG002 - for those that push
         """What pushes the rounding to a decision; None for variables that need no push."""
         return None
 
@@ -179,13 +179,6 @@ VARIABLES: dict[str, type[Variable]] = {
 
 
 def variable_for(name: str) -> type[Variable]:
-    """The class behind ``method.variable``.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in VARIABLES:
-        raise UserError(
-            f"method.variable is {', '.join(VARIABLES)}; not {name}.{did_you_mean(name, VARIABLES)}"
-        )
+    """The class behind ``method.variable``."""
+    check_choice("variable_for", "variable", name, VARIABLES)
     return VARIABLES[name]

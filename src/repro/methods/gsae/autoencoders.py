@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, Positive, checked
 from repro.methods.gsae.selection import Magnitude, Selector
 
 
@@ -56,11 +58,9 @@ class SparseAutoencoder(nn.Module):
     variance: Tensor
     idle: Tensor
 
-    def __init__(self, d: int, latents: int, dead_after: int = 10_000_000) -> None:
+    @checked
+    def __init__(self, d: Count, latents: Count, dead_after: Count = 10_000_000) -> None:
         super().__init__()
-        for knob, value in (("d", d), ("latents", latents), ("dead_after", dead_after)):
-            if value < 1:
-                raise UserError(f"gsae: {knob} is at least 1, not {value}.")
         self.dead_after = dead_after
         W_dec_ND = F.normalize(torch.randn(latents, d), dim=1)
         self.W_dec = nn.Parameter(W_dec_ND)
@@ -184,21 +184,20 @@ class TopKAutoencoder(SparseAutoencoder):
         UserError: k is not between 1 and N, or auxk is negative.
     """
 
+    @checked
     def __init__(
         self,
-        d: int,
-        latents: int,
-        k: int,
+        d: Count,
+        latents: Count,
+        k: Count,
         selector: Selector | None = None,
-        auxk: float = 0.0,
-        auxk_latents: int | None = None,
-        dead_after: int = 10_000_000,
+        auxk: NonNegative = 0.0,
+        auxk_latents: Count | None = None,
+        dead_after: Count = 10_000_000,
     ) -> None:
         super().__init__(d, latents, dead_after)
         if not 1 <= k <= latents:
             raise UserError(f"gsae: k lies between 1 and the {latents} latents; it is {k}.")
-        if auxk < 0:
-            raise UserError(f"gsae: auxk is at least 0, not {auxk}.")
         self.k, self.selector = k, selector or Magnitude()
         self.auxk, self.auxk_latents = auxk, min(auxk_latents or max(1, d // 2), latents)
 
@@ -324,16 +323,21 @@ class ReLUAutoencoder(SparseAutoencoder):
         dead_after: see `SparseAutoencoder`.
     """
 
-    def __init__(self, d: int, latents: int, sparsity: float, dead_after: int = 10_000_000) -> None:
+    @checked
+    def __init__(
+        self, d: Count, latents: Count, sparsity: NonNegative, dead_after: Count = 10_000_000
+    ) -> None:
         super().__init__(d, latents, dead_after)
-        self.sparsity = _at_least_zero(sparsity)
+        self.sparsity = sparsity
 
+    @override
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
     ) -> Tensor:
         """The latents; gradient and selector make no difference."""
         return self.linear(x_BD).relu()
 
+    @override
     def loss(self, x_BD: Tensor, g_BD: Tensor | None = None) -> Tensor:
         """Error over variance, and the L1 penalty."""
         f_BN = self.encode(x_BD)
@@ -356,18 +360,23 @@ class GatedAutoencoder(SparseAutoencoder):
         dead_after: see `SparseAutoencoder`.
     """
 
-    def __init__(self, d: int, latents: int, sparsity: float, dead_after: int = 10_000_000) -> None:
+    @checked
+    def __init__(
+        self, d: Count, latents: Count, sparsity: NonNegative, dead_after: Count = 10_000_000
+    ) -> None:
         super().__init__(d, latents, dead_after)
-        self.sparsity = _at_least_zero(sparsity)
+        self.sparsity = sparsity
         self.r_mag = nn.Parameter(torch.zeros(latents))
         self.b_mag = nn.Parameter(torch.zeros(latents))
 
+    @override
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
     ) -> Tensor:
         """The latents; gradient and selector make no difference."""
         return self._gate_and_latents(x_BD)[1]
 
+    @override
     def loss(self, x_BD: Tensor, g_BD: Tensor | None = None) -> Tensor:
         """Error over variance, L1 of the gate, and the error of the gate's own reconstruction."""
         pi_BN, f_BN = self._gate_and_latents(x_BD)
@@ -433,19 +442,18 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         dead_after: see `SparseAutoencoder`.
     """
 
+    @checked
     def __init__(
         self,
-        d: int,
-        latents: int,
-        sparsity: float,
-        bandwidth: float = 1e-3,
-        threshold: float = 1e-3,
-        dead_after: int = 10_000_000,
+        d: Count,
+        latents: Count,
+        sparsity: NonNegative,
+        bandwidth: Positive = 1e-3,
+        threshold: Positive = 1e-3,
+        dead_after: Count = 10_000_000,
     ) -> None:
         super().__init__(d, latents, dead_after)
-        if bandwidth <= 0 or threshold <= 0:
-            raise UserError("gsae: bandwidth and threshold of a JumpReLU are positive.")
-        self.sparsity = _at_least_zero(sparsity)
+        self.sparsity = sparsity
         self.bandwidth = bandwidth
         # In units of the activations, which only `initialise` knows.
         self.log_theta = nn.Parameter(torch.full((latents,), math.log(threshold)))
@@ -456,6 +464,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         super().initialise(sample_BD)
         self.log_theta.add_(0.5 * self.variance.log())
 
+    @override
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None
     ) -> Tensor:
@@ -463,6 +472,7 @@ class JumpReLUAutoencoder(SparseAutoencoder):
         f_BN: Tensor = _Jump.apply(self.linear(x_BD).relu(), *self._kernel())
         return f_BN
 
+    @override
     def loss(self, x_BD: Tensor, g_BD: Tensor | None = None) -> Tensor:
         """Error over variance, and the L0 penalty."""
         z_BN, kernel = self.linear(x_BD).relu(), self._kernel()
@@ -473,9 +483,3 @@ class JumpReLUAutoencoder(SparseAutoencoder):
 
     def _kernel(self) -> tuple[Tensor, Tensor]:
         return self.log_theta.exp(), self.bandwidth * self.variance.sqrt()
-
-
-def _at_least_zero(sparsity: float) -> float:
-    if not sparsity >= 0:
-        raise UserError(f"gsae: sparsity is at least 0, not {sparsity}.")
-    return sparsity

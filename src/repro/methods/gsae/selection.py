@@ -8,15 +8,14 @@ and, for `GradientAugmented`, the gradient of the model's loss at the place that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import NonNegative, checked
 
-MODES = ("add", "mul")
-GRAD_NORMS = ("token", "batch", "none")
 TINY = 1e-30  # of float32; a token whose gradient is exactly zero divides by it
 
 
@@ -43,29 +42,32 @@ def attribution(W_dec_ND: Tensor, g_BD: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(Selector):
     """Plain TopK (Gao et al. 2024): score = z."""
 
     needs_gradient = False
 
+    @override
     def scores(self, z_BN: Tensor, W_dec_ND: Tensor, g_BD: Tensor | None) -> Tensor:
         """The activations themselves."""
         return z_BN
 
 
 @dataclass(frozen=True)
-class RandomChoice:
+class RandomChoice(Selector):
     """A control: positive latents in random order, drawn from torch's generator."""
 
     needs_gradient = False
 
+    @override
     def scores(self, z_BN: Tensor, W_dec_ND: Tensor, g_BD: Tensor | None) -> Tensor:
         """Uniform numbers where z is positive, else 0."""
         return torch.rand_like(z_BN) * (z_BN > 0)
 
 
+@checked
 @dataclass(frozen=True)
-class GradientAugmented:
+class GradientAugmented(Selector):
     """The paper's rule: score = z + β z ∘ |W_decᵀ ∇_x L|.
 
     Removing a latent changes the loss by about -z w·g, so z |w·g| is the size of its attribution.
@@ -81,16 +83,10 @@ class GradientAugmented:
         UserError: a knob is out of range.
     """
 
-    beta: float = 1.0
-    mode: str = "add"
-    grad_norm: str = "token"
+    beta: NonNegative = 1.0
+    mode: Literal["add", "mul"] = "add"
+    grad_norm: Literal["token", "batch", "none"] = "token"
     needs_gradient = True
-
-    def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise UserError(f"gsae: beta is at least 0, not {self.beta}.")
-        _check_choice("mode", self.mode, MODES)
-        _check_choice("grad_norm", self.grad_norm, GRAD_NORMS)
 
     @torch.no_grad()
     def scores(self, z_BN: Tensor, W_dec_ND: Tensor, g_BD: Tensor | None) -> Tensor:
@@ -109,10 +105,3 @@ class GradientAugmented:
         if self.mode == "add":
             a_BN.mul_(self.beta).add_(1)  # z + β z a = (1 + β a) z, exactly z at β = 0
         return a_BN.mul_(z_BN)
-
-
-def _check_choice(knob: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(
-            f"gsae: {knob}={value} is none of {', '.join(known)}.{did_you_mean(value, known)}"
-        )

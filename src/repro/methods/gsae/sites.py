@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError, did_you_mean
+from repro.knobs import Natural, checked
 
 
 class Site:
@@ -27,22 +28,19 @@ class Site:
         UserError: there is no such module, side or number of positions.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         module: str,
         side: Literal["input", "output"] = "output",
-        skip: int = 0,
+        skip: Natural = 0,
     ) -> None:
         names = dict(model.named_modules())
         if module not in names:
             raise UserError(
                 f"The model has no module '{module}' to hook.{did_you_mean(module, names)}"
             )
-        if side not in ("input", "output"):
-            raise UserError(f"A site is the input or the output of a module, not '{side}'.")
-        if skip < 0:
-            raise UserError(f"A site skips at least 0 positions, not {skip}.")
         self.model, self.module, self.side, self.skip = model, names[module], side, skip
 
     @contextmanager
@@ -65,10 +63,10 @@ class Site:
     def _hooked(self, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
         """While open, the activations, of whatever shape, go through a function."""
 
-        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (function(args[0]), *args[1:])
 
-        def after(module: nn.Module, args: Any, output: Any) -> Any:
+        def after(_module: nn.Module, _args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (function(output[0]), *output[1:])
             return function(output)
@@ -89,7 +87,11 @@ class _Enough(Exception):  # noqa: N818 - a signal, not an error
 
 @torch.no_grad()
 def read(site: Site, inputs: Tensor) -> Tensor:
-    """The activations (tokens, d) at the site; what follows it in the model does not run."""
+    """The activations (tokens, d) at the site; what follows it in the model does not run.
+
+    Raises:
+        ValueError: the model does not pass the site.
+    """
     found: list[Tensor] = []
 
     def note(x: Tensor) -> Tensor:
@@ -116,6 +118,9 @@ def trace(site: Site, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The model's output, and the activations x (tokens, d) that it depends on, a leaf.
+
+    Raises:
+        ValueError: the site was not passed exactly once.
     """
     leaves: list[Tensor] = []
 

@@ -27,11 +27,11 @@ the equations are this project's construction of its idea.
 True
 """
 
-from typing import Any
+from typing import Any, Literal
 
-from repro.errors import UserError
+from repro.data.worlds.channels import CellFree, Downlink
+from repro.knobs import checked
 from repro.methods.icgnn.cellfree import (
-    CellFree,
     ClassicalPower,
     ascend_power,
     fractional_power,
@@ -39,7 +39,6 @@ from repro.methods.icgnn.cellfree import (
 )
 from repro.methods.icgnn.downlink import (
     ClassicalPrecoder,
-    Downlink,
     gram,
     mrt,
     regularised_zero_forcing,
@@ -52,11 +51,15 @@ from repro.methods.icgnn.downlink import (
 from repro.methods.icgnn.network import CompleteGraph, GridGraph, InformationCarryingGNN
 from repro.methods.icgnn.power import LearnedPower
 from repro.methods.icgnn.precoder import FixedSizePrecoder, LearnedPrecoder
-from repro.toolbox.conjugate_gradient import conjugate_gradient
+from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
 
+@checked
 def learned(
-    kind: str, cg_steps: int | None = 8, jacobi: bool = True, **network: Any
+    kind: Literal["cellular", "cellfree"],
+    cg_steps: int | None = 8,
+    jacobi: bool = True,
+    **network: Any,
 ) -> LearnedPrecoder | LearnedPower:
     """Builds the graph network for one of the two problems.
 
@@ -65,15 +68,10 @@ def learned(
         cg_steps: see `LearnedPrecoder`; not used by `LearnedPower`; likewise
         jacobi: see there.
         **network: width, layers, carry and zero_init_head of `InformationCarryingGNN`.
-
-    Raises:
-        UserError: an unknown kind.
     """
     if kind == "cellular":
         return LearnedPrecoder(cg_steps, jacobi, **network)
-    if kind == "cellfree":
-        return LearnedPower(**network)
-    raise UserError(f"model.kind is cellular or cellfree, not '{kind}'.")
+    return LearnedPower(**network)
 
 
 __all__ = [

@@ -6,66 +6,14 @@ Sanguinetti 2021). Tensors carry their shape: B batch, L access points, K users.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
+from repro.data.worlds.channels import CellFree
+from repro.knobs import Count, Positive, checked
 from repro.methods.icgnn.network import masked_softmax
-
-
-class CellFree(NamedTuple):
-    """A batch of networks.
-
-    Attributes:
-        beta: (B, L, K) positive, large-scale gains over the noise, 1/W.
-        mask: (B, L, K) boolean, which access point serves which user.
-        antennas: (B, L), antennas of the access points.
-        limit: (B, L), largest transmit power, W.
-        pilot_energy: (B,), energy of a user's pilot, W times symbols.
-        pilots: (B, K) integers; users with the same number share a pilot.
-    """
-
-    beta: Tensor
-    mask: Tensor
-    antennas: Tensor
-    limit: Tensor
-    pilot_energy: Tensor
-    pilots: Tensor
-
-    def estimated(self) -> Tensor:
-        """γ (B, L, K): the part of each gain that the pilots reveal.
-
-        γ_lk = τp β_lk² / (τp Σ_i β_li + σ²), summed over the users i with k's pilot.
-        """
-        energy = self.pilot_energy[:, None, None]
-        heard = self.beta @ self._shared().to(self.beta.dtype)
-        return energy * self.beta.square() / (energy * heard + 1)
-
-    def rates(self, power: Tensor) -> Tensor:
-        """Spectral efficiencies of the users.
-
-        SINR_k = D_kk² / (Σ_i Σ_l ρ_li β_lk + Σ_{i≠k with k's pilot} D_ki² + σ²) with
-        D_ki = Σ_l √(ρ_li N_l γ_lk).
-
-        Args:
-            power: ρ, (B, L, K), not negative.
-
-        Returns:
-            (B, K), bits per second and hertz.
-        """
-        # The floor keeps the gradient of the root finite where there is no link.
-        amplitude = (power * self.antennas[..., None]).clamp(min=1e-20).sqrt() * self.mask
-        coherent = self.estimated().sqrt().mT @ amplitude  # (B, K, K): D_ki
-        signal = torch.diagonal(coherent, dim1=-2, dim2=-1).square()
-        contamination = (coherent.square() * self._shared()).sum(-1) - signal
-        interference = (self.beta * (power * self.mask).sum(-1, keepdim=True)).sum(1)
-        return torch.log2(1 + signal / (interference + contamination + 1))
-
-    def _shared(self) -> Tensor:
-        """(B, K, K) boolean: who shares a pilot with whom; everyone with himself."""
-        return self.pilots[:, :, None] == self.pilots[:, None, :]
 
 
 def fractional_power(network: CellFree, exponent: float) -> Tensor:
@@ -148,18 +96,15 @@ class ClassicalPower(nn.Module):
 
     problem = CellFree  # what it is called with
 
-    def __init__(self, kind: str, exponent: float = 0.5, steps: int = 150, lr: float = 0.2) -> None:
+    @checked
+    def __init__(
+        self,
+        kind: Literal["fractional", "ascent", "max_min"],
+        exponent: float = 0.5,
+        steps: Count = 150,
+        lr: Positive = 0.2,
+    ) -> None:
         super().__init__()
-        kinds = ("fractional", "ascent", "max_min")
-        if kind not in kinds:
-            raise UserError(
-                f"model.kind is one of {', '.join(kinds)}, not '{kind}'.{did_you_mean(kind, kinds)}"
-            )
-        if steps < 1 or lr <= 0:
-            raise UserError(
-                "model.steps is a whole number from 1 on and model.lr positive, not "
-                f"{steps} and {lr}."
-            )
         self.kind, self.exponent, self.steps, self.lr = kind, exponent, steps, lr
 
     def forward(self, network: CellFree) -> Tensor:

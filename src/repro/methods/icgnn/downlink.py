@@ -8,74 +8,18 @@ user, M antennas of the base station, S = K d streams in the order of the users,
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
-from repro.toolbox.conjugate_gradient import conjugate_gradient
+from repro.data.worlds.channels import Downlink, heard, square
+from repro.errors import UserError
+from repro.knobs import Count, Positive, checked
+from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
-
-class Downlink(NamedTuple):
-    """A batch of cells.
-
-    Attributes:
-        H: (B, K, N, M) complex, the true channels; row n of user k is what antenna n hears.
-        snr: (B,) positive, P/σ².
-        known: (B, K, N, M), what the base station believes; equals H when it knows all.
-    """
-
-    H: Tensor
-    snr: Tensor
-    known: Tensor
-
-    @classmethod
-    def of(cls, H: Tensor, snr: Tensor | float) -> Downlink:
-        """Cells with perfectly known channels.
-
-        Args:
-            H: (B, K, M) for users with one antenna, or (B, K, N, M).
-            snr: (B,), or one number for all.
-        """
-        H = H.unsqueeze(-2) if H.dim() == 3 else H
-        snr = torch.as_tensor(snr, dtype=H.real.dtype, device=H.device).expand(len(H))
-        return cls(H, snr, H)
-
-    def streams(self) -> Tensor:
-        """Known channels of the streams, (B, S, M): one node each in the network's graph.
-
-        Users with several antennas combine them by their left singular vectors, strongest first.
-        """
-        if self.known.shape[-2] == 1:
-            return self.known.squeeze(-2)
-        _, values, right = torch.linalg.svd(self.known, full_matrices=False)
-        return (values[..., None] * right).flatten(1, 2)
-
-    def rates(self, W: Tensor) -> Tensor:
-        """Spectral efficiencies of the users under a precoder.
-
-        R_k = log2 det(I + W_kᴴ H_kᴴ (σ²I + Σ_{j≠k} H_k W_j W_jᴴ H_kᴴ)⁻¹ H_k W_k).
-
-        Args:
-            W: (B, M, S) precoder with ‖W‖² ≤ 1.
-
-        Returns:
-            (B, K), bits per second and hertz.
-        """
-        N = self.H.shape[-2]
-        heard = _heard(self.H, W)  # (B, K, N, K, d)
-        own = torch.diagonal(heard, dim1=1, dim2=3).permute(0, 3, 1, 2)  # (B, K, N, d)
-        noise = 1 / self.snr
-        if N == 1:
-            power = _square(heard).sum((-3, -1))  # (B, K, K)
-            signal = torch.diagonal(power, dim1=-2, dim2=-1)
-            return torch.log2(1 + signal / (power.sum(-1) - signal + noise[:, None]))
-        flat = heard.flatten(-2)
-        total = flat @ flat.mH + noise[:, None, None, None] * torch.eye(N, device=W.device)
-        return (_logdet(total) - _logdet(total - own @ own.mH)) / math.log(2)
+Start = Literal["mrt", "rzf"]
 
 
 def gram(H: Tensor) -> Tensor:
@@ -124,11 +68,11 @@ def structured_precoder(
 
 def with_powers(V: Tensor, power: Tensor) -> Tensor:
     """Scales the columns of (B, M, S) to squared norms (B, S); a column of zeros stays one."""
-    norm = _square(V).sum(-2).clamp(min=torch.finfo(power.dtype).tiny).rsqrt()
+    norm = square(V).sum(-2).clamp(min=torch.finfo(power.dtype).tiny).rsqrt()
     return V * (_root(power) * norm).unsqueeze(-2)
 
 
-def mrt(H: Tensor, snr: Tensor) -> Tensor:
+def mrt(H: Tensor, snr: Tensor) -> Tensor:  # noqa: ARG001 - called like the others
     """Maximum ratio transmission: directions h_k, equal powers; (B, S, M) to (B, M, S)."""
     return with_powers(H.mH, _equal(H))
 
@@ -189,8 +133,9 @@ def water_filling(gain: Tensor) -> Tensor:
     return torch.zeros_like(gain).scatter(-1, order, sorted_power)
 
 
+@checked
 def wmmse_path(
-    H: Tensor, snr: Tensor, reduced: bool = True, start: str = "rzf"
+    H: Tensor, snr: Tensor, reduced: bool = True, start: Start = "rzf"
 ) -> Iterator[Tensor]:
     """The precoders of WMMSE (Shi et al. 2011), one an iteration, without end.
 
@@ -209,21 +154,16 @@ def wmmse_path(
 
     Yields:
         (B, M, S) with ‖W‖² = 1.
-
-    Raises:
-        UserError: an unknown start.
     """
     Q, small = _wmmse_reduced(H, snr, reduced, start)
     yield from (W if Q is None else Q @ W for W in small)
 
 
 def _wmmse_reduced(
-    H: Tensor, snr: Tensor, reduced: bool, start: str
+    H: Tensor, snr: Tensor, reduced: bool, start: Start
 ) -> tuple[Tensor | None, Iterator[Tensor]]:
     """The iterates on rotated antennas, and the Q that rotates them back."""
     starts = {"mrt": mrt, "rzf": regularised_zero_forcing}
-    if start not in starts:
-        raise UserError(f"model.start is mrt or rzf, not '{start}'.{did_you_mean(start, starts)}")
     B, K, N, M = H.shape
     W = starts[start](Downlink(H, snr, H).streams(), snr)
     if not reduced or M <= K * N:
@@ -238,9 +178,9 @@ def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
     eye_N, eye_d, eye_M = (torch.eye(n, dtype=H.dtype, device=H.device) for n in (N, d, M))
     noise = (1 / snr)[:, None, None]
     while True:
-        heard = _heard(H, W)
-        own = torch.diagonal(heard, dim1=1, dim2=3).permute(0, 3, 1, 2)
-        flat = heard.flatten(-2)
+        received = heard(H, W)
+        own = torch.diagonal(received, dim1=1, dim2=3).permute(0, 3, 1, 2)
+        flat = received.flatten(-2)
         covariance = flat @ flat.mH + noise[:, None] * eye_N
         U = _times(_inverse(covariance), own)  # (B, K, N, d)
         Omega = _inverse(eye_d - _times(U.mH, own))
@@ -249,12 +189,13 @@ def _wmmse_iterates(H: Tensor, snr: Tensor, W: Tensor) -> Iterator[Tensor]:
         right = _times(back, Omega).transpose(1, 2).reshape(B, M, K * d)
         regulariser = (_times(U, Omega) * U.conj()).real.sum((1, 2, 3))[:, None, None] * noise
         W = torch.linalg.solve(right @ left.mH + regulariser * eye_M, right)
-        W = W * _square(W).sum((-2, -1), keepdim=True).rsqrt()
+        W = W * square(W).sum((-2, -1), keepdim=True).rsqrt()
         yield W
 
 
+@checked
 def wmmse(
-    H: Tensor, snr: Tensor, iterations: int = 60, reduced: bool = True, start: str = "rzf"
+    H: Tensor, snr: Tensor, iterations: int = 60, reduced: bool = True, start: Start = "rzf"
 ) -> Tensor:
     """The precoder (B, M, S) after so many iterations of `wmmse_path`."""
     Q, small = _wmmse_reduced(H, snr, reduced, start)
@@ -281,29 +222,19 @@ class ClassicalPrecoder(nn.Module):
 
     problem = Downlink  # what it is called with
 
+    @checked
     def __init__(
         self,
-        kind: str,
-        cg_steps: int | None = None,
+        kind: Literal["mrt", "zf", "rzf", "wmmse"],
+        cg_steps: Count | None = None,
         jacobi: bool = True,
-        factor: float = 1.0,
+        factor: Positive = 1.0,
         waterfilling: bool = True,
-        iterations: int = 60,
+        iterations: Count = 60,
         reduced: bool = True,
-        start: str = "rzf",
+        start: Start = "rzf",
     ) -> None:
         super().__init__()
-        kinds = ("mrt", "zf", "rzf", "wmmse")
-        if kind not in kinds:
-            raise UserError(
-                f"model.kind is one of {', '.join(kinds)}, not '{kind}'.{did_you_mean(kind, kinds)}"
-            )
-        check_cg_steps(cg_steps)
-        if iterations < 1 or factor <= 0:
-            raise UserError(
-                "model.iterations is a whole number from 1 on and model.factor positive, not "
-                f"{iterations} and {factor}."
-            )
         self.kind, self.cg_steps, self.jacobi, self.factor = kind, cg_steps, jacobi, factor
         self.waterfilling, self.iterations = waterfilling, iterations
         self.reduced, self.start = reduced, start
@@ -320,28 +251,9 @@ class ClassicalPrecoder(nn.Module):
         return regularised_zero_forcing(H, cell.snr, self.factor, self.cg_steps, self.jacobi)
 
 
-def check_cg_steps(steps: int | None) -> None:
-    """Refuses numbers of conjugate-gradient steps that mean nothing."""
-    if steps is not None and steps < 1:
-        raise UserError(f"model.cg_steps is a whole number from 1 on, or null, not {steps}.")
-
-
-def _heard(H: Tensor, W: Tensor) -> Tensor:
-    """H_k W_j for all k and j: (B, K, N, K, d)."""
-    B, K, N, M = H.shape
-    return (H.reshape(B, K * N, M) @ W).view(B, K, N, K, W.shape[-1] // K)
-
-
 def _equal(H: Tensor) -> Tensor:
     B, S, _ = H.shape
     return torch.full((B, S), 1 / S, dtype=H.real.dtype, device=H.device)
-
-
-def _square(x: Tensor) -> Tensor:
-    """|x|², with a gradient at zero."""
-    if not x.is_complex():
-        return x.square()
-    return torch.view_as_real(x.resolve_conj()).square().sum(-1)
 
 
 def _root(x: Tensor) -> Tensor:
@@ -357,7 +269,3 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
 def _inverse(x: Tensor) -> Tensor:
     """Inverses of many small matrices; of numbers without the detour through LAPACK."""
     return x.reciprocal() if x.shape[-1] == 1 else torch.linalg.inv(x)
-
-
-def _logdet(x: Tensor) -> Tensor:
-    return torch.linalg.slogdet(x)[1]

@@ -19,8 +19,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
-from repro.errors import UserError
+from repro.knobs import Count, checked
 
 
 class Graph(Protocol):
@@ -36,7 +37,7 @@ class Graph(Protocol):
 
 
 @dataclass
-class CompleteGraph:
+class CompleteGraph(Graph):
     """K nodes, each a neighbour of every other one, with features on the edges.
 
     Args:
@@ -69,7 +70,7 @@ class CompleteGraph:
 
 
 @dataclass
-class GridGraph:
+class GridGraph(Graph):
     """Links (l, k) of a table: neighbours share the row (access point) or the column (user).
 
     Args:
@@ -79,6 +80,7 @@ class GridGraph:
     mask: Tensor
     neighbourhoods = 2
 
+    @override
     def messages(self, from_node: Tensor, from_edge: nn.Module | None) -> Tensor:
         """A link says the same to all its neighbours."""
         return from_node
@@ -145,21 +147,19 @@ class InformationCarryingGNN(nn.Module):
         UserError: a size below one.
     """
 
+    @checked
     def __init__(
         self,
         nodes: int,
         outputs: int,
         edges: int = 0,
         neighbourhoods: int = 1,
-        width: int = 32,
-        layers: int = 3,
+        width: Count = 32,
+        layers: Count = 3,
         carry: bool = True,
         zero_init_head: bool = True,
     ) -> None:
         super().__init__()
-        for name, size in {"width": width, "layers": layers}.items():
-            if size < 1:
-                raise UserError(f"model.{name} is a whole number from 1 on, not {size}.")
         self.carry = carry
         sizes = [(nodes, edges)]
         sizes += [(width + nodes, edges) if carry else (width, 0)] * (layers - 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repro.methods.icgnn.cellfree import CellFree, power_from_logits
+from repro.data.worlds.channels import CellFree
+from repro.knobs import Count, checked
+from repro.methods.icgnn.cellfree import power_from_logits
 from repro.methods.icgnn.network import GridGraph, InformationCarryingGNN
 
 GAIN = 4.0  # of the network's logits: how far it may leave fractional power early on
@@ -27,8 +29,9 @@ class LearnedPower(nn.Module):
 
     problem = CellFree  # what it is called with
 
+    @checked
     def __init__(
-        self, width: int = 32, layers: int = 3, carry: bool = True, zero_init_head: bool = True
+        self, width: Count = 32, layers: Count = 3, carry: bool = True, zero_init_head: bool = True
     ) -> None:
         super().__init__()
         self.network = InformationCarryingGNN(

@@ -18,8 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from repro.data.worlds.channels import Downlink
 from repro.errors import UserError
-from repro.methods.icgnn.downlink import Downlink, check_cg_steps, gram, structured_precoder
+from repro.knobs import Count, checked
+from repro.methods.icgnn.downlink import gram, structured_precoder
 from repro.methods.icgnn.network import CompleteGraph, InformationCarryingGNN, masked_softmax
 
 NODE_FEATURES, EDGE_FEATURES = 2, 3
@@ -39,17 +41,17 @@ class LearnedPrecoder(nn.Module):
 
     problem = Downlink  # what it is called with
 
+    @checked
     def __init__(
         self,
-        cg_steps: int | None = 8,
+        cg_steps: Count | None = 8,
         jacobi: bool = True,
-        width: int = 32,
-        layers: int = 3,
+        width: Count = 32,
+        layers: Count = 3,
         carry: bool = True,
         zero_init_head: bool = True,
     ) -> None:
         super().__init__()
-        check_cg_steps(cg_steps)
         self.cg_steps, self.jacobi = cg_steps, jacobi
         self.network = InformationCarryingGNN(
             NODE_FEATURES,
@@ -104,15 +106,15 @@ class FixedSizePrecoder(nn.Module):
 
     problem = Downlink  # what it is called with
 
+    @checked
     def __init__(
         self,
-        users: int,
-        cg_steps: int | None = 8,
+        users: Count,
+        cg_steps: Count | None = 8,
         jacobi: bool = True,
-        hidden: Sequence[int] = (256, 256),
+        hidden: Sequence[Count] = (256, 256),
     ) -> None:
         super().__init__()
-        check_cg_steps(cg_steps)
         self.users, self.cg_steps, self.jacobi = users, cg_steps, jacobi
         sizes = [users * NODE_FEATURES + users**2 * EDGE_FEATURES, *hidden]
         parts: list[nn.Module] = []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from repro.errors import UserError
+from repro.knobs import checked
 
 
 def block_ends(
@@ -52,6 +53,7 @@ def block_ends(
     return [end for end in ends if end >= 0]
 
 
+@checked
 def loss_weight(
     block: int,
     stage: int,
@@ -73,12 +75,7 @@ def loss_weight(
         first: weight at block 1.
         last: weight at block K - 1.
         schedule: which of the two.
-
-    Raises:
-        UserError: there is no such schedule.
     """
-    if schedule not in ("linear", "official_quirk"):
-        raise UserError(f"method.weight_schedule is linear or official_quirk, not '{schedule}'.")
     if modules <= 2:
         return first
     ratio = ((block - 1) if schedule == "linear" else stage) / (modules - 2)

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError
+from repro.knobs import Probability, checked
 from repro.models.parts.residual import he_init
 
 Init = Literal["independent", "copy"]
 
 
+@checked
 def copy_of(source: nn.Module, init: Init = "independent") -> nn.Module:
     """A module of the same architecture as ``source``.
 
@@ -22,12 +23,7 @@ def copy_of(source: nn.Module, init: Init = "independent") -> nn.Module:
         source: what to copy.
         init: ``independent`` draws new parameters (convolutions by `he_init`, everything else as
             PyTorch does), which is what the official code ends up with; ``copy`` keeps the values.
-
-    Raises:
-        UserError: there is no such init.
     """
-    if init not in ("independent", "copy"):
-        raise UserError(f"method.init is independent or copy, not '{init}'.")
     module = copy.deepcopy(source).train()
     if init == "independent":
         for part in module.modules():
@@ -54,10 +50,11 @@ class EmaOf(nn.Module):
         UserError: m lies outside [0, 1].
     """
 
-    def __init__(self, source: nn.Module, momentum: float, init: Init = "independent") -> None:
+    @checked
+    def __init__(
+        self, source: nn.Module, momentum: Probability, init: Init = "independent"
+    ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise UserError(f"method.momentum lies in [0, 1], not {momentum}.")
         self.module = copy_of(source, init).requires_grad_(False)
         self.momentum = momentum
         self._source = (source,)  # within a tuple, lest it becomes a part of this module

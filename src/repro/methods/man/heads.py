@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
+from repro.knobs import Count, Probability, checked
 from repro.models.parts.residual import conv3x3, he_init
 
 
@@ -139,7 +140,7 @@ class Classification(nn.Module):
         super().__init__()
         self.head = head
 
-    def forward(self, y: Tensor, image: Tensor, target: Tensor) -> Tensor:
+    def forward(self, y: Tensor, _image: Tensor, target: Tensor) -> Tensor:
         """The loss of features (B, C, ...) for labels (B,)."""
         return F.cross_entropy(self.head(y), target)
 
@@ -180,10 +181,9 @@ class PredSim(nn.Module):
         beta: share of the similarity term, in [0, 1]; 0.99 in their paper.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, beta: float = 0.99) -> None:
+    @checked
+    def __init__(self, shape: Sequence[int], classes: Count, beta: Probability = 0.99) -> None:
         super().__init__()
-        if not 0 <= beta <= 1:
-            raise UserError(f"method.beta lies in [0, 1], not {beta}.")
         channels = shape[0]
         self.head = auxiliary_head("0c1f", shape, classes, widest=channels)
         self.embed = (
@@ -192,7 +192,7 @@ class PredSim(nn.Module):
         self.classes = classes
         self.beta = beta
 
-    def forward(self, y: Tensor, image: Tensor, target: Tensor) -> Tensor:
+    def forward(self, y: Tensor, _image: Tensor, target: Tensor) -> Tensor:
         """The loss of features (B, C, ...) for labels (B,)."""
         labels = F.one_hot(target, self.classes).to(y.dtype)
         alike = F.mse_loss(similarity(self.embed(y)), similarity(labels))

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+from typing_extensions import override
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Positive, Probability, checked
 from repro.methods.man.blocks import block_ends, loss_weight
 from repro.methods.man.follow import EmaOf, Init, copy_of, update_all
 from repro.methods.man.heads import (
@@ -27,8 +29,6 @@ from repro.methods.man.heads import (
 )
 from repro.models.parts.chain import Chain
 from repro.toolbox.method import Batch, LossOf, Method, OptimizerFactory
-
-LOSSES = ("dgl", "infopro", "predsim")
 
 
 class Bridge(nn.Module):
@@ -108,6 +108,7 @@ class LocalLearning(Method):
         "local/auxiliary_parameters": "parameters that only training needs",
     }
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int] | None,
@@ -117,22 +118,18 @@ class LocalLearning(Method):
         loss: Literal["dgl", "infopro", "predsim"] = "dgl",
         ema: bool = True,
         bias: bool = True,
-        momentum: float = 0.995,
+        momentum: Probability = 0.995,
         init: Init = "independent",
         head: str = "2c2f",
-        features: int = 128,
-        widen: float = 1.0,
-        decoder: str = "cifar",
+        features: Count = 128,
+        widen: Positive = 1.0,
+        decoder: Literal["cifar", "imagenet"] = "cifar",
         weight_x: Sequence[float] = (5.0, 0.0),
         weight_y: Sequence[float] = (0.5, 0.0),
         weight_schedule: Literal["linear", "official_quirk"] = "linear",
-        beta: float = 0.99,
+        beta: Probability = 0.99,
         normalise: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        if loss not in LOSSES:
-            raise UserError(f"There is no local loss '{loss}'.{did_you_mean(loss, LOSSES)}")
-        if decoder not in ("cifar", "imagenet"):
-            raise UserError(f"method.decoder is cifar or imagenet, not '{decoder}'.")
         for name, pair in {"weight_x": weight_x, "weight_y": weight_y}.items():
             if len(pair) != 2:
                 raise UserError(f"method.{name} is [first block, last block], not {list(pair)}.")
@@ -204,7 +201,11 @@ class LocalLearning(Method):
     def _local_loss(
         self, chain: Chain, shapes: list[torch.Size], block: int, next_unit: int, blocks: int
     ) -> LocalLoss:
-        """What block number ``block`` is trained with, given the unit that follows it."""
+        """What block number ``block`` is trained with, given the unit that follows it.
+
+        Raises:
+            UserError: the features cannot be painted from.
+        """
         unit = chain.units[next_unit]
         bridged = self.ema or self.bias
         bridge = Bridge(
@@ -240,6 +241,7 @@ class LocalLearning(Method):
         """The parameters beside the network that are trained: not those of momentum copies."""
         return [p for p in self.auxiliary.parameters() if p.requires_grad]
 
+    @override
     def register(self, ddp_model: nn.Module) -> None:
         """Local learning trains on one device.
 
@@ -253,6 +255,7 @@ class LocalLearning(Method):
 
     # ---------------------------------------------------------------- one step
 
+    @override
     def backward(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor], Any]) -> Tensor:
         """Runs forward and backward block by block, then moves the momentum copies.
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, NonNegative, Positive, check_choice, checked
 
 # Keeps arccos and the square root away from where their gradients are infinite.
 CLAMP = 1e-9
@@ -105,17 +106,8 @@ ACTIVATIONS = {
 
 
 def activation(name: str) -> Activation:
-    """The nonlinearity of a name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(
-            f"nngp: there is no kernel for the activation '{name}'; known: {known}."
-            f"{did_you_mean(name, ACTIVATIONS)}"
-        )
+    """The nonlinearity of a name."""
+    check_choice("NNGPKernel", "act", name, ACTIVATIONS)
     return ACTIVATIONS[name]
 
 
@@ -141,27 +133,19 @@ class NNGPKernel(nn.Module):
         UserError: a value is out of its range.
     """
 
+    @checked
     def __init__(
         self,
-        depth: int = 4,
+        depth: Count = 4,
         act: str = "relu",
-        w_std: float = 1.4,
-        b_std: float = 0.3,
-        last_w_std: float = 1.0,
+        w_std: Positive = 1.4,
+        b_std: NonNegative = 0.3,
+        last_w_std: Positive = 1.0,
         kind: Literal["dense", "conv"] = "dense",
         residual: bool = False,
         train_last: bool = True,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise UserError(f"nngp: depth is at least 1, not {depth}.")
-        if w_std <= 0 or b_std < 0 or last_w_std <= 0:
-            raise UserError(
-                "nngp: w_std and last_w_std are positive and b_std is not negative; they are"
-                f" {w_std}, {last_w_std} and {b_std}."
-            )
-        if kind not in ("dense", "conv"):
-            raise UserError(f"nngp: kind is dense or conv, not '{kind}'.")
         self.depth, self.act, self.kind, self.residual = depth, activation(act), kind, residual
         # A bias of exactly zero would be minus infinity before softplus.
         self.raw = nn.Parameter(unsoftplus([w_std, max(b_std, 1e-8)]))

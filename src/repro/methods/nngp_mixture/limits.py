@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Annotated
 
 import torch
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.methods.nngp_mixture.kernels import NNGPKernel
 from repro.methods.nngp_mixture.priors import InverseGamma, ScalePrior, StudentPredictive
 
 
 @torch.no_grad()
+@checked
 def draw_features(
-    x: Tensor, kernel: NNGPKernel, width: int, networks: int, generator: torch.Generator
+    x: Tensor, kernel: NNGPKernel, width: Count, networks: Count, generator: torch.Generator
 ) -> Tensor:
     """Last hidden activations φ(h^L) of random dense networks at m inputs, (networks, m, width).
 
@@ -35,8 +39,6 @@ def draw_features(
     """
     if kernel.kind != "dense" or kernel.residual:
         raise UserError("nngp: finite networks are drawn for plain dense architectures only.")
-    if min(width, networks) < 1:
-        raise UserError(f"nngp: width and networks are at least 1, not {width} and {networks}.")
     w_std, b_std, _ = kernel.scales()
     x = x.double()
     k = (w_std**2 * (x @ x.T) / x.shape[1] + b_std**2).expand(networks, -1, -1)
@@ -106,11 +108,15 @@ class LastLayerDescent:
         outputs: (R, N + M), of the networks as they are.
     """
 
+    @checked
     def __init__(
-        self, phi: Tensor, y: Tensor, scale: Tensor, rate: float, generator: torch.Generator
+        self,
+        phi: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        rate: Annotated[float, Gt(0), Lt(2)],
+        generator: torch.Generator,
     ) -> None:
-        if not 0 < rate < 2:
-            raise UserError(f"nngp: the rate lies between 0 and 2, not {rate}.")
         N, width = len(y), phi.shape[2]
         v = torch.randn(*phi.shape[::2], 1, dtype=phi.dtype, generator=generator)
         self.y = y

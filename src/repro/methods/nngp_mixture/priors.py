@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 from torch.distributions import StudentT
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.methods.nngp_mixture.regression import Fit
@@ -158,6 +159,7 @@ class FixedScale(ScalePrior):
     def __post_init__(self) -> None:
         _positive(variance=self.variance)
 
+    @override
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Copies of the value."""
         return torch.full(tuple(shape), float(self.variance), dtype=torch.float64)
@@ -175,6 +177,7 @@ class FixedScale(ScalePrior):
 class LikeliestScale(ScalePrior):
     """σ² = q / N, which maximises the evidence: the NNGP with its scale fitted (type II)."""
 
+    @override
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Without data there is no such scale.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError
+from repro.knobs import Count, Positive, checked
 from repro.methods.nngp_mixture.kernels import unsoftplus
 
 
@@ -37,21 +37,18 @@ class SparseProcess(nn.Module):
         UserError: a value is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         kernel: Any,
         inducing: Tensor,
-        classes: int,
-        alpha: float | None = None,
-        beta: float = 2.0,
+        classes: Count,
+        alpha: Positive | None = None,
+        beta: Positive = 2.0,
         jitter: float = 1e-6,
         sampling: Literal["shared", "official_iid"] = "shared",
     ) -> None:
         super().__init__()
-        if alpha is not None and (alpha <= 0 or beta <= 0):
-            raise UserError(f"nngp: alpha and beta are positive, not {alpha} and {beta}.")
-        if sampling not in ("shared", "official_iid"):
-            raise UserError(f"nngp: sampling is shared or official_iid, not '{sampling}'.")
         self.kernel, self.alpha, self.beta = kernel, alpha, beta
         self.jitter, self.sampling = jitter, sampling
         M = len(inducing)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Natural, checked
 from repro.methods.skeleton.layer import SkeletonLayer
 
-ALGORITHMS = ("lee", "zhang")
 POOLS = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -26,10 +26,9 @@ class SoftSkeleton(SkeletonLayer):
         num_iter: erosions; at least half the width of the thickest part.
     """
 
-    def __init__(self, num_iter: int = 5) -> None:
+    @checked
+    def __init__(self, num_iter: Natural = 5) -> None:
         super().__init__()
-        if num_iter < 0:
-            raise UserError(f"soft skeleton: num_iter={num_iter}. Choose 0 erosions or more.")
         self.num_iter = num_iter
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,13 +64,9 @@ class ClassicalSkeleton(SkeletonLayer):
         UserError: there is no such algorithm, or scikit-image is not installed.
     """
 
+    @checked
     def __init__(self, algorithm: Literal["lee", "zhang"] = "lee") -> None:
         super().__init__()
-        if algorithm not in ALGORITHMS:
-            raise UserError(
-                f"classical skeleton: there is no algorithm '{algorithm}'; known: "
-                f"{', '.join(ALGORITHMS)}.{did_you_mean(algorithm, ALGORITHMS)}"
-            )
         try:
             from skimage.morphology import skeletonize
         except ImportError as error:

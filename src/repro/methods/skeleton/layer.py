@@ -10,7 +10,7 @@ from repro.errors import UserError
 class SkeletonLayer(nn.Module):
     """Maps masks to skeletons."""
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, _model: nn.Module) -> None:
         """Refuses to train a network, which a config can ask for by mistake.
 
         Raises:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Natural, NonNegative, Positive, checked
 from repro.methods.skeleton.binarise import binarise
 from repro.methods.skeleton.layer import SkeletonLayer
 from repro.methods.skeleton.simple_points import BooleanTest, EulerTest, last_axes
@@ -47,25 +48,17 @@ class Skeletonize(SkeletonLayer):
         UserError: a knob is out of its range.
     """
 
+    @checked
     def __init__(
         self,
-        num_iter: int = 5,
+        num_iter: Natural = 5,
         simple_points: Literal["boolean", "euler"] = "boolean",
         probabilistic: bool = True,
-        beta: float = 0.33,
-        tau: float = 1.0,
+        beta: NonNegative = 0.33,
+        tau: Positive = 1.0,
         shortcut: bool = True,
     ) -> None:
         super().__init__()
-        if simple_points not in TESTS:
-            raise UserError(
-                f"skeleton: there is no simple_points '{simple_points}'; known: "
-                f"{', '.join(TESTS)}.{did_you_mean(simple_points, TESTS)}"
-            )
-        if num_iter < 0:
-            raise UserError(f"skeleton: num_iter={num_iter}. Choose 0 rounds or more.")
-        if beta < 0 or tau <= 0:
-            raise UserError(f"skeleton: beta={beta}, tau={tau}. Choose beta >= 0 and tau > 0.")
         self.num_iter = num_iter
         self.probabilistic = probabilistic
         self.beta = beta
@@ -83,8 +76,8 @@ class Skeletonize(SkeletonLayer):
         Returns:
             The skeletons, in the shape of x; exactly 0 or 1 where the peeled mask is binary.
 
-        Raises:
-            UserError: another shape, a size of 2, H or W of 1, or values outside [0, 1].
+        A `UserError` says so if the shape is another one, a size is 2, H or W is 1, or a value lies
+        outside [0, 1].
         """
         _check(x)
         if self.probabilistic:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.models.parts.checks import image_shape, require_positive, require_probability
+from repro.knobs import Count, Fraction, Natural, checked
+from repro.models.parts.checks import image_shape
 from repro.models.parts.skips import PlainSkips, sinusoidal
 
 
@@ -94,20 +95,19 @@ class DDPMUNet(nn.Module):
         UserError: sizes that do not fit together.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
-        blocks: int = 2,
-        attention: Sequence[int] = (1,),
-        groups: int = 32,
-        dropout: float = 0.1,
+        input_shape: Sequence[Count],
+        width: Count = 128,
+        multipliers: Sequence[Count] = (1, 2, 2, 2),
+        blocks: Count = 2,
+        attention: Sequence[Natural] = (1,),
+        groups: Count = 32,
+        dropout: Fraction = 0.1,
     ) -> None:
         super().__init__()
         levels = len(multipliers)
-        require_positive("ddpm_unet", width=width, blocks=blocks, groups=groups, levels=levels)
-        require_probability("ddpm_unet", dropout=dropout)
         C, H, W = image_shape("ddpm_unet", input_shape)
         if H % 2 ** (levels - 1) or W % 2 ** (levels - 1):
             raise UserError(

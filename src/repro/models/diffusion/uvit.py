@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.models.parts.checks import image_shape, require_positive
-from repro.models.parts.skips import Merge, PlainSkips, sinusoidal
+from repro.knobs import Count, checked
+from repro.models.parts.checks import image_shape
+from repro.models.parts.skips import Merge, MergeKind, PlainSkips, sinusoidal
 
 
 class Block(nn.Module):
@@ -64,21 +65,19 @@ class UViT(nn.Module):
         UserError: sizes that do not fit together.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        n_skips: int = 6,
-        patch: int = 2,
-        width: int = 512,
-        heads: int = 8,
-        mlp_ratio: int = 4,
-        merge: str = "concat",
+        input_shape: Sequence[Count],
+        n_skips: Count = 6,
+        patch: Count = 2,
+        width: Count = 512,
+        heads: Count = 8,
+        mlp_ratio: Count = 4,
+        merge: MergeKind = "concat",
     ) -> None:
         super().__init__()
         C, H, W = image_shape("uvit", input_shape)
-        require_positive(
-            "uvit", n_skips=n_skips, patch=patch, width=width, heads=heads, mlp_ratio=mlp_ratio
-        )
         if H % patch or W % patch:
             raise UserError(f"uvit: model.patch={patch} does not divide images of {H}x{W} pixels.")
         if width % (2 * heads):

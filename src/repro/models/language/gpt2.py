@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from repro.data.base.files import data_root
 from repro.errors import UserError
+from repro.knobs import Count, NonNegative, checked
 from repro.models.language.hugging_face import (
     assign_weights,
     check_sizes,
     read_config,
     read_weights,
 )
-from repro.models.parts.checks import require_positive
 
 
 class GPT2(nn.Module):
@@ -44,20 +44,17 @@ class GPT2(nn.Module):
         UserError: a size below 1, or heads that do not divide the width.
     """
 
+    @checked
     def __init__(
         self,
-        vocab_size: int = 50257,
-        positions: int = 1024,
-        width: int = 768,
-        layers: int = 12,
-        heads: int = 12,
-        norm_eps: float = 1e-5,
+        vocab_size: Count = 50257,
+        positions: Count = 1024,
+        width: Count = 768,
+        layers: Count = 12,
+        heads: Count = 12,
+        norm_eps: NonNegative = 1e-5,
     ) -> None:
         super().__init__()
-        require_positive(
-            "gpt2", vocab_size=vocab_size, positions=positions, width=width, layers=layers,
-            heads=heads,
-        )  # fmt: skip
         if width % heads:
             raise UserError(f"gpt2: {heads} heads must divide the width {width}.")
         self.transformer = Trunk(vocab_size, positions, width, layers, heads, norm_eps)
@@ -92,7 +89,11 @@ class Trunk(nn.Module):
         self.ln_f = nn.LayerNorm(width, eps)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Maps (B, T) to (B, T, D)."""
+        """Maps (B, T) to (B, T, D).
+
+        Raises:
+            UserError: the sequences are longer than its positions.
+        """
         T, longest = tokens_BT.shape[1], self.wpe.num_embeddings
         if longest < T:
             raise UserError(f"gpt2: sequences of {T} tokens are longer than its {longest}.")
@@ -181,9 +182,8 @@ def load_gpt2(
         vocab_size: checked, if stated.
         parameters: number of parameters, checked, if stated.
 
-    Raises:
-        UserError: the folder is missing or incomplete, holds another kind of model, or does not
-            have the stated sizes; or safetensors is not installed.
+    A `UserError` says so if the folder is missing or incomplete, holds another kind of model, or
+    does not have the stated sizes, or if safetensors is not installed.
     """
     path = data_root(root) / folder  # an absolute folder stays what it is
     config = _read_config(path, str(folder))

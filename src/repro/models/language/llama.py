@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.data.base.files import data_root
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Known, NonNegative, Positive, checked
 from repro.models.language.hugging_face import (
     assign_weights,
     check_sizes,
     read_config,
     read_weights,
 )
-from repro.models.parts.checks import require_positive
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # What `load_hugging_face` does not do, by the key of config.json and the value that means "off".
@@ -56,25 +56,22 @@ class Llama(nn.Module):
         UserError: a size below 1, or heads that do not divide evenly.
     """
 
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        width: int = 64,
-        layers: int = 3,
-        heads: int = 4,
-        kv_heads: int | None = None,
-        mlp_width: int = 176,
+        vocab_size: Count,
+        width: Count = 64,
+        layers: Count = 3,
+        heads: Count = 4,
+        kv_heads: Count | None = None,
+        mlp_width: Count = 176,
         tied: bool = False,
-        rope_theta: float = 10000.0,
-        norm_eps: float = 1e-5,
-        init_std: float = 0.02,
+        rope_theta: Positive = 10000.0,
+        norm_eps: NonNegative = 1e-5,
+        init_std: NonNegative = 0.02,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        require_positive(
-            "llama", vocab_size=vocab_size, width=width, layers=layers, heads=heads,
-            kv_heads=kv_heads, mlp_width=mlp_width,
-        )  # fmt: skip
         if width % (2 * heads) or heads % kv_heads:
             raise UserError(
                 f"llama: {heads} heads must divide the width {width} into even parts, and"
@@ -219,10 +216,11 @@ def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     return x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
 
 
+@checked
 def load_hugging_face(
     folder: str | Path,
     root: str | Path | None = None,
-    dtype: str = "float32",
+    dtype: Annotated[str, Known(tuple(DTYPES))] = "float32",
     vocab_size: int | None = None,
     parameters: int | None = None,
 ) -> Llama:
@@ -235,12 +233,9 @@ def load_hugging_face(
         vocab_size: checked, if stated.
         parameters: number of parameters, checked, if stated.
 
-    Raises:
-        UserError: the folder is missing or incomplete, holds another kind of model, or does not
-            have the stated sizes; or safetensors is not installed.
+    A `UserError` says so if the folder is missing or incomplete, holds another kind of model, or
+    does not have the stated sizes, or if safetensors is not installed.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype}: choose {', '.join(DTYPES)}.{did_you_mean(dtype, DTYPES)}")
     path = data_root(root) / folder  # an absolute folder stays what it is
     config = _read_config(path, str(folder))
     with torch.device("meta"):
@@ -281,7 +276,11 @@ def _read_config(path: Path, name: str) -> dict[str, Any]:
 
 
 def _rope_theta(config: dict[str, Any]) -> float:
-    """The base of the wavelengths, where old and new files keep it."""
+    """The base of the wavelengths, where old and new files keep it.
+
+    Raises:
+        UserError: another kind of rotation.
+    """
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"config.json: rope_type={rope['rope_type']} is not supported.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from repro.errors import UserError
-from repro.models.parts.checks import require_positive, require_probability
+from repro.knobs import Count, Fraction, checked
 
 State = tuple[Tensor, Tensor]
 
@@ -42,22 +42,19 @@ class LSTMLanguageModel(nn.Module):
         UserError: a size below 1, a rate outside [0, 1), or tied weights of different sizes.
     """
 
+    @checked
     def __init__(
         self,
-        vocab_size: int,
-        embedding: int = 64,
-        hidden: int = 128,
-        layers: int = 1,
-        dropout: float = 0.0,
+        vocab_size: Count,
+        embedding: Count = 64,
+        hidden: Count = 128,
+        layers: Count = 1,
+        dropout: Fraction = 0.0,
         tied: bool = False,
         stateful: bool = False,
         init_range: float = 0.1,
     ) -> None:
         super().__init__()
-        require_positive(
-            "lstm", vocab_size=vocab_size, embedding=embedding, hidden=hidden, layers=layers
-        )
-        require_probability("lstm", dropout=dropout)
         if tied and embedding != hidden:
             raise UserError(
                 f"lstm: tied weights need embedding = hidden, got {embedding} and {hidden}."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
-from repro.models.parts.checks import require_positive
+from repro.knobs import Count, Natural, checked
 
 
 def position_encoding(words: int, dim: int) -> Tensor:
@@ -60,16 +60,16 @@ class MemoryNetwork(nn.Module):
         UserError: a size below 1, or an input that is not (sentences, words).
     """
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],
-        classes: int,
-        dim: int = 20,
-        hops: int = 3,
-        linear_epochs: int = 0,
+        classes: Count,
+        dim: Count = 20,
+        hops: Count = 3,
+        linear_epochs: Natural = 0,
     ) -> None:
         super().__init__()
-        require_positive("memory_network", classes=classes, dim=dim, hops=hops)
         if len(input_shape) != 2 or input_shape[0] < 2:
             raise UserError(
                 "memory_network reads stories, (sentences + 1, words) of integers such as "

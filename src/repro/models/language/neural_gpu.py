@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.models.parts.checks import require_positive, require_probability
+from repro.knobs import Count, Fraction, checked
 
 
 def hard_sigmoid(x: Tensor) -> Tensor:
@@ -59,19 +59,18 @@ class NeuralGPU(nn.Module):
         UserError: a size below 1, an even kernel, or an input that is not a sequence.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        maps: int = 24,
-        width: int = 4,
-        layers: int = 2,
+        input_shape: Sequence[Count],
+        classes: Count,
+        maps: Count = 24,
+        width: Count = 4,
+        layers: Count = 2,
         kernel: int = 3,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
-        require_positive("neural_gpu", classes=classes, maps=maps, width=width, layers=layers)
-        require_probability("neural_gpu", dropout=dropout)
         if kernel < 1 or kernel % 2 == 0:
             raise UserError(
                 f"neural_gpu: kernel must be odd, so that states keep their size; got {kernel}."

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from repro.errors import UserError
-from repro.models.parts.checks import require_positive
+from repro.knobs import Count, checked
 
 
 class Restarts(nn.Module):
@@ -26,9 +26,9 @@ class Restarts(nn.Module):
         UserError: fewer than one member, or a network with buffers (batch norm).
     """
 
-    def __init__(self, members: int, network: Callable[[], nn.Module]) -> None:
+    @checked
+    def __init__(self, members: Count, network: Callable[[], nn.Module]) -> None:
         super().__init__()
-        require_positive("restarts", members=members)
         self.members = members
         copies = [network() for _ in range(members)]
         stacked, buffers = stack_module_state(copies)

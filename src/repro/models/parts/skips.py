@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import checked
 
-MERGES = ("add", "concat")
+MergeKind = Literal["add", "concat"]
 
 
 class PlainSkips(nn.Module):
     """Passes each skip on as it is; a method may put another scaler in its place."""
 
-    def forward(self, skip: Tensor, j: int) -> Tensor:
+    def forward(self, skip: Tensor, _j: int) -> Tensor:
         """The skip that decoder block ``j`` consumes, unchanged."""
         return skip
 
@@ -24,20 +25,17 @@ class Merge(nn.Module):
     """Joins the main branch with a skip: ``x + skip``, or a linear layer of both side by side.
 
     Args:
-        how: ``add`` or ``concat``.
+        kind: ``add`` or ``concat``.
         width: features of each, D.
 
     Raises:
         UserError: there is no such way.
     """
 
-    def __init__(self, how: str, width: int) -> None:
+    @checked
+    def __init__(self, kind: MergeKind, width: int) -> None:
         super().__init__()
-        if how not in MERGES:
-            raise UserError(
-                f"There is no model.merge '{how}'.{did_you_mean(how, MERGES)} Known: add, concat."
-            )
-        self.linear = nn.Linear(2 * width, width) if how == "concat" else None
+        self.linear = nn.Linear(2 * width, width) if kind == "concat" else None
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Two tensors (…, D) to one."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 from torch import nn
 
-from repro.errors import UserError, did_you_mean
+from repro.knobs import Count, Known, checked
 from repro.models.parts.chain import Chain
-from repro.models.parts.checks import require_positive
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -37,24 +37,14 @@ class MLP(nn.Sequential):
         UserError: a size below 1, or an unknown activation.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
+        input_shape: Sequence[Count],
+        classes: Count,
+        hidden: Sequence[Count] = (256, 256),
+        activation: Annotated[str, Known(tuple(ACTIVATIONS))] = "relu",
     ) -> None:
-        for dimension in input_shape:
-            require_positive("mlp", input_shape=dimension)
-        for width in hidden:
-            require_positive("mlp", hidden=width)
-        require_positive("mlp", classes=classes)
-        if activation not in ACTIVATIONS:
-            raise UserError(
-                f"mlp: unknown activation '{activation}'; known: {', '.join(ACTIVATIONS)}."
-                + did_you_mean(activation, ACTIVATIONS)
-            )
-
         widths = [math.prod(input_shape), *hidden, classes]
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in pairwise(widths):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from repro.models.parts.checks import require_positive
-from repro.models.parts.skips import Merge, PlainSkips, sinusoidal
+from repro.knobs import Count, checked
+from repro.models.parts.skips import Merge, MergeKind, PlainSkips, sinusoidal
 
 
 class SkipMLP(nn.Module):
@@ -29,16 +29,16 @@ class SkipMLP(nn.Module):
         UserError: a size below 1, or an unknown merge.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        n_skips: int = 8,
-        width: int = 128,
-        time_width: int = 32,
-        merge: str = "add",
+        input_shape: Sequence[Count],
+        n_skips: Count = 8,
+        width: Count = 128,
+        time_width: Count = 32,
+        merge: MergeKind = "add",
     ) -> None:
         super().__init__()
-        require_positive("skip_mlp", n_skips=n_skips, width=width, time_width=time_width)
         self.sizes = {
             "input_shape": list(input_shape),
             "n_skips": n_skips,

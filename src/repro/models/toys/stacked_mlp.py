@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.errors import UserError, did_you_mean
-from repro.models.parts.checks import require_positive, require_probability
+from repro.knobs import Count, Fraction, Known, checked
 
 
-def simple_std(fan_in: int) -> float:
+def simple_std(_fan_in: int) -> float:
     """0.1 whatever the fan-in: at width 50 each layer halves the signal."""
     return 0.1
 
@@ -28,7 +28,7 @@ def random_walk_std(fan_in: int) -> float:
     return math.sqrt(2) * math.exp(1.2 / (max(fan_in, 6) - 2.4)) / math.sqrt(fan_in)
 
 
-def zero_std(fan_in: int) -> float:
+def zero_std(_fan_in: int) -> float:
     """0: every weight starts at exactly zero, and no gradient reaches a hidden weight."""
     return 0.0
 
@@ -61,24 +61,18 @@ class StackedMLP(nn.Module):
         UserError: a size below 1, a rate outside [0, 1), or an unknown init.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        members: int = 1,
-        depth: int = 20,
-        width: int = 50,
-        init: str = "simple",
-        dropout: float = 0.0,
+        input_shape: Sequence[Count],
+        classes: Count,
+        members: Count = 1,
+        depth: Count = 20,
+        width: Count = 50,
+        init: Annotated[str, Known(tuple(INITS))] = "simple",
+        dropout: Fraction = 0.0,
     ) -> None:
         super().__init__()
-        require_positive("stacked_mlp", classes=classes, members=members, depth=depth, width=width)
-        require_probability("stacked_mlp", dropout=dropout)
-        if init not in INITS:
-            raise UserError(
-                f"stacked_mlp: unknown init '{init}'; known: {', '.join(INITS)}."
-                + did_you_mean(init, INITS)
-            )
         self.members = members
         self.dropout = dropout
         inputs, sigma = math.prod(input_shape), INITS[init]

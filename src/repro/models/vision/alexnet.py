@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
-from repro.errors import UserError, did_you_mean
-from repro.models.parts.checks import image_shape, require_positive, require_probability
+from repro.knobs import Count, Fraction, Known, checked
+from repro.models.parts.checks import image_shape
 
 
 def grouped_features(channels: int) -> nn.Sequential:
@@ -81,24 +82,17 @@ class AlexNet(nn.Module):
         UserError: an unknown variant, an image too small, or a size below 1.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        variant: str = "grouped",
-        dropout: float = 0.5,
+        input_shape: Sequence[Count],
+        classes: Count,
+        variant: Annotated[str, Known(tuple(VARIANTS))] = "grouped",
+        dropout: Fraction = 0.5,
     ) -> None:
         super().__init__()
         # The three poolings leave nothing of an image smaller than 63x63.
         channels, _, _ = image_shape("alexnet", input_shape, smallest=63)
-        require_positive("alexnet", classes=classes)
-        require_probability("alexnet", dropout=dropout)
-        if variant not in VARIANTS:
-            raise UserError(
-                f"alexnet: unknown variant '{variant}'; known: {', '.join(VARIANTS)}."
-                + did_you_mean(variant, VARIANTS)
-            )
-
         self.features = VARIANTS[variant](channels)
         self.pool = nn.AdaptiveAvgPool2d(6)
         self.classifier = nn.Sequential(

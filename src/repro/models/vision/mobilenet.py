@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from repro.models.parts.checks import image_shape, require_positive
+from repro.knobs import Count, checked
+from repro.models.parts.checks import image_shape
 
 # Channels, stride of the first block and number of blocks of each stage behind the stem.
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 2, 6), (1024, 2, 2))
@@ -56,10 +57,10 @@ class MobileNet(nn.Module):
         UserError: a size below 1.
     """
 
-    def __init__(self, input_shape: Sequence[int], classes: int) -> None:
+    @checked
+    def __init__(self, input_shape: Sequence[Count], classes: Count) -> None:
         super().__init__()
         channels, _, _ = image_shape("mobilenet", input_shape)
-        require_positive("mobilenet", classes=classes)
         self.conv_stem = nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         self.act1 = nn.ReLU6()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.models.parts.chain import Chain
-from repro.models.parts.checks import image_shape, require_positive
+from repro.models.parts.checks import image_shape
 
 
 class PlainCNN(nn.Module):
@@ -27,21 +28,20 @@ class PlainCNN(nn.Module):
         UserError: a size below 1, or an odd number of widths.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        widths: Sequence[int] = (24, 32, 48, 48),
-        hidden: int = 64,
+        input_shape: Sequence[Count],
+        classes: Count,
+        widths: Sequence[Count] = (24, 32, 48, 48),
+        hidden: Count = 64,
     ) -> None:
         super().__init__()
         channels, height, width = image_shape("plain_cnn", input_shape, smallest=4)
-        require_positive("plain_cnn", classes=classes, hidden=hidden)
         if not widths or len(widths) % 2:
             raise UserError(f"plain_cnn: widths come in pairs, one for each stage, got {widths}.")
         self.stages = nn.Sequential()
         for first, second in zip(widths[::2], widths[1::2], strict=True):
-            require_positive("plain_cnn", width=first, second_width=second)
             self.stages.append(
                 nn.Sequential(
                     nn.Conv2d(channels, first, 3, padding=1),

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.models.parts.chain import Chain, staged
-from repro.models.parts.checks import image_shape, require_positive
+from repro.models.parts.checks import image_shape
 from repro.models.parts.residual import BasicBlock, conv3x3, he_init
 
 
@@ -49,12 +50,12 @@ class ResNetCIFAR(nn.Module):
         UserError: a depth other than 6n + 2, or a size below 1.
     """
 
+    @checked
     def __init__(
-        self, input_shape: Sequence[int], classes: int, depth: int = 20, width: int = 16
+        self, input_shape: Sequence[Count], classes: Count, depth: Count = 20, width: Count = 16
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("resnet_cifar", input_shape)
-        require_positive("resnet_cifar", classes=classes, depth=depth, width=width)
         blocks, remainder = divmod(depth - 2, 6)
         if blocks < 1 or remainder:
             raise UserError(

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.models.parts.chain import Chain, staged
-from repro.models.parts.checks import image_shape, require_positive
+from repro.models.parts.checks import image_shape
 from repro.models.parts.residual import BasicBlock, conv3x3, he_init
 
 
@@ -110,22 +112,19 @@ class ResNetImageNet(nn.Module):
         UserError: an unknown depth, a size below 1, or groups in a network without bottlenecks.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        depth: int = 50,
+        input_shape: Sequence[Count],
+        classes: Count,
+        depth: Literal[18, 34, 50, 101, 152] = 50,
         zero_init_last_gamma: bool = False,
         small_images: bool = False,
-        groups: int = 1,
-        base_width: int = 64,
+        groups: Count = 1,
+        base_width: Count = 64,
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("resnet_imagenet", input_shape)
-        require_positive("resnet_imagenet", classes=classes, groups=groups, base_width=base_width)
-        if depth not in DEPTHS:
-            known = ", ".join(map(str, DEPTHS))
-            raise UserError(f"resnet_imagenet: depth must be one of {known}, got {depth}.")
         kind, blocks = DEPTHS[depth]
         block: Block = kind
         if kind is Bottleneck:

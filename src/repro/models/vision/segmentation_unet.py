@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.models.parts.checks import require_positive
+from repro.knobs import Count, checked
 
 LAYERS = {
     2: (nn.Conv2d, nn.BatchNorm2d, F.max_pool2d),
@@ -34,7 +34,8 @@ class SegmentationUNet(nn.Module):
         UserError: a size below 1, or an input_shape that is no picture's.
     """
 
-    def __init__(self, input_shape: Sequence[int], width: int = 8, depth: int = 2) -> None:
+    @checked
+    def __init__(self, input_shape: Sequence[Count], width: Count = 8, depth: Count = 2) -> None:
         super().__init__()
         self.dims = len(input_shape) - 1
         if self.dims not in LAYERS:
@@ -42,7 +43,6 @@ class SegmentationUNet(nn.Module):
                 "unet: takes pictures or volumes, so input_shape must be (channels, height, width) "
                 f"or (channels, depth, height, width), got {tuple(input_shape)}."
             )
-        require_positive("unet", width=width, depth=depth)
         widths = [width * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(
             self._block(inputs, outputs)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from repro.models.parts.checks import image_shape, require_positive
+from repro.knobs import Count, checked
+from repro.models.parts.checks import image_shape
 from repro.models.parts.residual import conv3x3
 
 
@@ -25,15 +26,14 @@ class SmallCNN(nn.Module):
         UserError: a size below 1, or images that are too small.
     """
 
+    @checked
     def __init__(
-        self, input_shape: Sequence[int], classes: int, widths: Sequence[int] = (16, 32, 32)
+        self, input_shape: Sequence[Count], classes: Count, widths: Sequence[Count] = (16, 32, 32)
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("small_cnn", input_shape, smallest=4)
-        require_positive("small_cnn", classes=classes)
         layers: list[nn.Module] = []
         for index, width in enumerate(widths):
-            require_positive("small_cnn", widths=width)
             stride = 2 if 0 < index < len(widths) - 1 else 1
             layers += [conv3x3(channels, width, stride), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width

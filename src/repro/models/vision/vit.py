@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import Count, Positive, checked
 from repro.models.parts.chain import Chain
-from repro.models.parts.checks import image_shape, require_positive
+from repro.models.parts.checks import image_shape
 
 
 class Attention(nn.Module):
@@ -146,19 +147,19 @@ class VisionTransformer(nn.Module):
         UserError: sizes below 1, or that do not divide.
     """
 
+    @checked
     def __init__(
         self,
-        input_shape: Sequence[int],
-        classes: int,
-        patch: int = 16,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
+        input_shape: Sequence[Count],
+        classes: Count,
+        patch: Count = 16,
+        width: Count = 768,
+        depth: Count = 12,
+        heads: Count = 12,
+        mlp_ratio: Positive = 4.0,
     ) -> None:
         super().__init__()
         channels, height, image_width = image_shape("vit", input_shape)
-        require_positive("vit", classes=classes, patch=patch, width=width, depth=depth, heads=heads)
         if height % patch or image_width % patch:
             raise UserError(f"vit: patches of {patch} do not tile {height}x{image_width} pixels.")
         if width % heads:

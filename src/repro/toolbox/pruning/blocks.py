@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ def block_layers(decoder: Decoder) -> dict[str, nn.Linear]:
 def decoder_gradients(
     decoder: Decoder,
     tokens_NT: Tensor,
-    norm: str = "l1",
+    norm: Literal["l1", "l2"] = "l1",
     batch_size: int = 1,
     device: torch.device | None = None,
 ) -> GradientNorms:

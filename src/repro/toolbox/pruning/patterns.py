@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import check_choice
 
 
 class Pattern:
@@ -69,11 +70,9 @@ def lowest(score: Tensor, pattern: Pattern, group: str = "row") -> Tensor:
     Returns:
         (outputs, inputs) bool: True where a weight goes.
 
-    Raises:
-        UserError: an unknown group, or inputs that M does not divide.
+    A `UserError` says so if M does not divide the inputs.
     """
-    if group not in GROUPS:
-        raise UserError(f"group={group}: choose {', '.join(GROUPS)}.{did_you_mean(group, GROUPS)}")
+    check_choice("lowest", "group", group, GROUPS)
     if pattern.is_grouped:
         return _of_groups(score, pattern)
     if pattern.sparsity == 0:
@@ -113,7 +112,11 @@ def _of_row_share(score: Tensor, sparsity: float) -> Tensor:
 
 
 def _of_groups(score: Tensor, pattern: Pattern) -> Tensor:
-    """Ranks the M scores of a group by comparing them with each other, ties from the left."""
+    """Ranks the M scores of a group by comparing them with each other, ties from the left.
+
+    Raises:
+        UserError: M does not divide the inputs.
+    """
     if score.shape[1] % pattern.m:
         raise UserError(
             f"Pattern {pattern.n}:{pattern.m} needs inputs in groups of {pattern.m}; a layer has"

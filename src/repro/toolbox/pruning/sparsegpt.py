@@ -75,7 +75,11 @@ def _prune_block(w_IO: Tensor, upper: Tensor, pattern: Pattern) -> Tensor:
 
 
 def _inverse_factor(hessian: Tensor, w: Tensor, damping: float) -> Tensor:
-    """U with UᵀU = (H + damping)⁻¹; clears the weights of inputs that were never active."""
+    """U with UᵀU = (H + damping)⁻¹; clears the weights of inputs that were never active.
+
+    Raises:
+        UserError: the Hessian is not positive definite.
+    """
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     silent = diagonal == 0

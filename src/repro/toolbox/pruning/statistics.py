@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.knobs import checked
 
 # Elements of per-sequence gradients made at a time: few enough to stay in a processor's cache.
 CHUNK = 2**20
@@ -98,7 +99,7 @@ class InputMoments:
         )
 
     def _hook(self, name: str) -> Any:
-        def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
             version = 0 if x.is_inference() else x._version
             if self._last is not None and self._last[0] is x and self._last[1] == version:
@@ -141,15 +142,14 @@ class GradientNorms:
         UserError: unknown norm.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         layers: Mapping[str, nn.Linear],
-        norm: str = "l1",
+        norm: Literal["l1", "l2"] = "l1",
         store: torch.device | None = None,
     ) -> None:
-        if norm not in ("l1", "l2"):
-            raise UserError(f"grad_norm={norm}: choose l1 or l2.")
         self.model = model
         self.layers = dict(layers)
         self.kind = norm
@@ -187,7 +187,7 @@ class GradientNorms:
         return min(self.sequences.values(), default=0)
 
     def _hook(self, name: str) -> Any:
-        def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        def watch(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
             x = inputs[0].detach()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.sparse.linalg import cg
 
-from repro.toolbox import conjugate_gradient
-from repro.toolbox.operations import count_operations
+from repro.toolbox.costs import count_operations
+from repro.toolbox.linear_algebra.conjugate_gradient import conjugate_gradient
 
 
 def hermitian(n, batch=3, dtype=torch.complex128, seed=0):

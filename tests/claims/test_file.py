@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro.claims.schema import RELATIONS, check_arms, load_claims, parse_claims
+from repro.claims.file import check_arms, load_claims, parse_claims
+from repro.claims.relations import RELATIONS
 from repro.errors import UserError
 
 GREATER = {"relation": "greater", "metric": "m", "arm": "a", "versus": "b"}
@@ -38,6 +39,8 @@ claims:
       - {relation: collapses_more, arm: a, versus: b}
       - {relation: collapses_less, arm: a, versus: b, collapse: {metric: loss, above: 9}}
       - {relation: identity, metric: m, arm: a, versus: b, tolerance: 1e-6}
+      - {relation: speed_up, metric: loss, arm: a, versus: b, at_least: 2}
+      - {relation: greater, metric: m, arm: a, versus: b, times: 5, floor: 0, statistic: median}
       - {relation: non_inferior, metric: "m@10", versus_metric: m, arm: a, margin: 0.01}
   - id: C4
     statement: It keeps ImageNet accuracy.
@@ -81,7 +84,7 @@ def test_every_relation_loads(claims_yaml):
 
 def test_loading_is_light():
     code = (
-        "import sys, repro.claims.schema, repro.claims.verdicts; "
+        "import sys, repro.claims.file, repro.claims.verdicts; "
         "print([m for m in ('torch', 'scipy', 'numpy', 'lightning') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

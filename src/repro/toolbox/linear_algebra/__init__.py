@@ -1,0 +1,1 @@
+"""Solvers that several papers use: batched conjugate gradients and batched L-BFGS."""
