@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(str(files("repro.conf")))
 # What a paper composes is checked by planning its arms; it names its own module.
-CONFIGS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "paper")
+CONFIGS = sorted(
+    path for path in CONF.glob("*/**/*.yaml") if path.relative_to(CONF).parts[0] != "paper"
+)
 
 
 def load(path: Path) -> DictConfig:
@@ -25,10 +27,15 @@ def load(path: Path) -> DictConfig:
     assert isinstance(own, DictConfig)
     # Those that go elsewhere in the config (`diabetes@sets.diabetes`) are files of their own.
     parents = [name for name in own.pop("defaults", []) if "@" not in str(name)]
-    parts = [own if name == "_self_" else load(path.with_name(f"{name}.yaml")) for name in parents]
+    parts = [own if name == "_self_" else load(found(name, path.parent)) for name in parents]
     merged = OmegaConf.merge(*(parts if "_self_" in parents else [*parts, own]))
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def found(name: str, folder: Path) -> Path:
+    """The file of an entry of a defaults list: absolute, or beside the one that lists it."""
+    return CONF / f"{name[1:]}.yaml" if name.startswith("/") else folder / f"{name}.yaml"
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:
@@ -70,7 +77,7 @@ def arguments(target: Any) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}={path.stem}")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(CONF)))
 def test_a_config_names_what_its_target_takes_and_says_what_it_is(path: Path) -> None:
     text = path.read_text()
     for node in targets(OmegaConf.to_container(load(path))):

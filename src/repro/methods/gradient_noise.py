@@ -42,6 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.internals import foreach_add_, foreach_mul_
 from repro.knobs import NonNegative, checked
 from repro.toolbox.method import Method
 
@@ -121,7 +122,7 @@ def add_noise_(
         if scale_R is not None:
             for part in noise:
                 part.mul_(scale_R.to(part).view(-1, *[1] * (part.dim() - 1)))
-        torch._foreach_add_(group, noise, alpha=std)
+        foreach_add_(group, noise, alpha=std)
 
 
 def clip_members_(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
@@ -220,7 +221,7 @@ class GradientNoise(Method):
             if self.members is None:
                 norm = torch.nn.utils.get_total_norm(gradients)
                 scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(gradients, scale)
+                foreach_mul_(gradients, scale)
             else:
                 clip_members_(gradients, max_norm)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_module
-from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,17 +31,31 @@ from repro.records.papers import config_folders, is_group
 Point = dict[str, Any]  # one point of a grid: override key -> value
 
 
-class _ReadOnce(CachingConfigRepository):
-    """Config files as parsed once for all compositions; Hydra's own memory lasts for one."""
+class _ReadOnce:
+    """Hydra's config files, parsed once for all compositions; its own memory lasts for one.
+
+    Args:
+        repository: of Hydra's config loader.
+    """
+
+    def __init__(self, repository: Any) -> None:
+        self.repository = repository
+        self.parsed: dict[str, ConfigResult | None] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else Hydra asks a repository."""
+        return getattr(self.repository, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _ReadOnce:
-        copied = copy.copy(self)  # which shares the cache
-        copied.delegate = copy.deepcopy(self.delegate, memo)
+        copied = _ReadOnce(copy.deepcopy(self.repository, memo))
+        copied.parsed = self.parsed
         return copied
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy, because what is composed from it writes into it."""
-        found = copy.copy(super().load_config(config_path))
+        if config_path not in self.parsed:
+            self.parsed[config_path] = self.repository.load_config(config_path)
+        found = copy.copy(self.parsed[config_path])
         if found is not None:
             found.config = copy.deepcopy(found.config)
         return found

@@ -331,13 +331,29 @@ class Run:
         return is_here and not files.is_locked(self.folder / names.LOCK)
 
 
+class _YamlDumper(yaml.SafeDumper):
+    """Writes what `OmegaConf.load` reads back as it was."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A string, in quotes where OmegaConf alone takes it for a number, as 1e-3."""
+        style = "'" if _is_number(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_YamlDumper.add_representer(str, _YamlDumper.represent_text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _as_yaml(content: dict[str, Any] | list[str]) -> str:
     """What `OmegaConf.to_yaml` writes, without making a config of it first, which takes longer."""
-    from omegaconf._utils import get_omega_conf_dumper
-
-    text: str = yaml.dump(
-        content, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False
-    )
+    text: str = yaml.dump(content, Dumper=_YamlDumper, allow_unicode=True, sort_keys=False)
     return text
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from repro.internals import TorchDispatchMode, identity, tree_leaves
 
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
 _ELEMENTWISE = {"mul", "div", "reciprocal", "square", "rsqrt", "sqrt"}
@@ -64,16 +64,20 @@ class _Births(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {
+            identity(t.untyped_storage())
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, Tensor)
+        }
         output = func(*args, **kwargs)
         for tensor in tree_leaves(output):
             # What an operation was given it did not create: views, in-place results.
-            if isinstance(tensor, Tensor) and _storage(tensor)._cdata not in given:
-                self._born(_storage(tensor))
+            if isinstance(tensor, Tensor) and identity(tensor.untyped_storage()) not in given:
+                self._born(tensor.untyped_storage())
         return output
 
     def _born(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = identity(storage), storage.nbytes()
         if key in self.known:
             return
 
@@ -84,10 +88,6 @@ class _Births(TorchDispatchMode):
         self.known[key] = weakref.ref(storage, died)
         self.live += size
         self.peak = max(self.peak, self.live)
-
-
-def _storage(tensor: Tensor) -> Any:
-    return tensor.untyped_storage()
 
 
 class CountOperations(TorchDispatchMode):

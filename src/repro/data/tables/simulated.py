@@ -12,6 +12,7 @@ from annotated_types import Ge
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import SPLIT_NAMES, Splits, TensorData
 from repro.errors import UserError
+from repro.internals import standard_gamma
 from repro.knobs import Count, NonNegative, Positive, Probability, checked
 
 
@@ -240,7 +241,7 @@ def sine(
             error_N1 = torch.randn(size, 1, generator=generator, dtype=torch.float64)
             if df is not None:  # t = normal / √(χ²/ν), χ²/2 being Gamma(ν/2)
                 shape_N1 = torch.full((size, 1), df / 2, dtype=torch.float64)
-                gamma_N1 = torch._standard_gamma(shape_N1, generator=generator)
+                gamma_N1 = standard_gamma(shape_N1, generator=generator)
                 error_N1 = error_N1 / (2 * gamma_N1 / df).sqrt()
             splits[split] = (x_N1, x_N1.sin() + noise * error_N1)
         return splits

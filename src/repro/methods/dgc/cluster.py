@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
+from repro.internals import foreach_add_, foreach_copy_
 from repro.methods.dgc.selection import Picks
 
 
@@ -70,7 +71,7 @@ class SimulatedCluster(Cluster):
         """See `Cluster`."""
         total = [tensor[0] for tensor in tensors]
         for row in range(1, self.size):
-            torch._foreach_add_(total, [tensor[row] for tensor in tensors])
+            foreach_add_(total, [tensor[row] for tensor in tensors])
 
     def max_(self, tensor_KT: Tensor) -> None:
         """See `Cluster`."""
@@ -102,7 +103,7 @@ class ProcessCluster(Cluster):
         flat = torch.cat([tensor[0] for tensor in tensors])
         dist.all_reduce(flat)
         pieces = flat.split([tensor.shape[1] for tensor in tensors])
-        torch._foreach_copy_([tensor[0] for tensor in tensors], pieces)
+        foreach_copy_([tensor[0] for tensor in tensors], pieces)
 
     def max_(self, tensor_KT: Tensor) -> None:
         """See `Cluster`."""

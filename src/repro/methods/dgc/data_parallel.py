@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.internals import foreach_copy_
 from repro.knobs import Count, Natural, checked
 from repro.methods.dgc.cluster import Cluster, ProcessCluster, SimulatedCluster
 from repro.methods.dgc.ddp_hook import BucketExchange, bucket_hook
@@ -187,7 +188,7 @@ class DataParallel(Method):
                 rows.append(row)
                 gradients.append(parameter.grad)
         if rows:
-            torch._foreach_copy_(rows, gradients)
+            foreach_copy_(rows, gradients)
 
     def exchange(self, tensors: Sequence[int], grads_Kn: Sequence[Tensor]) -> None:
         """Turns the local workers' gradients into what the optimizer gets.

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from repro.internals import foreach_add_, foreach_copy_, foreach_mul_
 from repro.knobs import Fraction, checked
 
 MemoryMode = Literal["gradient", "velocity", "nesterov"]
@@ -56,17 +57,17 @@ class ErrorFeedbackMemory:
         grads = list(grads_Kn)
         unsent = [_slot(self.unsent, n, g) for n, g in zip(names, grads, strict=True)]
         if self.mode == "gradient":
-            torch._foreach_add_(unsent, grads)
+            foreach_add_(unsent, grads)
             return unsent
         velocity = [_slot(self.velocity, n, g) for n, g in zip(names, grads, strict=True)]
         if self.mode == "nesterov":
-            torch._foreach_add_(velocity, grads)
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(unsent, grads)
+            foreach_add_(velocity, grads)
+            foreach_mul_(velocity, self.momentum)
+            foreach_add_(unsent, grads)
         else:
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(velocity, grads)
-        torch._foreach_add_(unsent, velocity)
+            foreach_mul_(velocity, self.momentum)
+            foreach_add_(velocity, grads)
+        foreach_add_(unsent, velocity)
         return unsent
 
     def release(self, name: str, index_KM: Tensor) -> None:
@@ -118,13 +119,13 @@ class MomentumBuffer:
         tensors = list(tensors)
         velocity = [_slot(self.velocity, n, d) for n, d in zip(names, tensors, strict=True)]
         if self.nesterov:
-            torch._foreach_add_(velocity, tensors)
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(tensors, velocity)
+            foreach_add_(velocity, tensors)
+            foreach_mul_(velocity, self.momentum)
+            foreach_add_(tensors, velocity)
         else:
-            torch._foreach_mul_(velocity, self.momentum)
-            torch._foreach_add_(velocity, tensors)
-            torch._foreach_copy_(tensors, velocity)
+            foreach_mul_(velocity, self.momentum)
+            foreach_add_(velocity, tensors)
+            foreach_copy_(tensors, velocity)
 
     def pop(self, name: str) -> Tensor | None:
         """Takes a velocity out, or returns None if there is none."""

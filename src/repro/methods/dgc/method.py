@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from repro.errors import UserError
+from repro.internals import foreach_add_, foreach_mul, foreach_mul_, foreach_norm
 from repro.knobs import Count, Fraction, Known, Natural, NonNegative, Positive, Share, checked
 from repro.methods.dgc.data_parallel import DataParallel
 from repro.methods.dgc.encoding import ENCODINGS, make_encoding
@@ -179,7 +180,7 @@ class DeepGradientCompression(DataParallel):
         norms_TK = torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in grads_Kn])
         threshold = self.clip_norm / self.cluster.size**0.5
         scale_K = (threshold / torch.linalg.vector_norm(norms_TK, dim=0)).clamp_(max=1)
-        torch._foreach_mul_(list(grads_Kn), [scale_K[:, None]] * len(grads_Kn))
+        foreach_mul_(list(grads_Kn), [scale_K[:, None]] * len(grads_Kn))
 
     def _exchange_dense(self, tensors: list[int], grads_Kn: list[Tensor]) -> None:
         for grad_Kn in grads_Kn if self.encoding.value_bytes == 2 else ():
@@ -197,7 +198,7 @@ class DeepGradientCompression(DataParallel):
             if (velocity_n := self.dense_momentum.pop(name)) is not None:
                 share_n = velocity_n / self.cluster.size
                 self.memory.start_from(name, share_n.repeat(self.cluster.rows, 1))
-        self._gradient_square += torch.stack(torch._foreach_norm(grads_Kn)).square_().sum()
+        self._gradient_square += torch.stack(foreach_norm(grads_Kn)).square_().sum()
 
         picks, values_KM = [], []
         unsent_Kn = self.memory.accumulate(names, grads_Kn)
@@ -210,7 +211,7 @@ class DeepGradientCompression(DataParallel):
                 entries=sum(pick.counts),
                 sparse_bytes=self.encoding.sparse_bytes(pick, v_Kn.shape[1]),
             )
-        self._sent_magnitude += torch.stack(torch._foreach_norm(values_KM, 1)).sum()
+        self._sent_magnitude += torch.stack(foreach_norm(values_KM, 1)).sum()
 
         values_KM = [self.encoding.rounded(values) for values in values_KM]
         messages = self.cluster.gather(picks, values_KM, self.selector.even)
@@ -229,9 +230,9 @@ class DeepGradientCompression(DataParallel):
         ]
         names, weights, grads = zip(*moving, strict=True)
         with torch.no_grad():
-            decay = torch._foreach_mul(weights, self.weight_decay)
+            decay = foreach_mul(weights, self.weight_decay)
             self.decay_momentum.apply_(names, decay)
-            torch._foreach_add_(grads, decay)
+            foreach_add_(grads, decay)
 
     def end_step(self) -> None:
         """See `DataParallel.end_step`."""
@@ -265,8 +266,8 @@ class DeepGradientCompression(DataParallel):
         metrics = super().metrics()
         unsent = list(self.memory.unsent.values())
         if unsent and self._epoch_steps:
-            v1 = torch.stack(torch._foreach_norm(unsent, 1)).sum()
-            v2 = torch.stack(torch._foreach_norm(unsent)).square().sum().sqrt()
+            v1 = torch.stack(foreach_norm(unsent, 1)).sum()
+            v2 = torch.stack(foreach_norm(unsent)).square().sum().sqrt()
             g2 = (self._gradient_square / self._epoch_steps).sqrt()
             metrics["comm/waiting_steps"] = float(v1 * self._epoch_steps / self._sent_magnitude)
             metrics["comm/unsent_over_gradient"] = float(v2 / g2)

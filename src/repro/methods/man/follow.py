@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from repro.internals import foreach_lerp_
 from repro.knobs import Probability, checked
 from repro.models.parts.residual import he_init
 
@@ -82,4 +83,4 @@ def update_all(averages: Iterable[EmaOf]) -> None:
         return
     own: list[Tensor] = [p for average in averages for p in average.module.parameters()]
     sources: list[Tensor] = [p for average in averages for p in average.source.parameters()]
-    torch._foreach_lerp_(own, sources, 1 - averages[0].momentum)
+    foreach_lerp_(own, sources, 1 - averages[0].momentum)

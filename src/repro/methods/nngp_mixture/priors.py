@@ -20,6 +20,7 @@ from torch.distributions import StudentT
 from typing_extensions import override
 
 from repro.errors import UserError
+from repro.internals import standard_gamma
 from repro.methods.nngp_mixture.regression import Fit
 
 LOG_2PI = math.log(2 * math.pi)
@@ -217,7 +218,7 @@ class InverseGamma(ScalePrior):
         """β / Gamma(α, 1)."""
         concentration = torch.full(tuple(shape), float(self.alpha), dtype=torch.float64)
         # The sampler behind torch.distributions.Gamma, which takes no generator.
-        gamma = torch._standard_gamma(concentration, generator=generator)
+        gamma = standard_gamma(concentration, generator=generator)
         return float(self.beta) / gamma
 
     def log_evidence(self, fit: Fit) -> Tensor:

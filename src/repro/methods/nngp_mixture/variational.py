@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.internals import standard_gamma
 from repro.knobs import Count, Positive, checked
 from repro.methods.nngp_mixture.kernels import unsoftplus
 
@@ -160,7 +161,7 @@ class SparseProcess(nn.Module):
             return mean + variance.sqrt() * noise
         a, b = self.scale_posterior()
         shape = (samples, 1, 1) if self.sampling == "shared" else (samples, *mean.shape)
-        gamma = torch._standard_gamma(a.expand(shape), generator=generator)
+        gamma = standard_gamma(a.expand(shape), generator=generator)
         return mean + (b / gamma * variance).sqrt() * noise
 
 

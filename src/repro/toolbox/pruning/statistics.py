@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
+from repro.internals import version
 from repro.knobs import checked
 
 # Elements of per-sequence gradients made at a time: few enough to stay in a processor's cache.
@@ -101,12 +102,12 @@ class InputMoments:
     def _hook(self, name: str) -> Any:
         def see(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
-            version = 0 if x.is_inference() else x._version
-            if self._last is not None and self._last[0] is x and self._last[1] == version:
+            changes = version(x)
+            if self._last is not None and self._last[0] is x and self._last[1] == changes:
                 twin = self._last[2]
                 self.sums[name], self.sequences[name] = self.sums[twin], self.sequences[twin]
                 return
-            self._last = (x, version, name)
+            self._last = (x, changes, name)
             self._add(name, x.detach())
 
         return see
