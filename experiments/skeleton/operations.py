@@ -6,7 +6,6 @@ import copy
 
 import torch
 
-from repro.internals import TorchDispatchMode
 from repro.methods.skeleton import Skeletonize
 from repro.toolbox.costs import CountOperations
 
