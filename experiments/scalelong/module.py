@@ -63,8 +63,6 @@ class Denoising(Supervised):
         "init/n*/grad_norm": "likewise",
         "init/n*/grad_ratio": "likewise",
         "init/n*/sensitivity": "likewise",
-        "compare/speedup": "how many times sooner this run reaches the last validation loss of the "
-        "baseline that it starts from",
         "compare/feature_ratio": "the baseline's feature norm over its own",
         "scaler/parameters": "of the scaler",
         "scaler/paper_parameters": "what they would be on U-ViT-S/2",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 
-from repro.internals import TorchDispatchMode
 from repro.methods.skeleton import Skeletonize
+from repro.toolbox.costs import CountOperations
 
 # What the abstract allows, by PyTorch's names: additions, multiplications, convolutions, simple
 # non-linearities, uniform random numbers; and what only moves, shapes or compares numbers.
@@ -23,16 +22,6 @@ CHECKING = {"eq", "ge", "le", "bitwise_or", "bitwise_and", "all", "min", "max", 
 ALLOWED = ARITHMETIC | NONLINEAR | RANDOM | MOVING | CHECKING
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def foreign_operations(layer: Skeletonize) -> set[str]:
     """Operations, beyond those that the paper allows itself, of one pass over soft input.
 
@@ -45,7 +34,7 @@ def foreign_operations(layer: Skeletonize) -> set[str]:
     plain.num_iter, plain.probabilistic, plain.shortcut = 1, True, False
     inputs = [torch.full((1, 1, *size), 0.6) for size in ((6, 5), (4, 5, 6))]
     # Inference mode would show operations before they are taken apart.
-    with torch.inference_mode(False), torch.no_grad(), _Recorder() as recorder:
+    with torch.inference_mode(False), torch.no_grad(), CountOperations() as recorder:
         for x in inputs:
             plain(x.clone())
     return recorder.names - ALLOWED

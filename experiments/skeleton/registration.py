@@ -25,6 +25,7 @@ class Registration(Procedure):
     there to choose hyper-parameters by.
 
     Args:
+        model: not used. That its weights were drawn is part of what a seed stands for.
         method: the skeletonisation of the loss; ``method=none`` aligns by Dice alone.
         optimizer: of the maps.
         schedule: of its rate.
@@ -51,6 +52,7 @@ class Registration(Procedure):
 
     def __init__(
         self,
+        model: nn.Module,
         method: object,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,

@@ -191,7 +191,8 @@ def _launcher(config: DictConfig) -> Launcher:
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     return Plugins.instance().instantiate_launcher(
-        hydra_context=HydraContext(hydra.config_loader, Callback()),
+        # A callback has the methods that launchers call of Hydra's list of them.
+        hydra_context=HydraContext(hydra.config_loader, Callback()),  # type: ignore[arg-type]
         task_function=job,
         config=config,
     )

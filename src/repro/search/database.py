@@ -12,6 +12,7 @@ import optuna
 from omegaconf import OmegaConf
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
 from repro.errors import ReproError, UserError
@@ -64,7 +65,8 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
         storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
         try:
-            direction = "minimize" if request.mode == "min" else "maximize"
+            is_loss = request.mode == "min"
+            direction = StudyDirection.MINIMIZE if is_loss else StudyDirection.MAXIMIZE
             optuna.create_study(
                 storage=storage, study_name=NAME, direction=direction, load_if_exists=True
             )

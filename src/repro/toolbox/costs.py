@@ -100,12 +100,14 @@ class CountOperations(TorchDispatchMode):
     Attributes:
         multiplications: real multiplications so far.
         solves: by name, the calls that invert, solve with, or factorise a matrix.
+        names: of all operations so far, as PyTorch calls them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.multiplications = 0
         self.solves: dict[str, int] = {}
+        self.names: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -118,6 +120,7 @@ class CountOperations(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         result = func(*args, **(kwargs or {}))
+        self.names.add(func.overloadpacket.__name__)
         name = func.overloadpacket.__name__.rstrip("_")
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         output = result[0] if isinstance(result, tuple | list) else result
