@@ -351,10 +351,15 @@ def _tracked(run: Run) -> Iterator[list[Logger]]:
 
 def _own_callback(run: Run) -> list[Any]:
     """The callback that run.json asks for, such as a search's, which may find a run hopeless."""
-    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+
+    from repro.planning.instantiate import instantiate
 
     name = run.record().callback
-    return [] if name is None else [get_class(name)(run)]
+    if name is None:
+        return []
+    # A run directory may come from somebody else: only what configs may name can be called.
+    return [instantiate(OmegaConf.create({"_target_": name, "_partial_": True}))(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
