@@ -368,6 +368,13 @@ def test_a_config_changed_by_somebody_else_executes_nothing(toy: Path, place: st
     assert not Path("it-was-executed").exists()
 
 
+def test_a_manifest_changed_by_somebody_else_executes_nothing(toy: Path) -> None:
+    run = prepare(toy)
+    run.update(callback="os.system")
+    assert execute_here(run) == Status.FAILED
+    assert "outside the packages a config may use" in str(run.record().error)
+
+
 def test_arguments_that_a_target_does_not_take_are_named(toy: Path) -> None:
     config = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 3})
     with pytest.raises(UserError, match="out_features"):
