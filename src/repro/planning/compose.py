@@ -44,6 +44,8 @@ class _ReadOnce:
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else Hydra asks a repository."""
+        if "repository" not in vars(self):  # a worker unpickles it just now
+            raise AttributeError(name)
         return getattr(self.repository, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _ReadOnce:
