@@ -114,13 +114,13 @@ def test_a_bad_setting_is_one_line(slug: str, typed: str, complaint: str, tmp_pa
 
 
 def build(*typed: str) -> None:
-    """Builds what is composed; what needs files that are not here may say so, in one line."""
+    """Builds what is composed; what needs files that are not here may say so instead."""
     for config in configs(*typed).values():
         try:
             with torch.device("meta"):
                 build_module(config)
         except UserError as error:
-            if "\n" in str(error) or "missing" not in str(error):
+            if "missing" not in str(error) or len(str(error).splitlines()) > 3:
                 raise
 
 
