@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.records.series import read_series
-from repro.report import html, markdown, pictures
+from repro.report import html, pictures, tables
 from repro.report.collect import Filters, StudyEntry, collect
 from repro.report.curves import average, curves_of, read_columns
 from repro.report.differences import differences, monitored, read_settings
@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> StudyEntry:
     return collect(tmp_path, Filters()).studies[0]
 
 
-@pytest.mark.parametrize("module", [pictures, html, markdown])
+@pytest.mark.parametrize("module", [pictures, html, tables])
 def test_examples_in_docstrings(module: object) -> None:
     outcome = doctest.testmod(module)  # type: ignore[arg-type]
     assert outcome.attempted > 0

@@ -85,10 +85,22 @@ def test_a_study_is_read_once_and_whole(tmp_path: Path) -> None:
 
 
 def test_curves_show_the_mean_and_the_range(tmp_path: Path) -> None:
-    study = Study.open(make_study(tmp_path))
-    figure = stock(table(study), study.paper, "mini")["traffic"]
-    accuracy, loss = figure.axes
-    assert (accuracy.get_ylabel(), loss.get_yscale()) == ("validation accuracy", "log")
+    folder = make_study(tmp_path)
+    update_json(folder / "dgc" / "seed=0" / "run.json", status="diverged")
+    measured = table(Study.open(folder))
+    spec = {"kind": "curves", "metrics": {"train/loss": {"label": "loss", "log": True}}}
+    axes = stock(measured, replace(load_paper("dgc"), figures={"loss": spec}), "mini")["loss"].axes[
+        0
+    ]
+    seeds = np.array([curve.y for curve in measured.curves("dense", "train/loss")])
+    assert [y for _, y in line(axes, "dense")] == pytest.approx(seeds.mean(axis=0))
+    (band,) = axes.collections[:1]
+    edges = band.get_paths()[0].vertices
+    assert edges[:, 1].min() == pytest.approx(seeds.min())
+    assert edges[:, 1].max() == pytest.approx(seeds.max())
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("step", "loss", "log")
+    crosses = [each for each in axes.lines if each.get_marker() == "x"]
+    assert [np.asarray(each.get_xdata()).tolist() for each in crosses] == [[20 * EPOCHS - 1]]
 
 
 def test_a_line_for_each_arm_over_what_its_metric_sweeps() -> None:

@@ -65,7 +65,7 @@ class _ReadOnce:
 
 def _without_figures(found: ConfigResult | None) -> ConfigResult | None:
     """A config without what `repro.report.figures` reads: no run needs it, and copies take long."""
-    if found is not None:
+    if found is not None and isinstance(found.config, DictConfig):
         with flag_override(found.config, ["struct", "readonly"], False):
             found.config.pop("figures", None)
     return found
