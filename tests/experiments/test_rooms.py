@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from repro.records.run import Run, Status
 from repro.records.study import Study
 from repro.report.draw import draw_study
 from repro.training.execute import build_module
+from repro.training.metrics import check_declared, declared, undeclared
 
 PAPERS = {paper.slug: paper for paper in load_papers()}
 SCALES = [(slug, scale) for slug, paper in PAPERS.items() for scale in paper.scales]
@@ -41,24 +41,26 @@ def test_every_arm_finishes(slug: str, smoke: Smoke) -> None:
     assert set(ended.values()) == {Status.FINISHED}, ended
 
 
-def kind(metric: str) -> str:
-    """A metric's name without the sizes in it, which scales choose: loss_50 and loss_2of4."""
-    return re.sub(r"\d+(of\d+)?", "#", metric)
+@of_each_paper
+def test_runs_report_what_claims_judged_here_read(slug: str, smoke: Smoke) -> None:
+    found = summaries(smoke(slug))
+    for claim in load_claims(PAPERS[slug].claims_file).claims:
+        for check in claim.checks_at("smoke"):
+            for arm in check.arm_names():
+                assert set(check.metric_names()) <= found[arm].keys(), (claim.id, arm)
 
 
 @of_each_paper
-def test_every_metric_of_the_report_and_the_claims_is_there(slug: str, smoke: Smoke) -> None:
-    """But for claims that only the papers' own sizes can test."""
-    paper = PAPERS[slug]
-    found = {arm: set(map(kind, each)) for arm, each in summaries(smoke(slug)).items()}
-    assert set(map(kind, paper.report)) <= set().union(*found.values())
+def test_metrics_are_declared(slug: str, smoke: Smoke) -> None:
+    """Those of all runs, of the report and of claims; some need more than smoke to come about."""
+    study, paper = smoke(slug), PAPERS[slug]
+    known = {run.record().arm: declared(run.config()) for run in study.runs}
+    for run in study.runs:
+        assert not undeclared(run.summary(), known[run.record().arm]), run.folder
+    assert not undeclared(paper.report, {k: v for each in known.values() for k, v in each.items()})
     for claim in load_claims(paper.claims_file).claims:
         for check in claim.all_checks():
-            if all(scale.startswith("full") for scale in check.scales or claim.scales):
-                continue
-            read = set(map(kind, check.metric_names()))
-            for arm in found.keys() & set(check.arm_names()):
-                assert read <= found[arm], (claim.id, arm)
+            check_declared(check.metric_names(), check.arm_names(), known, claim.id)
 
 
 @of_each_paper
