@@ -43,8 +43,12 @@ class _ReadOnce:
         self.parsed: dict[str, ConfigResult | None] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else Hydra asks a repository."""
-        if "repository" not in vars(self):  # a worker unpickles it just now
+        """Whatever else Hydra asks a repository.
+
+        Raises:
+            AttributeError: there is no repository yet: a worker unpickles this just now.
+        """
+        if "repository" not in vars(self):
             raise AttributeError(name)
         return getattr(self.repository, name)
 
