@@ -25,8 +25,9 @@ def test_cached_inputs_against_running_the_prefix_at_every_update() -> None:
 
     def naive() -> None:
         student, teacher = copy.deepcopy(model).requires_grad_(False), copy.deepcopy(model)
-        variable = Free(model.get_submodule(name).weight, ptq.grid(name))
-        optimizer, outputs = torch.optim.Adam(variable.parameters(), recipe.lr), {}
+        variable = Free(model.get_parameter(f"{name}.weight"), ptq.grid(name))
+        optimizer = torch.optim.Adam(variable.parameters(), recipe.lr)
+        outputs: dict[str, torch.Tensor] = {}
         for key, network in (("o", student), ("t", teacher)):
             network.get_submodule(name).register_forward_hook(
                 lambda _, args, out, key=key: outputs.__setitem__(key, out)

@@ -36,7 +36,7 @@ def test_ten_times_as_fast_as_one_convolution_per_orientation(name: str, kind: s
     def naive(x: Tensor) -> Tensor:
         return one_by_one.skeletonize(x, 5, kind)
 
-    for a, b, c in zip(*map(both_ways, (fused, plain, naive)), strict=True):
+    for a, b, c in zip(both_ways(fused), both_ways(plain), both_ways(naive), strict=True):
         assert torch.equal(a, c)
         assert torch.equal(b, c)
     references = {"autograd": (plain, 0), "orientations": (naive, 10), "soft": (SoftSkeleton(5), 0)}

@@ -171,7 +171,7 @@ class TestEach:
 
 def curves(**series: list[dict[int, float]]) -> list[RunResult]:
     return [
-        RunResult(arm, seed, series=lambda metric, one=one: one if metric == "val/loss" else {})
+        RunResult(arm, seed, series=lambda metric, one=one: one if metric == "val/loss" else {})  # type: ignore[misc]
         for arm, seeds in series.items()
         for seed, one in enumerate(seeds)
     ]

@@ -160,7 +160,7 @@ def test_schedule_and_methods_work_in_other_rooms(typed: str, tmp_path: Path) ->
 
 
 def test_weights_from_a_file(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 7))
+    model: Any = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 7))
     torch.save(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 99)).state_dict(), tmp_path / "w.pth")
     load = PublishedWeights(str(tmp_path / "w.pth"))
     load(model, None, torch.device("cpu"))  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ def test_the_mean_over_sequences_divides_alpha(norm: Any, factor: float) -> None
 
 def test_limits_of_alpha_are_wanda_and_gradient() -> None:
     w, statistics = some_layer(torch.float32)
-    for pattern in map(Pattern, (0.5, 0.7, "2:4")):
+    for pattern in (Pattern(0.5), Pattern(0.7), Pattern("2:4")):
         masks = {
             name: pruner(w, statistics, pattern) == 0
             for name, pruner in {

@@ -171,7 +171,7 @@ def test_a_resumed_run_goes_on_with_the_same_noise() -> None:
 
 
 def test_error_scaling_scales_the_variance_of_each_network() -> None:
-    model = nn.ParameterList([nn.Parameter(torch.zeros(2, 50_000))])
+    model: Any = nn.ParameterList([nn.Parameter(torch.zeros(2, 50_000))])
     model.members = 2
     method = GradientNoise(eta=1.0, schedule="error_scaled")
     method.attach(model)
@@ -201,6 +201,7 @@ def test_stacked_networks_are_clipped_one_by_one() -> None:
     assert norms.shape == (3,)
     for member in range(3):
         for g, e in zip(gradients, expected[member], strict=True):
+            assert e is not None
             assert torch.allclose(g[member], e)
 
 

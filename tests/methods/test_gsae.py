@@ -246,7 +246,7 @@ def test_the_gradient_is_the_first_order_effect(model: TinyAttention) -> None:
             for epsilon in (1e-4, -1e-4):
                 moved = x.detach().clone()
                 moved[position] += epsilon * w
-                with site.replace(lambda _, moved=moved: moved):
+                with site.replace(lambda _, moved=moved: moved):  # type: ignore[misc]
                     losses.append(cross_entropies(model(tokens), targets).sum())
             slope = (losses[0] - losses[1]) / 2e-4
             assert abs(slope) == pytest.approx(a.item(), rel=1e-5, abs=1e-8)
@@ -514,7 +514,7 @@ def test_fidelity_of_a_perfect_and_of_a_mean_reconstruction(model: TinyAttention
     for fidelity, x_hat in ((perfect, x), (average, mean)):
         for part in (slice(0, 1), slice(1, 4)):  # in two batches of different size
             rows = slice(6 * part.start, 6 * part.stop)
-            with site.replace(lambda _, x_hat=x_hat, rows=rows: x_hat[rows]):
+            with site.replace(lambda _, x_hat=x_hat, rows=rows: x_hat[rows]):  # type: ignore[misc]
                 spliced = model(tokens[part])
             fidelity.update(x[rows], x_hat[rows], x_hat[rows], clean[part], spliced, targets[part])
     same, ablated = perfect.values(), average.values()

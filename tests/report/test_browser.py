@@ -87,7 +87,7 @@ def watch(visit: Visit) -> None:
     page, wrong = visit.page, visit.wrong
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: (wrong.append("dialog"), dialog.dismiss()))
+    page.on("dialog", lambda dialog: (wrong.append("dialog"), dialog.dismiss()))  # type: ignore[call-overload, func-returns-value]
     page.on(
         "request",
         lambda request: wrong.append(request.url) if not request.is_navigation_request() else None,

@@ -170,7 +170,7 @@ def test_tensors_must_agree():
 
 def test_order_is_that_of_the_unshuffled_dataloader():
     mine = [batch[0] for batch in indices(11, 4)]
-    theirs = list(DataLoader(torch.arange(11), batch_size=4))
+    theirs = list(DataLoader(torch.arange(11), batch_size=4))  # type: ignore[arg-type]
     assert all(map(torch.equal, mine, theirs))
 
 

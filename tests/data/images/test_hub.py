@@ -78,7 +78,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         data[400] ^= 1
     path.write_bytes({"cut": data[:-200], "flip": data, "empty": b"", "text": b"no zip"}[damage])
     calls = []
-    again = cached_arrays("key", lambda: calls.append(1) or arrays, tmp_path)
+    again = cached_arrays("key", lambda: calls.append(1) or arrays, tmp_path)  # type: ignore[func-returns-value]
     assert calls == [1]
     assert np.array_equal(again["x"], arrays["x"])
     stored = cached_arrays("key", lambda: pytest.fail("made a third time"), tmp_path)

@@ -43,7 +43,7 @@ def make_model():
         nn.Linear(24, 20),
         nn.Tanh(),
         nn.Linear(20, 3),
-    ).to(torch.float64, memory_format=torch.channels_last)
+    ).to(torch.float64, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def batches():

@@ -121,7 +121,7 @@ def by_hand(
                 if not velocity_correction:
                     assert m == 0
                 count = entries_to_send(w.numel(), density)
-                largest = sorted(range(w.numel()), key=lambda i, v=V[k][j]: -abs(v[i].item()))
+                largest = sorted(range(w.numel()), key=lambda i, v=V[k][j]: -abs(v[i].item()))  # type: ignore[misc]
                 for i in largest[:count]:
                     update[i] += V[k][j][i]
                     V[k][j][i] = 0

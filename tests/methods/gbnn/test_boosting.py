@@ -49,7 +49,7 @@ def test_the_example_of_the_docstring():
 def test_merged_network_equals_the_blocks_at_every_truncation(kind):
     x, target, loss = sample(kind)
     boosting = GradientBoosting(units=12, per_step=3, shrinkage=0.5, iterations=20)
-    network = boosting.fit(x, target, loss)
+    network: Any = boosting.fit(x, target, loss)
     for blocks in (0, 1, 3, 4, None):
         outputs = network.merge(blocks)(x)
         assert (outputs - loss.output_scale * network(x, blocks)).abs().max() < 1e-9

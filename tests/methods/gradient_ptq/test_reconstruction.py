@@ -191,7 +191,7 @@ def test_every_factor_runs_and_moves_the_weights(settings: dict) -> None:
     ptq = quantised(small_cnn(), x, bits=3, **{"variable": "free", **settings})
     nearest = quantised(small_cnn(), x, bits=3, rounding="nearest")
     layer = ptq.layers[1]
-    ours, theirs = (p.model.get_submodule(layer).weight for p in (ptq, nearest))
+    ours, theirs = (p.model.get_parameter(f"{layer}.weight") for p in (ptq, nearest))
     assert not torch.equal(ours, theirs)
     assert ptq.model(x).isfinite().all()
 
@@ -257,6 +257,7 @@ def test_capture_passes_what_else_a_module_takes() -> None:
 
     flow = capture(Model(), "scaled", torch.arange(5.0), batch=2, output=True)
     assert torch.equal(flow.x, torch.arange(5.0))
+    assert flow.output is not None
     assert torch.equal(flow.output, 2 * torch.arange(5.0) + 1)
     assert flow.rest == (torch.tensor(2.0),)
     assert flow.named == {"plus": 1.0}

@@ -1,5 +1,7 @@
 """The momentum copy against its closed form and its limits."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -61,16 +63,17 @@ def test_gradient_flows_through_but_not_into_it():
 
 
 def test_copies_are_independent_or_equal():
-    source = unit()
+    source: Any = unit()
     torch.nn.init.constant_(source.bn1.weight, 3.0)
-    drawn, other = copy_of(source), copy_of(source)
+    drawn: Any = copy_of(source)
+    other: Any = copy_of(source)
     assert not torch.equal(drawn.conv1.weight, source.conv1.weight)
     assert not torch.equal(drawn.conv1.weight, other.conv1.weight)
     assert torch.equal(drawn.bn1.weight, torch.ones(4))
     # N(0, 2 / (k^2 c_out))
-    wide = copy_of(nn.Conv2d(64, 32, 3)).weight
+    wide: Any = copy_of(nn.Conv2d(64, 32, 3)).weight
     assert wide.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)
-    equal = copy_of(source, "copy")
+    equal: Any = copy_of(source, "copy")
     assert torch.equal(equal.conv1.weight, source.conv1.weight)
     assert equal.conv1.weight is not source.conv1.weight
 

@@ -212,7 +212,7 @@ def test_infopro_paints_denormalised_pixels(monkeypatch):
     seen = []
     monkeypatch.setattr(
         "repro.methods.man.heads.F.binary_cross_entropy_with_logits",
-        lambda logits, image: seen.append(image) or logits.mean(),
+        lambda logits, image: seen.append(image) or logits.mean(),  # type: ignore[func-returns-value]
     )
     method = attached(
         model, loss="infopro", normalise={"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
@@ -254,7 +254,7 @@ def test_a_saved_state_continues_bit_for_bit():
 
 
 def test_other_models():
-    model = MLP([3, 8, 8], CLASSES, hidden=[16, 16, 16])
+    model: Any = MLP([3, 8, 8], CLASSES, hidden=[16, 16, 16])
     attached(model, head="0c1f").backward(None, batch(), Tensor.backward)
     assert all(p.grad is not None for p in model.parameters())
     model = ResNetImageNet(SHAPE, CLASSES, depth=18, small_images=True)
@@ -370,7 +370,7 @@ def peak(depth, **knobs):
     method.attach(model)
     data = torch.randn(512, 64), torch.randint(CLASSES, (512,))
     with PeakMemory(torch.device("cpu")) as memory:
-        method.backward(None, data, Tensor.backward)
+        method.backward(None, data, Tensor.backward)  # type: ignore[arg-type]
     gradients = sum(p.grad.nbytes for p in [*model.parameters(), *method.trained()])
     return memory.peak - gradients  # what is left is activations, give or take one layer
 

@@ -1,6 +1,7 @@
 """Simple points against their definition by brute force, and against the naive version."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import one_by_one
@@ -21,7 +22,8 @@ def neighbourhoods(dims, many, seed=0):
     shape = (9, many, *[3] * dims)
     x = torch.rand(shape, generator=generator) < DENSITIES.view(-1, *[1] * (dims + 1))
     x = x.float().flatten(0, 1)[:, None]
-    x[(..., *[1] * dims)] = 1
+    centre: Any = (..., *[1] * dims)
+    x[centre] = 1
     return x
 
 

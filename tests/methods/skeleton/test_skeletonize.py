@@ -1,6 +1,7 @@
 """The skeletonisation against closed forms, a naive second version, and counted topology."""
 
 import doctest
+from typing import Any
 
 import gudhi
 import numpy as np
@@ -29,7 +30,8 @@ def blobs(*shape, seed=0, threshold=0.5):
 
 def box(shape, *spans):
     x = torch.zeros(1, 1, *shape)
-    x[(..., *[slice(*span) for span in spans])] = 1
+    inside: Any = (..., *[slice(*span) for span in spans])
+    x[inside] = 1
     return x
 
 

@@ -119,7 +119,7 @@ def test_has_as_many_parameters_as_published(name: str) -> None:
     ("sizes", "complaint"),
     [({"heads": 3}, "must divide"), ({"kv_heads": 3}, "must divide"), ({"layers": 0}, "layers")],
 )
-def test_sizes_that_cannot_be(sizes: dict[str, int], complaint: str) -> None:
+def test_sizes_that_cannot_be(sizes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         Llama(VOCAB, **sizes)
 

@@ -145,7 +145,7 @@ def test_a_memory_network_by_hand(linear: bool) -> None:
     A = model.embeddings
 
     def bag(k: int, row: torch.Tensor) -> torch.Tensor:
-        return sum(A[k][word] * encoding[j] for j, word in enumerate(row) if word != 0)
+        return sum(A[k][word] * encoding[j] for j, word in enumerate(row) if word != 0)  # type: ignore[return-value]
 
     u = bag(0, x[0, 3])
     for hop in range(2):

@@ -72,6 +72,8 @@ def test_bad_sizes(build, message: str) -> None:
 def test_folding_keeps_the_function(model: nn.Module, norms: int) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.running_mean, -1, 1)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, -1, 1)
