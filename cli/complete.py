@@ -10,21 +10,21 @@ from repro.records.papers import config_folders, load_paper, paper_files
 
 
 def papers(
-    context: click.Context, parameter: click.Parameter, incomplete: str
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Slugs that start as typed."""
     return [CompletionItem(slug) for slug in paper_files() if slug.startswith(incomplete)]
 
 
 def data_sets(
-    context: click.Context, parameter: click.Parameter, incomplete: str
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Data sets that start as typed."""
     return [CompletionItem(name) for name in _options("dataset") if name.startswith(incomplete)]
 
 
 def overrides(
-    context: click.Context, parameter: click.Parameter, incomplete: str
+    context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """``group=choice`` for config groups, and the paper's arms and scales."""
     key, equals, value = incomplete.partition("=")

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from repro.errors import ReproError, UserError, did_you_mean
+from repro.errors import ReproError, did_you_mean
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
 from . import complete
@@ -29,7 +29,11 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Finds a verb, or fails with a suggestion."""
+        """Finds a verb, or fails with a suggestion.
+
+        Raises:
+            UsageError: there is no such verb.
+        """
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             hint = did_you_mean(args[0], self.commands) or " See `repro --help`."
             raise click.UsageError(f"There is no command '{args[0]}'.{hint}", ctx)
@@ -73,7 +77,7 @@ def _say_error(text: str) -> None:
 
 
 def _use_config_dir(
-    context: click.Context, parameter: click.Parameter, folder: Path | None
+    _context: click.Context, _parameter: click.Parameter, folder: Path | None
 ) -> None:
     if folder is not None:
         # An environment variable, because workers and cluster jobs must see it too.
@@ -157,20 +161,16 @@ def run(
     if dry_run:
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
-    from repro.launching import local, slurm
+    from repro.launching import local
     from repro.planning.prepare import create_study
 
     workflow.check_claims(plan)
     local.check(plan, detach)
     study = create_study(plan, outputs)
-    try:
+    with workflow.discarded_if_refused(study):
         if detach:
             sys.exit(workflow.submit(study, as_json))
         sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
-    except slurm.Refused:
-        if not any(run.record().attempts for run in study.runs):
-            study.discard()
-        raise
 
 
 @cli.command()
@@ -258,15 +258,12 @@ def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) ->
 def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
     from repro.records.run import Run
-    from repro.records.study import Study, find_studies
+    from repro.records.study import Study
 
     from . import workflow
 
     if folder is None:
-        studies = find_studies(outputs)
-        if not studies:
-            raise UserError(f"There is no study in {outputs}. Start one: repro run paper=<slug>.")
-        folder = studies[-1].folder
+        folder = workflow.latest_study(outputs)
     if Run(folder).record_file.is_file():
         sys.exit(workflow.continue_run(folder, as_json))
     study = Study.open(folder.absolute())

@@ -54,8 +54,7 @@ def create(slug: str, title: str, link: str, folder: Path) -> None:
         link: where it is.
         folder: where the user stands: the checkout, or any other folder.
 
-    Raises:
-        UserError: the slug is not fit, or taken, or a file is already there.
+    A `UserError` says so if the slug is not fit, or taken, or a file is already there.
     """
     checkout = _checkout()
     in_checkout = checkout is not None and folder.resolve().is_relative_to(checkout)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.claims.studies import judge_study
-from repro.errors import ReproError
+from repro.errors import ReproError, UserError
 from repro.launching import progress
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
+from repro.launching.slurm import Refused
 from repro.records.run import Run
 from repro.records.status import Status
-from repro.records.study import Study
+from repro.records.study import Study, find_studies
 from repro.report.draw import draw_study
 
 from . import render
@@ -38,12 +40,42 @@ def submit(study: Study, as_json: bool) -> int:
     return 0
 
 
+@contextmanager
+def discarded_if_refused(study: Study) -> Iterator[None]:
+    """Leaves nothing of a new study if Slurm refuses its jobs and no run has begun.
+
+    Raises:
+        Refused: Slurm refused them.
+    """
+    try:
+        yield
+    except Refused:
+        if not any(run.record().attempts for run in study.runs):
+            study.discard()
+        raise
+
+
+def latest_study(outputs: Path) -> Path:
+    """The folder of the youngest study.
+
+    Raises:
+        UserError: there is none.
+    """
+    studies = find_studies(outputs)
+    if not studies:
+        raise UserError(f"There is no study in {outputs}. Start one: repro run paper=<slug>.")
+    return studies[-1].folder
+
+
 def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     """Runs what is left of a study and reports it.
 
     Returns:
         0 if every run ended well (whatever the verdicts), 2 if every failure was the user's
         mistake, 1 if runs failed otherwise, 130 if the user stopped it.
+
+    Raises:
+        ReproError: a figure is declared wrongly or cannot be written.
     """
     if not quiet:
         render.study_starts(study)
@@ -122,9 +154,8 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
 def check_claims(plan: Plan) -> None:
     """Finds mistakes in claims and declared figures before hours of training, not after them.
 
-    Raises:
-        UserError: a claim names an unknown arm, or a claim or the paper's report reads a metric
-            that none of the arms in question logs.
+    A `UserError` says so if a claim names an unknown arm, or a claim or the paper's report reads a
+    metric that none of the arms in question logs.
     """
     from repro.claims.file import check_arms, load_claims
     from repro.report.figures import read_declared

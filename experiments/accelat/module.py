@@ -112,6 +112,9 @@ class AdversariallyTrained(Supervised):
 
         All of it is a function of the seed and the data alone. So every schedule of a seed meets
         the same examples, and a resumed run finds those that the killed one had.
+
+        Raises:
+            UserError: the data set does not fit into memory.
         """
         if stage != "fit":
             return
@@ -253,7 +256,11 @@ def epochs_to(values: Sequence[float], target: float) -> int | None:
 
 
 def as_floats(data: TensorData) -> None:
-    """Turns stored images into what the model takes, so that static examples stand among them."""
+    """Turns stored images into what the model takes, so that static examples stand among them.
+
+    Raises:
+        UserError: the data set augments.
+    """
     if data.normalise is None:
         return
     if data.augment is not None:

@@ -57,7 +57,11 @@ class RotationPretraining:
         self.cache = cache
 
     def __call__(self, model: nn.Module, data: TensorData, device: torch.device) -> None:
-        """Trains every layer; afterwards the classifier is freshly drawn."""
+        """Trains every layer; afterwards the classifier is freshly drawn.
+
+        Raises:
+            UserError: the data are not square images.
+        """
         x = data.splits[self.split if self.split in data.splits else "train"][0]
         if x.dim() != 4 or x.shape[2] != x.shape[3]:
             raise UserError(
@@ -108,7 +112,7 @@ class PublishedWeights:
     def __init__(self, file: str) -> None:
         self.file = Path(file).expanduser()
 
-    def __call__(self, model: nn.Module, data: TensorData, device: torch.device) -> None:
+    def __call__(self, model: nn.Module, _data: TensorData, _device: torch.device) -> None:
         """Loads them; the classifier keeps its fresh draw.
 
         Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.toolbox.method import OptimizerFactory
@@ -58,6 +59,7 @@ class Play(Procedure):
             )
         self.player: Any = method
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """This step's share of all updates, so that the last step ends exactly with the last."""
         # Not `estimated_stepping_batches`: training.max_steps is to stop earlier, not to hurry.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.modules import TextData, check_counts
 from repro.errors import UserError
@@ -158,6 +159,7 @@ class Pruning(Procedure):
         decoder: Decoder = self.held[0]
         return decoder
 
+    @override
     def setup(self, stage: str) -> None:
         """Gives the model its weights and keeps those of its linear layers, to start from again.
 
@@ -175,6 +177,7 @@ class Pruning(Procedure):
             for name, layer in block_layers(self.decoder).items()
         }
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Prunes the dense model to the next pattern and measures it; the batch is not used."""
         pattern = self.patterns[self.global_step]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from repro.experiments.gbnn.tries import Boosted, Rivals, Task, boosted_rivals, joint_rivals
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.tables.suite import Suite, SuiteBatch
@@ -165,12 +166,13 @@ class Comparison(Procedure):
         self.tasks: dict[str, Task] = {}
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # features of what was seen before
 
+    @override
     def setup(self, stage: str) -> None:
         """Builds the rivals of each data set, from its sizes."""
         if len(self.rivals):
             return
         for name, (x, y) in self._whole("train").items():
-            task = self.tasks[name] = Task.of(x, y)
+            task = self.tasks[name] = Task.of(y)
             inputs, protocol = x[0].numel(), self.comparison
             self.rivals[name] = (
                 boosted_rivals(self.method, protocol.tries, task, inputs)
@@ -182,11 +184,16 @@ class Comparison(Procedure):
             )  # fmt: skip
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the backbone's weights over from an arm that trained it with `Supervised`."""
+        """Takes the backbone's weights over from an arm that trained it with `Supervised`.
+
+        Raises:
+            UserError: this arm has no backbone.
+        """
         if self.backbone is None:
             raise UserError("gbnn: an arm that starts from another one names its backbone.")
         self.backbone.load_state_dict(model_weights(checkpoint))
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One stage, or one epoch, on each data set."""
         losses = [
@@ -200,6 +207,7 @@ class Comparison(Procedure):
             self.trainer.should_stop = True
         return {"loss": loss}
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the best try's validation score, on average over the sets of each kind."""
         table = Table()
@@ -232,6 +240,7 @@ class Comparison(Procedure):
                            for i in able}  # fmt: skip
                     self.by_width[name][width] = max(able, key=lambda i: sign * cut[i])
 
+    @override
     @torch.inference_mode(False)  # refit-k trains, which tensors of that mode cannot
     @torch.no_grad()
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -353,7 +362,11 @@ class Comparison(Procedure):
         return [self._score(name, rivals.network(i), x, y) for i in range(rivals.size)]
 
     def _eligible(self, name: str) -> list[int]:
-        """The tries of which one is chosen."""
+        """The tries of which one is chosen.
+
+        Raises:
+            UserError: none is of the size that is asked for.
+        """
         rivals, wanted = self._rivals(name), None
         if self.comparison.same_size and not isinstance(rivals, Boosted):
             wanted = self.build.keywords["hidden"][0]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
@@ -35,7 +36,7 @@ class Task:
     targets: int = 1
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor) -> Task:
+    def of(cls, y: Tensor) -> Task:
         """Reads the task from labels (int64) or targets (floating point)."""
         if y.is_floating_point():
             return cls(None, y[0].numel())
@@ -132,6 +133,7 @@ class Boosted(Rivals):
         self.size = len(settings)
         self.register_buffer("seconds", torch.zeros(settings[0].blocks, dtype=torch.float64))
 
+    @override
     def step(self, x: Tensor, y: Tensor, tick: int) -> Tensor:
         """One stage of every try that is not done."""
         for number, group in enumerate(self.groups.values()):
@@ -218,6 +220,7 @@ class Joint(Rivals):
 
         return torch.as_tensor(optimizer.step(closure))
 
+    @override
     def network(self, index: int, units: int | None = None) -> nn.Module:
         """The network itself; its units stand in no order, so it is never cut here."""
         return self.models[index]

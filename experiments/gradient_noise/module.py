@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.methods.gradient_noise import GradientNoise
@@ -141,6 +142,7 @@ class RestartTraining(Supervised):
         self.loss_R = torch.zeros(self.members, device=self.device)
         self.examples = 0
 
+    @override
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Adds to the counts of every network."""
         inputs, target = batch

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
@@ -100,6 +101,7 @@ class FloatNetwork(Supervised):
     """
 
     def __init__(self, method: Recipe, protocol: Protocol, **settings: Any) -> None:
+        del method, protocol  # all arms are given them
         super().__init__(method=Method(), **settings)
 
 
@@ -162,6 +164,7 @@ class Quantized(Evaluated):
         self.done: list[tuple[float, float]] = []  # error and undecided share of each unit so far
         self.ptq: PostTrainingQuantization | None = None
 
+    @override
     def setup(self, stage: str) -> None:
         """Before a fit: the float network, the calibration examples, and the plan of the units.
 
@@ -191,6 +194,7 @@ class Quantized(Evaluated):
         """Keeps the network in evaluation mode."""
         self.model.eval()
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Quantises the next unit; the batch that comes along is not looked at."""
         assert self.ptq is not None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.tables.simulated import PlantedDictionary
@@ -167,8 +168,13 @@ class DictionaryLearning(Evaluated):
         self.has_weights = True
         self.model.load_state_dict(model_weights(checkpoint))
 
+    @override
     def setup(self, stage: str) -> None:
-        """Gives the model its weights, and makes an autoencoder for what passes the site."""
+        """Gives the model its weights, and makes an autoencoder for what passes the site.
+
+        Raises:
+            UserError: there are several devices.
+        """
         if self.sae is not None:
             return
         if self.trainer.world_size > 1:
@@ -202,6 +208,7 @@ class DictionaryLearning(Evaluated):
         """Keeps dropout out of the model."""
         self.model.eval()
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One update of the autoencoder."""
         sae: SparseAutoencoder = self.sae
@@ -258,6 +265,7 @@ class DictionaryLearning(Evaluated):
         super().on_test_epoch_end()
         self.log("test/steering", self._steering())
 
+    @override
     @torch.inference_mode(False)  # gradients at the site are wanted
     @torch.no_grad()
     def evaluate(self, batch: Batch, batch_idx: int) -> None:

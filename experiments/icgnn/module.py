@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.worlds.wireless import Wireless
 from repro.errors import UserError
@@ -87,6 +88,7 @@ class Transmission(Supervised):
         self.is_learned = any(True for _ in self.model.parameters())
         self.table: dict[str, dict[str, float]] = {}
 
+    @override
     def setup(self, stage: str) -> None:
         """Checks that model and data belong together.
 

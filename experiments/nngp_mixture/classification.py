@@ -12,6 +12,7 @@ from repro.experiments.nngp_mixture.base import Room
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import TensorData
@@ -70,6 +71,7 @@ class Classifier(Room):
         self.classes, self.training_set, self.shifts = classes, training_set, dict(shifts or {})
         self.spoilt = False
 
+    @override
     def setup(self, stage: str) -> None:
         """Spoils training and validation data, once.
 
@@ -98,6 +100,7 @@ class Classifier(Room):
 
     on_test_start = on_validation_start
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collects predictions."""
         x, y = batch
@@ -198,7 +201,11 @@ class SparseClassifier(Classifier):
         self.process = SparseProcess(kernel, places, self.classes, alpha, beta, jitter, sampling)
 
     def setup(self, stage: str) -> None:
-        """Takes the first training images of each class as inducing inputs."""
+        """Takes the first training images of each class as inducing inputs.
+
+        Raises:
+            UserError: there are too few training images.
+        """
         first = not self.spoilt
         super().setup(stage)
         if first and stage == "fit":
@@ -215,6 +222,7 @@ class SparseClassifier(Classifier):
             with torch.no_grad():
                 self.process.inducing.copy_(self._prepare(x[chosen]))
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step on the evidence lower bound."""
         x, y = batch
@@ -276,6 +284,7 @@ class NetworkEnsemble(Classifier):
                     cast(nn.Linear, member[-1]), prior, generator
                 )
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of every member, on its own loss."""
         x, y = batch
@@ -284,6 +293,7 @@ class NetworkEnsemble(Classifier):
         self.log("train/loss", loss.detach() / len(self.members))
         return {"loss": loss.detach()}
 
+    @override
     def log_probabilities(self, x: Tensor, final: bool) -> Tensor:
         """Those of the mean of the members' logits."""
         logits = torch.stack([member(x) for member in self.members])

@@ -9,6 +9,7 @@ import torch
 from repro.experiments.nngp_mixture.base import Room
 from scipy import stats
 from torch import Tensor
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
@@ -71,6 +72,7 @@ class Ensemble(Room):
         self.y: Tensor
         self.points: Tensor
 
+    @override
     def setup(self, stage: str) -> None:
         """Draws the networks, and measures them as they are born."""
         if self.networks is not None or self.descent is not None:
@@ -106,6 +108,7 @@ class Ensemble(Room):
             outputs: Tensor = self.networks(self.points)
         return outputs
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step of gradient descent on all weights, or several on the last layers."""
         if self.descent is not None:  # small enough for the CPU, wherever training happens
@@ -121,6 +124,7 @@ class Ensemble(Room):
         self.log("train/loss", loss, batch_size=1)
         return {"loss": loss}
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the distances at birth and at the end."""
         trained = "test/last" if self.train_which == "last" else "test/all"

@@ -13,6 +13,7 @@ import torch
 from repro.experiments.nngp_mixture.base import Room
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError, did_you_mean
@@ -195,6 +196,7 @@ class KernelSearch(Regression):
         """Validation scores (sets, kernels, priors, noises) of a list of priors."""
         return self.get_buffer(f"scores_{name}")
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Tries one kernel."""
         index = self.global_step
@@ -211,11 +213,13 @@ class KernelSearch(Regression):
             self.trainer.should_stop = True
         return {"loss": loss}
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the best score so far."""
         best = self.scores(self.names[0]).flatten(1).amin(1)
         self.watch({"nll": float(best.mean())})
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the measures of what was chosen, on each data set."""
         values: dict[str, dict[str, float]] = {}
@@ -357,6 +361,7 @@ class KernelTraining(Regression):
         self.start = functools.partial(Trained, kernel, noise, alpha, beta)
         self.models, self.kept = nn.ModuleDict(), nn.ModuleDict()
 
+    @override
     def setup(self, stage: str) -> None:
         """Gives every data set its kernel."""
         if not len(self.models):
@@ -365,6 +370,7 @@ class KernelTraining(Regression):
                 self.kept[name] = self.start().requires_grad_(False)
             self.register_buffer("best", torch.full((len(self.models),), math.inf))
 
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step on the whole training set of each."""
         parts = self.part("train")
@@ -374,6 +380,7 @@ class KernelTraining(Regression):
         self.log("train/loss", loss.detach(), batch_size=1)
         return {"loss": loss.detach()}
 
+    @override
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the likelihood of the validation split, and keeps what is best."""
         scores = []
@@ -386,6 +393,7 @@ class KernelTraining(Regression):
                 self.kept[name].load_state_dict(model.state_dict())
         self.watch({"nll": sum(scores) / len(scores)})
 
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Logs the measures, also of Gaussian processes with the same kernel."""
         values: dict[str, dict[str, float]] = {}

@@ -22,11 +22,11 @@ def _impulse(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return torch.where(hit, torch.where(white, x.max(), x.min()), x)
 
 
-def _roll(x: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
+def _roll(x: Tensor, pixels: float, _generator: torch.Generator) -> Tensor:
     return x.roll(int(pixels), -1)
 
 
-def _blur(x: Tensor, width: float, generator: torch.Generator) -> Tensor:
+def _blur(x: Tensor, width: float, _generator: torch.Generator) -> Tensor:
     return F.avg_pool2d(x, int(width), stride=1, padding=int(width) // 2)
 
 

@@ -35,8 +35,7 @@ def frechet_inception_distance(
         device: where to compute.
         network: features of the Inception network, or a module that maps bytes to features.
 
-    Raises:
-        UserError: the Inception network's package is not installed.
+    A `UserError` says so if the Inception network's package is not installed.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from repro.experiments.skeleton.operations import foreign_operations
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.images.shapes import ShapeData
@@ -125,6 +126,7 @@ class Benchmark(Procedure):
         self.rows: list[dict[str, float]] = []
         self.soft_rows: list[dict[str, float]] = []
 
+    @override
     def setup(self, stage: str) -> None:
         """Checks that the data are shapes.
 
@@ -152,6 +154,7 @@ class Benchmark(Procedure):
         """Nothing here is trained: batch norm of a learned skeletonisation stays as it is."""
         self.skeletonizer.eval()
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Skeletonises one shape."""
         mask, number = batch

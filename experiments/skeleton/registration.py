@@ -8,6 +8,7 @@ import torch
 from repro.experiments.skeleton.benchmark import skeletonizer_for_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.methods.skeleton import dice, overlap_loss
@@ -58,10 +59,12 @@ class Registration(Procedure):
         schedule: ScheduleFactory,
         share: float = 0.5,
     ) -> None:
+        del model
         super().__init__(optimizer, schedule)
         self.skeletonizer = skeletonizer_for_loss(method, share)
         self.share = share
 
+    @override
     def setup(self, stage: str) -> None:
         """Takes the pairs of both splits, and starts from maps that change nothing.
 
@@ -83,6 +86,7 @@ class Registration(Procedure):
             skeleton = None if self.skeletonizer is None else self.skeletonizer(self.fixed)
         self.register_buffer("fixed_skeleton", skeleton, persistent=False)
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of every map; the batch only says that it is time."""
         losses = overlap_loss(

@@ -8,6 +8,7 @@ import torch
 from repro.experiments.skeleton.benchmark import skeletonizer_for_loss, skeletonizer_of
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.errors import UserError
 from repro.methods.skeleton import ClassicalSkeleton, betti_errors, cldice_of, dice, overlap_loss
@@ -80,6 +81,7 @@ class Segmentation(_Masks):
         predicted = torch.sigmoid(self.model(pictures))
         return overlap_loss(predicted, masks, self.skeletonizer, self.share).mean()
 
+    @override
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Notes the measures of each mask."""
         pictures, masks = batch
@@ -127,6 +129,7 @@ class SkeletonLearning(_Masks):
         overlap = 1 - dice(torch.sigmoid(logits), target)
         return F.binary_cross_entropy_with_logits(logits, target) + overlap.mean()
 
+    @override
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Notes the measures of each mask."""
         masks = batch[1]

@@ -80,15 +80,14 @@ def test_a_single_data_set_works_when_it_comes_whole(tmp_path: Path) -> None:
 
 
 def test_tasks_measure_what_they_should() -> None:
-    x = torch.zeros(4, 2)
     labels, logits = torch.tensor([0, 1, 1, 0]), torch.tensor([[-1.0], [2.0], [-3.0], [-1.0]])
-    binary = Task.of(x, labels)
+    binary = Task.of(labels)
     assert (binary.measure, binary.outputs) == ("accuracy", 2)
     assert binary.score(logits, labels) == 0.75
     two = torch.cat([torch.zeros_like(logits), logits], 1)
     torch.testing.assert_close(binary.loss(logits, labels), binary.loss(two, labels))
-    regression = Task.of(x, torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
+    regression = Task.of(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
     assert regression.measure == "rmse"
-    assert regression.score(torch.tensor([[1.0], [2.0], [3.0], [2.0]]), x.new_tensor([[1], [2], [3], [4]])) == 1  # fmt: skip  # noqa: E501
+    assert regression.score(torch.tensor([[1.0], [2.0], [3.0], [2.0]]), logits.new_tensor([[1], [2], [3], [4]])) == 1  # fmt: skip  # noqa: E501
     with pytest.raises(UserError, match="a try sets 'lr'"):
         expand([{"lr": 1}], ["alpha"])

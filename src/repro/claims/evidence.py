@@ -62,7 +62,7 @@ class RunResult:
     point: Mapping[str, SweptValue] = field(default_factory=dict)
     status: str = "finished"
     metrics: Mapping[str, float] = field(default_factory=dict)
-    series: Callable[[str], Series] = field(default=lambda metric: {}, repr=False, compare=False)
+    series: Callable[[str], Series] = field(default=lambda _metric: {}, repr=False, compare=False)
 
     def is_at(self, at: Mapping[str, SweptValue]) -> bool:
         """Whether the run had these swept values."""

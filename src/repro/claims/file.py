@@ -33,7 +33,11 @@ from repro.errors import UserError, did_you_mean
 
 
 def _as_relation(raw: Any) -> Check:
-    """A check, by the class of its relation."""
+    """A check, by the class of its relation.
+
+    Raises:
+        ValueError: it is no mapping, or there is no such relation.
+    """
     if isinstance(raw, Check):
         return raw
     if not isinstance(raw, dict):

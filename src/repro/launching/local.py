@@ -37,8 +37,7 @@ def run_study(study: Study, wait: bool = True) -> None:
         study: whose runs.
         wait: whether to wait for Slurm's jobs; other launchers return when they are done.
 
-    Raises:
-        KeyboardInterrupt: the user stopped it; what was done stays.
+    A `KeyboardInterrupt` says so if the user stopped it; what was done stays.
     """
     launch(study, [[r for r in layer if not r.status().is_final] for layer in study.layers])
     if wait:
@@ -81,10 +80,9 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
         layers: the runs to do, parents before children.
         n_jobs: local processes side by side, instead of what the runs' configs say.
 
-    Raises:
-        UserError: another process executes one of the runs, or Slurm refuses them.
-        ReproError: a worker died, or the outcome of a run could not be recorded.
-        KeyboardInterrupt: the user stopped the study.
+    A `UserError` says so if another process executes one of the runs, or Slurm refuses them; a
+    `ReproError`, if a worker died, or the outcome of a run could not be recorded; a
+    `KeyboardInterrupt`, if the user stopped the study.
     """
     runs = [run for layer in layers for run in layer]
     if not runs:
@@ -199,7 +197,11 @@ def _launcher(config: DictConfig) -> Launcher:
 
 
 def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, first: int) -> None:
-    """Launches runs and raises what one of them raised: runs record failures of their own."""
+    """Launches runs and raises what one of them raised: runs record failures of their own.
+
+    Raises:
+        ReproError: a worker process was killed.
+    """
     where = f"study={compose.quoted(str(study.folder))}"
     jobs = [[f"run={compose.quoted(str(run.folder))}", where] for run in runs]
     try:

@@ -73,7 +73,7 @@ def submit(
     except BaseException as error:
         cancel(submitted)
         if isinstance(error, FailedJobError | FailedSubmissionError):
-            raise _explain_refusal(str(error)) from error
+            raise Refused(_explain_refusal(str(error))) from error
         raise
     return submitted
 
@@ -120,7 +120,7 @@ def _submit_array(
     return [job.job_id for job in jobs]
 
 
-def _explain_refusal(output: str) -> Refused:
+def _explain_refusal(output: str) -> str:
     """Puts sbatch's complaint into a line, with what would be right where that is known."""
     complaints = re.findall(r"^sbatch: (?:error: )?(.*)", output, re.MULTILINE)
     text = "; ".join(dict.fromkeys(complaints)) or "sbatch failed without a word"
@@ -132,7 +132,7 @@ def _explain_refusal(output: str) -> Refused:
             f"{did_you_mean(unknown[1], known)} Partitions here: {', '.join(known) or 'none'}. "
             "Choose one with hardware.launcher.partition=…"
         )
-    return Refused(f"Slurm refused the jobs: {text}.{hint}")
+    return f"Slurm refused the jobs: {text}.{hint}"
 
 
 def _partitions() -> list[str]:

@@ -43,8 +43,12 @@ class _ReadOnce:
         self.parsed: dict[str, ConfigResult | None] = {}
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else Hydra asks a repository."""
-        if "repository" not in vars(self):  # a worker unpickles it just now
+        """Whatever else Hydra asks a repository.
+
+        Raises:
+            AttributeError: there is no repository yet: a worker unpickles this just now.
+        """
+        if "repository" not in vars(self):
             raise AttributeError(name)
         return getattr(self.repository, name)
 
@@ -131,7 +135,11 @@ def stack(layers: Sequence[Layer]) -> list[str]:
 
 
 def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
-    """Expands ``a=1,2`` overrides into the points of their grid, in Hydra's order."""
+    """Expands ``a=1,2`` overrides into the points of their grid, in Hydra's order.
+
+    Raises:
+        UserError: one of them is an interval.
+    """
     parser = OverridesParser.create()
     swept = [o for o in layer.overrides if o.is_sweep_override()]
     fixed = tuple(o for o in layer.overrides if not o.is_sweep_override())
@@ -153,7 +161,11 @@ def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
 
 
 def refuse_grid(layer: Layer) -> None:
-    """Raises UserError if values are listed without ``-m``."""
+    """Refuses listed values, which take ``-m``.
+
+    Raises:
+        UserError: there are some.
+    """
     for override in layer.overrides:
         if override.is_sweep_override():
             raise UserError(
@@ -177,9 +189,9 @@ def compose_config(
     try:
         config = compose(config_name, texts, return_hydra_config=with_hydra)
     except MissingConfigException as error:
-        raise _explain_missing(error) from None
+        raise UserError(_explain_missing(error)) from None
     except Exception as error:  # Hydra has its own types for only some of what can be wrong
-        raise _explain_composition(error, texts) from None
+        raise UserError(_explain_composition(error, texts)) from None
     OmegaConf.set_struct(config, True)
     return config
 
@@ -205,8 +217,7 @@ def check_types(config: DictConfig, base: DictConfig, layer: Layer) -> None:
 def resolve(config: DictConfig) -> dict[str, Any]:
     """A config's content, all resolved but ``module``, which points at the groups above it.
 
-    Raises:
-        UserError: an interpolation leads nowhere.
+    A `UserError` says so if an interpolation leads nowhere.
     """
     with explained(config):
         module = config.get("module")
@@ -284,23 +295,23 @@ def check_launcher(name: str) -> None:
         )
 
 
-def _explain_missing(error: MissingConfigException) -> UserError:
+def _explain_missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").partition("/")
     options = choices(group)
     if not error.options:
-        return UserError(str(error).splitlines()[0])
-    return UserError(
+        return str(error).splitlines()[0]
+    return (
         f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."
     )
 
 
-def _explain_composition(error: Exception, overrides: Sequence[str]) -> UserError:
+def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
     message = str(error)
     for override in Layer.parse(overrides, "override").overrides:
         key = override.key_or_group
         value = override.value()
         if not isinstance(value, str | list | None) and (not key or choices(key)):
-            return UserError(f"There is no {key or 'setting'} '{value}'. Write key=value.")
+            return f"There is no {key or 'setting'} '{value}'. Write key=value."
         if f"'{key}'" not in message or override.is_add():
             continue
         without = [o for o in overrides if o != override.input_line]
@@ -313,8 +324,8 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> UserErro
             candidate for candidate in known if candidate.endswith("." + key)
         ]
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        return UserError(f"There is no setting '{key}'.{hint} To add a new one write +{key}=…")
-    return UserError(" ".join(message.split("\n")[:2]) or type(error).__name__)
+        return f"There is no setting '{key}'.{hint} To add a new one write +{key}=…"
+    return " ".join(message.split("\n")[:2]) or type(error).__name__
 
 
 def _same_kind(old: Any, new: Any) -> bool:

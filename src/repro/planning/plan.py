@@ -99,8 +99,7 @@ def plan_study(typed: Sequence[str], grid: bool = False) -> Plan:
         typed: overrides from the command line, ``paper=<slug>`` among them.
         grid: whether ``a=1,2`` spans a grid (the ``-m`` flag).
 
-    Raises:
-        UserError: something in ``typed`` or in the paper's config is wrong.
+    A `UserError` says so if something in ``typed`` or in the paper's config is wrong.
     """
     with compose.hydra_ready():
         return _plan(list(typed), grid)
@@ -166,7 +165,11 @@ def _split_paper(user: Layer) -> tuple[Layer, str]:
 
 
 def _declare(slug: str, user: Layer) -> _Declared:
-    """Reads a paper's arms and scales, where the user may have put others."""
+    """Reads a paper's arms and scales, where the user may have put others.
+
+    Raises:
+        UserError: there is no such scale.
+    """
     config = compose.compose_config(
         [f"paper={slug}", *stack_text(user, ("scale", "arms", "scales"))]
     )
@@ -276,7 +279,11 @@ def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
 def _parents(
     default: str | None, scale: Layer, arms: dict[str, Layer], user: Layer
 ) -> dict[str, str | None]:
-    """The arm from whose checkpoint each arm starts, as the strongest layer says."""
+    """The arm from whose checkpoint each arm starts, as the strongest layer says.
+
+    Raises:
+        UserError: it is no arm of the paper.
+    """
     parents: dict[str, str | None] = {}
     for arm, layer in arms.items():
         own = {"from": default}
@@ -342,7 +349,11 @@ def _resolved(config: DictConfig, seed: int) -> dict[str, Any]:
 
 
 def _check_values(config: DictConfig) -> None:
-    """Refuses what would fail, or run for ever, only once training has begun."""
+    """Refuses what would fail, or run for ever, only once training has begun.
+
+    Raises:
+        UserError: there is such a value; the message says what it may be.
+    """
     for key in COUNTS:
         value = OmegaConf.select(config, key)
         if not (value is None and key in OPTIONAL_COUNTS) and not _is_count(value):

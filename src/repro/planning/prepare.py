@@ -24,8 +24,7 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
         outputs: where studies are.
         search: what is searched, if the study is a search: its runs are added as they are drawn.
 
-    Raises:
-        UserError: ``outputs`` cannot be written to.
+    A `UserError` says so if ``outputs`` cannot be written to.
     """
     study = Study(_new_folder(outputs / plan.paper.slug / plan.scale))
     _prepare_runs(plan, study.folder)
@@ -89,7 +88,11 @@ def _prepare_runs(plan: Plan, folder: Path) -> None:
 
 
 def _new_folder(parent: Path) -> Path:
-    """Creates a folder named for the present second; a number is added if it is taken."""
+    """Creates a folder named for the present second; a number is added if it is taken.
+
+    Raises:
+        UserError: too many are taken.
+    """
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1, 1000):
         folder = (parent / (stamp if attempt == 1 else f"{stamp}_{attempt}")).absolute()

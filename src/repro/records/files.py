@@ -22,9 +22,7 @@ LOCK_ATTEMPTS = 20
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
 
-    Raises:
-        ReproError: the disk is full.
-        UserError: the folder cannot be written to.
+    A `ReproError` says so if the disk is full, a `UserError` if the folder cannot be written to.
     """
     temporary = None
     try:
@@ -41,7 +39,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise explain_os_error(error, path) from error
+            explained = explain_os_error(error, path)
+            raise explained from error
         raise
 
 
@@ -94,7 +93,8 @@ def make_folder(path: Path, exist_ok: bool = True) -> None:
             raise
         raise UserError(f"{path} is a file, and a folder is needed there.") from None
     except OSError as error:
-        raise explain_os_error(error, path) from error
+        explained = explain_os_error(error, path)
+        raise explained from error
 
 
 def explain_os_error(error: OSError, path: Path) -> ReproError:
@@ -125,7 +125,8 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     try:
         file = path.open("a")
     except OSError as error:
-        raise explain_os_error(error, path) from error
+        explained = explain_os_error(error, path)
+        raise explained from error
     with file:
         if wait:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -149,14 +150,14 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[None]:
     """Holds the right to replace a file that `write_atomically` writes; others wait for it.
 
-    Raises:
-        UserError: the file is missing or cannot be written.
+    A `UserError` says so if the file is missing or cannot be written.
     """
     while True:
         try:
             file = path.open("r+b")
         except OSError as error:
-            raise explain_os_error(error, path) from error
+            explained = explain_os_error(error, path)
+            raise explained from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever held it before may have put another file in its place.

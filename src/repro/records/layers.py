@@ -81,7 +81,11 @@ def key_of(text: str) -> str:
 
 
 def _checked(texts: Any, origin: str) -> list[str]:
-    """A list of overrides with well-formed keys; their values are left to Hydra's parser."""
+    """A list of overrides with well-formed keys; their values are left to Hydra's parser.
+
+    Raises:
+        UserError: it is no list, or one is malformed, given twice or out of place.
+    """
     if not isinstance(texts, list | None):
         raise UserError(f"{origin} takes a list of overrides, not {texts!r}.")
     checked = [str(text) for text in texts or []]

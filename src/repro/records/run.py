@@ -191,8 +191,7 @@ class Run:
 
         What Slurm knows beyond that: `repro.launching.queue.current_record`.
 
-        Raises:
-            UserError: run.json cannot be read.
+        A `UserError` says so if run.json cannot be read.
         """
         record = read_record(RunRecord, self.record_file)
         if self._is_lost(record):
@@ -208,8 +207,7 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Merges changes into run.json.
 
-        Raises:
-            TypeError: a `RunRecord` has no such key.
+        A `TypeError` says so if a `RunRecord` has no such key.
         """
         update_record(RunRecord, self.record_file, changes)
 
@@ -247,8 +245,7 @@ class Run:
     def config(self) -> DictConfig:
         """The composed config, which is read once.
 
-        Raises:
-            UserError: config.yaml is missing or damaged.
+        A `UserError` says so if config.yaml is missing or damaged.
         """
         return self._config
 

@@ -22,8 +22,7 @@ def read_series(
         wanted: the metrics to read; all by default.
         up_to_damage: keep the rows before the first that cannot be read.
 
-    Raises:
-        ValueError: a cell is not a number, unless ``up_to_damage``.
+    A `ValueError` says so if a cell is not a number, unless ``up_to_damage``.
     """
     rows: list[dict[str, Any]] = []
     with suppress(FileNotFoundError, *(_DAMAGE if up_to_damage else ())):

@@ -74,16 +74,14 @@ class Study:
     def about(self) -> StudyRecord:
         """The content of study.json.
 
-        Raises:
-            UserError: it cannot be read.
+        A `UserError` says so if it cannot be read.
         """
         return read_record(StudyRecord, self.record_file)
 
     def update(self, **changes: Any) -> None:
         """Merges changes into study.json.
 
-        Raises:
-            TypeError: a `StudyRecord` has no such key.
+        A `TypeError` says so if a `StudyRecord` has no such key.
         """
         update_record(StudyRecord, self.record_file, changes)
         self.__dict__.pop("about", None)

@@ -42,8 +42,7 @@ RecordType = TypeVar("RecordType", bound=Record)
 def read_record(kind: type[RecordType], file: Path) -> RecordType:
     """Reads a record.
 
-    Raises:
-        UserError: the file is missing, is not JSON, or a value in it is of the wrong kind.
+    A `UserError` says so if the file is missing or not JSON, or a value in it is of the wrong kind.
     """
     return _validated(kind, file, files.read_json(file))
 
@@ -51,9 +50,10 @@ def read_record(kind: type[RecordType], file: Path) -> RecordType:
 def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> None:
     """Merges changes into a record's file, whoever else does the same.
 
+    A `UserError` says so if the file cannot be read or written.
+
     Raises:
         TypeError: the record has no such key.
-        UserError: the file cannot be read or written.
     """
     unknown = changes.keys() - kind.model_fields.keys()
     if unknown:

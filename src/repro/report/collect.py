@@ -107,8 +107,7 @@ class Collected:
 def collect(outputs: Path, filters: Filters) -> Collected:
     """Reads every wanted study under ``outputs``.
 
-    Raises:
-        UserError: a filter names a paper or a scale that no study there has.
+    A `UserError` says so if a filter names a paper or a scale that no study there has.
     """
     found = find_studies(outputs)
     _check_known("paper", filters.papers, {study.folder.parts[-3] for study in found})

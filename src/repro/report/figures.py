@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 def figures(study: Study) -> dict[str, Figure]:
     """Draws a study's figures, by name: those declared, and those of the room.
 
+    A `UserError` says so if the paper's declarations are wrong.
+
     Raises:
-        UserError: the paper's declarations are wrong.
+        ModuleNotFoundError: what the room's figures.py imports is not installed.
     """
     with style.settings():
         found = stock(table(study), study.paper, study.scale)

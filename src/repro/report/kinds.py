@@ -23,6 +23,7 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from typing_extensions import override
 
 from repro.errors import did_you_mean
 from repro.records.names import ARTIFACTS
@@ -228,7 +229,7 @@ class Panels(Declaration, ABC):
     def paint(self, axes: Axes, panel: Panel) -> None:
         """Draws a panel."""
 
-    def size(self, panel: Panel) -> tuple[float, float]:
+    def size(self, _panel: Panel, /) -> tuple[float, float]:
         """Width and height of a panel in inches."""
         return style.PANEL
 
@@ -509,6 +510,7 @@ class Heat(Panels):
         ]
         return [panel for panel in found if panel.content]
 
+    @override
     def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> Any:
         """Names of rows and columns, the numbers, and which arms diverged."""
         columns = {}
@@ -572,6 +574,7 @@ class Pictures(Panels):
         ]
         return [panel for panel in found if panel.content]
 
+    @override
     def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> Any:
         """The first file of the first run that has one."""
         for run in context.table.runs:
@@ -587,6 +590,7 @@ class Pictures(Panels):
         axes.set(xticks=[], yticks=[], xlabel=panel.axis.label)
         axes.grid(visible=False)
 
+    @override
     def size(self, panel: Panel) -> tuple[float, float]:
         """Small squares."""
         return 1.9, 2.0

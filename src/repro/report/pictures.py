@@ -92,7 +92,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     if high == low:  # a constant lies in the middle
-        return lambda value: (start + end) / 2
+        return lambda _value: (start + end) / 2
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 

@@ -53,9 +53,8 @@ class Trials(optuna.Study):
 def opened(folder: Path, request: Request) -> Iterator[Trials]:
     """Opens the trials of the search in ``folder``, and creates them the first time.
 
-    Raises:
-        UserError: the file is locked by another process, or is no database.
-        ReproError: it cannot be written to.
+    A `UserError` says so if the file is locked by another process, or is no database; a
+    `ReproError`, if it cannot be written to.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = folder / FILE
@@ -85,7 +84,12 @@ def sampler(request: Request, number: int) -> Any:
 
 @contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """Turns what SQLite has to say into a line for people."""
+    """Turns what SQLite has to say into a line for people.
+
+    Raises:
+        UserError: the file is locked by another process, or is no database.
+        ReproError: SQLite said something else.
+    """
     logger = optuna.logging.get_logger("optuna.storages")
     before, logger.disabled = logger.disabled, True  # it would print the whole SQL statement
     try:

@@ -68,10 +68,9 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
     Returns:
         Whether all trials are done; if not, somebody stopped one of them.
 
-    Raises:
-        UserError: the metric does not exist, say, or the database is locked.
-        ReproError: too many trials in a row failed.
-        KeyboardInterrupt: the user stopped the search.
+    A `UserError` says so if the metric does not exist, say, or the database is locked; a
+    `ReproError`, if too many trials in a row failed; a `KeyboardInterrupt`, if the user stopped the
+    search.
     """
     request = request_of(study)
     side_by_side = _side_by_side(request)
@@ -176,7 +175,11 @@ def _first_seed(layers: Layers) -> Layers:
 
 
 def _outcome(request: Request, layers: Layers, trials: database.Trials) -> Outcome | None:
-    """The outcome of a trial; None while some of its runs are to be continued."""
+    """The outcome of a trial; None while some of its runs are to be continued.
+
+    Raises:
+        UserError: the first trial to finish has no such metric.
+    """
     runs = _of_arm(layers, request.arm)
     records = [run.record() for run in runs]
     states = [record.status for record in records]
@@ -209,7 +212,12 @@ def _tell(
 
 
 def _give_up_if_hopeless(trials: database.Trials, request: Request, layers: Layers) -> None:
-    """Ends a search whose trials fail one after the other."""
+    """Ends a search whose trials fail one after the other.
+
+    Raises:
+        UserError: none has worked so far, by the user's mistake.
+        ReproError: too many in a row failed.
+    """
     latest = settled(trials)[-request.settings["failures"] :]
     if latest[-1].state is not TrialState.FAIL:
         return

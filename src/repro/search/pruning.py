@@ -8,6 +8,7 @@ import math
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from optuna.trial import TrialState
+from typing_extensions import override
 
 from repro.errors import ReproError, UserError, did_you_mean
 from repro.records.run import Run
@@ -35,12 +36,18 @@ class PruneHopeless(Callback):
         self.pruned = False
         self.validated = False
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Notes that there is a fresh value."""
         self.validated = not trainer.sanity_checking
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Reports a fresh value; every rank learns the decision of the first."""
+        """Reports a fresh value; every rank learns the decision of the first.
+
+        Raises:
+            UserError: there is no such metric.
+        """
         if not self.validated:
             return
         self.validated = False

@@ -80,8 +80,7 @@ def request_of(study: Study) -> Request:
 def read_request(typed: Sequence[str]) -> tuple[Request, Plan]:
     """Reads and checks a search; the plan is that of a first trial.
 
-    Raises:
-        UserError: something in it cannot be; the message says what to write instead.
+    If something in it cannot be, a `UserError` says what to write instead.
     """
     extras.require(["optuna"])
     layer = Layer.parse(typed, "command line")
@@ -139,7 +138,11 @@ def _check_varied(own: Sequence[Override], searched: Sequence[Override]) -> None
 
 
 def _arm(given: dict[str, Any]) -> str:
-    """The arm that is searched: the one asked for, or the one that is the paper's plain config."""
+    """The arm that is searched: the one asked for, or the one that is the paper's plain config.
+
+    Raises:
+        UserError: no paper is named, or not one arm.
+    """
     if "paper" not in given:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
     asked = given.get("arm")

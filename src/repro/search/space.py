@@ -52,8 +52,7 @@ class Parameter:
 def read_space(overrides: Sequence[Override]) -> list[Parameter]:
     """Reads the searched keys from overrides such as ``a=interval(0,1)`` or ``b=choice(x,y)``.
 
-    Raises:
-        UserError: an interval is impossible, or a kind of sweep is unknown.
+    A `UserError` says so if an interval is impossible, or a kind of sweep is unknown.
     """
     return [
         Parameter(each.key_or_group, each.get_key_element(), _distribution(each))

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from typing_extensions import override
 
 from repro.records import files, names
 from repro.training.lightning import epoch_row, fresh_metrics, restore_loaders
@@ -58,10 +59,15 @@ class Watch(Callback):
         """Starts timing a step."""
         self.started = time.perf_counter()
 
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Ends a step."""
+        """Ends a step.
+
+        Raises:
+            Diverged: the training loss is not finite.
+        """
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             loss = loss.detach().sum()
@@ -97,6 +103,7 @@ class Watch(Callback):
 class AtomicFiles(TorchCheckpointIO):
     """Writes each checkpoint whole or not at all."""
 
+    @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
@@ -145,13 +152,18 @@ class Checkpoints(Checkpoint):
         self.latest: dict[str, float] = {}  # by the last epoch, and the last validation
         self.logged: dict[str, float] = {}  # by the last epoch that was well, and its validation
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Puts the data and the random number generators where the checkpoint had them."""
         restore_loaders(trainer)
         self._restore_random_state()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        """Saves within an epoch when asked to, and stops on request."""
+        """Saves within an epoch when asked to, and stops on request.
+
+        Raises:
+            Interrupted: this is the request.
+        """
         if self._is_over(trainer):
             trainer.should_stop = True  # so that max_steps within an epoch ends with a validation
         if trainer.is_last_batch or trainer.should_stop:
@@ -164,6 +176,7 @@ class Checkpoints(Checkpoint):
                 self._save_last(trainer)
             raise Interrupted
 
+    @override
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Notes the measures, and keeps the weights if they are the best so far."""
         if not trainer.sanity_checking:
@@ -175,8 +188,13 @@ class Checkpoints(Checkpoint):
             self.best_value = self.sign * float(value)
             self._save(trainer, names.BEST_CHECKPOINT, weights_only=True)
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Saves when enough time has passed, and stops on request; the last epoch ends the fit."""
+        """Saves when enough time has passed, and stops on request; the last epoch ends the fit.
+
+        Raises:
+            Interrupted: this is the request.
+        """
         self._note_epoch(trainer)
         if self._is_over(trainer):
             return
@@ -186,6 +204,7 @@ class Checkpoints(Checkpoint):
         if stopping:
             raise Interrupted
 
+    @override
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Saves the final state: after `on_train_end`, where modules may still measure."""
         if self.random_state is None:

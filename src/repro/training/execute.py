@@ -59,9 +59,8 @@ def job(config: DictConfig) -> str:
 def execute(folder: Path) -> Status:
     """Executes or continues the run in ``folder``; several devices get a process of their own.
 
-    Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
-        UserError: another process executes the run.
+    A `KeyboardInterrupt` says so if SIGINT or SIGTERM asked to stop, although the run may have
+    ended all the same; a `UserError`, if another process executes the run.
     """
     run = Run.open(folder)
     if _is_multi_process(run.config().hardware):
@@ -76,10 +75,11 @@ def execute_here(run: Run, job: str | None = None) -> Status:
         run: the run.
         job: the Slurm job that this process is, if it is one.
 
+    A `ReproError` says so if the outcome could not be recorded (the disk is full, say); a
+    `UserError`, if another process executes the run.
+
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
-        ReproError: the outcome could not be recorded (the disk is full, say).
-        UserError: another process executes the run.
     """
     started = time.monotonic()
     import_lightning()  # now, because it sets up loggers that are redirected below
@@ -142,7 +142,11 @@ def describe_error(error: BaseException, run: Run) -> Failure:
 
 
 def _execute_apart(run: Run) -> Status:
-    """Executes a run in a process of its own, which hears of every signal that this one gets."""
+    """Executes a run in a process of its own, which hears of every signal that this one gets.
+
+    Raises:
+        KeyboardInterrupt: one of them asked to stop.
+    """
     # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
     command = [sys.executable, "-m", "repro.training.execute", str(run.folder)]
     with _StopRequest() as stop:
@@ -289,7 +293,11 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
 
 
 def _train(fit: _Fit) -> dict[str, Any]:
-    """Trains from the last checkpoint, if there is one; returns what became of it."""
+    """Trains from the last checkpoint, if there is one; returns what became of it.
+
+    Raises:
+        UserError: the checkpoint does not belong to the run's model.
+    """
     from repro.training.checkpoints import Diverged, Interrupted
 
     last = fit.run.last_checkpoint
@@ -309,9 +317,13 @@ def _train(fit: _Fit) -> dict[str, Any]:
     except Diverged as reason:
         log.warning("diverged: %s", reason)
         return {"status": Status.DIVERGED, "reason": str(reason)}
-    except (RuntimeError, KeyError, ValueError) as error:
-        if resume_from is not None and not fit.watch.steps:
-            raise _explain_foreign(last, error) from error
+    except Exception as error:
+        could_be_foreign = isinstance(error, RuntimeError | KeyError | ValueError)
+        if could_be_foreign and resume_from is not None and not fit.watch.steps:
+            raise UserError(
+                f"{last} does not belong to this run's model: {str(error).splitlines()[0]}\n"
+                "Delete it to start this run again."
+            ) from error
         raise
     pruned = any(each.pruned for each in fit.own)
     return {"status": Status.PRUNED if pruned else Status.FINISHED}
@@ -400,28 +412,29 @@ def _load_for_test(run: Run, module: pl.LightningModule, config: DictConfig) -> 
 
 
 def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
-    """Loads a checkpoint without executing anything in it; None if there is none."""
-    import torch
+    """Loads a checkpoint without executing anything in it; None if there is none.
 
+    Raises:
+        UserError: it is damaged.
+    """
     if not file.is_file():
         return None
     try:
-        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if "state_dict" not in checkpoint or "global_step" not in checkpoint:
-            raise ValueError("it holds no training state")
+        return _load_checkpoint(file)
     except Exception as error:
         raise UserError(
             f"{file} is damaged or not a checkpoint of repro: {str(error).splitlines()[0]}\n"
             "Delete it to start this run again."
         ) from error
+
+
+def _load_checkpoint(file: Path) -> dict[str, Any]:
+    import torch
+
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if "state_dict" not in checkpoint or "global_step" not in checkpoint:
+        raise ValueError("it holds no training state")
     return checkpoint
-
-
-def _explain_foreign(file: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{file} does not belong to this run's model: {str(error).splitlines()[0]}\n"
-        "Delete it to start this run again."
-    )
 
 
 def _is_multi_process(hardware: DictConfig) -> bool:
@@ -472,7 +485,7 @@ class _StopRequest:
         """Whether this process should save and stop."""
         return self.signalled or (self.parent is not None and os.getppid() != self.parent)
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, _frame: Any) -> None:
         if self.tell is not None:
             self.tell(number)
         elif self.signalled:

@@ -22,6 +22,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from typing_extensions import override
 
 KNOWN_VERSIONS = ("2.6.",)  # whose loop over steps is the one that `Steps` shortens
 
@@ -184,6 +185,7 @@ class NotProfiling(PassThroughProfiler):
 
     nothing = nullcontext()
 
+    @override
     def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
         """A context in which nothing is measured."""
         return self.nothing

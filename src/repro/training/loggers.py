@@ -34,8 +34,7 @@ Subject = Run | Study
 def loggers(config: DictConfig, subject: Subject) -> list[Logger]:
     """The trackers that a run's config asks for, besides metrics.csv.
 
-    Raises:
-        UserError: a package is missing.
+    A `UserError` says so if a package is missing.
     """
     extras.require(config.logger.loggers)
     made = [instantiate(each) for each in config.logger.loggers.values()]
@@ -111,8 +110,7 @@ def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
 def tracked(run: Run, config: DictConfig) -> Iterator[list[Logger]]:
     """The trackers of a run, which get its settings now, and its summary and artifacts at the end.
 
-    Raises:
-        UserError: a package is missing.
+    A `UserError` says so if a package is missing.
     """
     made = loggers(config, run)
     succeeded = False

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
 
 from repro.records import files
 from repro.records.series import KEYS, read_series
@@ -68,6 +69,7 @@ class CsvLogger(Logger):
         writer.writerows(self.rows)
         files.write_text(self.file, buffer.getvalue())
 
+    @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Writes all rows at the end."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.errors import UserError, did_you_mean
 from repro.toolbox.method import Batch, Method, OptimizerFactory
@@ -135,6 +136,7 @@ class Supervised(Evaluated):
         self.method.start_epoch(self.current_epoch)
         self._reset_model_state()
 
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One update."""
         optimizer: Any = self.optimizers()
@@ -159,6 +161,7 @@ class Supervised(Evaluated):
         super().on_validation_start()
         self._reset_model_state()
 
+    @override
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Notes the measures of the task."""
         inputs, target = batch

@@ -79,7 +79,11 @@ class Check(Strict):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Registers a class that says which relations it is."""
+        """Registers a class that says which relations it is.
+
+        Raises:
+            TypeError: another class is one of them already.
+        """
         for name in get_args(cls.model_fields["relation"].annotation):
             if name in RELATIONS:
                 raise TypeError(f"{RELATIONS[name].__name__} is the relation '{name}' already")

@@ -76,7 +76,11 @@ class Sides(Check):
         return ours, (self.versus or self.arm, self.versus_metric or self.metric)
 
     def check_sides(self) -> None:
-        """Refuses two sides that are the same."""
+        """Refuses two sides that are the same.
+
+        Raises:
+            ValueError: they are the same.
+        """
         if len(set(self.sides)) < 2:
             raise ValueError("the two sides are the same: say versus, versus_metric or both")
 
@@ -327,7 +331,11 @@ class Collapse(Check):
         return Outcome(verdict, reason, result.estimate, seeds)
 
     def _count(self, evidence: Evidence, arm: str) -> tuple[int, int]:
-        """How many of an arm's runs collapsed, and how many there are."""
+        """How many of an arm's runs collapsed, and how many there are.
+
+        Raises:
+            UndecidedError: a run lacks the metric that the rule reads.
+        """
         runs = evidence.runs(arm, self.at).values()
         rule = self.collapse or evidence.rule
         if rule and any(
