@@ -43,7 +43,7 @@ def same_after_a_kill(folder: Path, step: int, *typed: str, straight: Run | None
         straight: a run of the same that was not killed, if there is one already.
 
     Returns:
-        The killed run, with the numbers and, bit for bit, the state of the straight one, times aside.
+        The killed run, with the numbers and the bits of the straight one, but for times.
     """
     checkpoints = f"training.checkpoint.every_steps={max(1, step - 1)}"
     straight = straight or finished(folder / "straight", checkpoints, *typed)
