@@ -20,7 +20,7 @@ from repro.errors import UserError
 class Start(Protocol):
     """Changes a model's weights before it is attacked and trained."""
 
-    def __call__(self, model: nn.Module, data: TensorData, device: torch.device) -> None:
+    def __call__(self, model: nn.Module, data: TensorData, device: torch.device, /) -> None:
         """Changes them in place; `model` is on `device`, the inputs of `data` are floats."""
 
 

@@ -347,6 +347,8 @@ class KernelTraining(Regression):
         options: see `Regression`.
     """
 
+    best: Tensor
+
     def __init__(
         self,
         kernel: NNGPKernel,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timing import faster
 
@@ -13,7 +15,7 @@ def test_fused_momentum_update() -> None:
     """All copies of a ResNet-110 cut at every unit: 53 copies, 318 tensors."""
     method = LocalLearning((3, 32, 32), 10)
     method.attach(ResNetCIFAR((3, 32, 32), 10, depth=110))
-    averages = [local_loss.bridge.ema for local_loss in method.auxiliary]
+    averages: list[Any] = [local_loss.bridge.ema for local_loss in method.auxiliary]
 
     @torch.no_grad()
     def naive() -> None:

@@ -7,6 +7,7 @@ two-sided 95 % interval it may happen in 2.5 % of the studies.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def edge_claims(build) -> ClaimsFile:
     two = {"arm": "a", "versus": "b"}
     curve = {"a": 1, "b": 2, "c": 4}
     greater = {"relation": "greater", "metric": "x", **two}
-    checks = {
+    checks: dict[str, Any] = {
         "greater": [greater],
         "less": [{"relation": "less", "metric": "x", **two}],
         "greater by a margin": [{**greater, "metric": "raised", "margin": SHIFT}],
@@ -136,7 +137,7 @@ def skewed(rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("seeds", [6, 9])
 @pytest.mark.parametrize("noise", [normal, cauchy, skewed])
 def test_medians_are_judged_rightly_whatever_the_noise(build, noise, seeds):
-    checks = {
+    checks: dict[str, Any] = {
         "at_least": {"relation": "at_least", "arm": "a", "value": 0.9},
         "at_most": {"relation": "at_most", "arm": "a", "value": 0.9},
         "greater": {"relation": "greater", "arm": "a", "versus": "b"},
@@ -166,7 +167,7 @@ def test_speed_ups_are_judged_rightly(build, noise, late):
 
     simulated = (
         [
-            RunResult(arm, seed, series=lambda _, series=series: series)
+            RunResult(arm, seed, series=lambda _, series=series: series)  # type: ignore[misc]
             for seed, (steps, is_late) in enumerate(zip(*study, strict=True))
             for arm, series in (("a", ours(steps, is_late)), ("b", {999_999: 0.5}))
         ]
@@ -205,7 +206,7 @@ def test_collapse_is_judged_exactly(build, seeds, chance):
 
 @pytest.mark.parametrize("noise", [normal, accuracy])
 def test_large_effects_are_found(build, noise):
-    checks = {
+    checks: dict[str, Any] = {
         "greater": {"relation": "greater", "arm": "a", "versus": "b"},
         "non_inferior": {
             "relation": "non_inferior",

@@ -73,7 +73,7 @@ def test_every_relation_loads(claims_yaml):
     claims = load_claims(claims_yaml(EVERY_RELATION))
     checks = claims.claims[0].checks
     assert {check.relation for check in checks} == set(RELATIONS)
-    assert checks[0].margin == 0.01  # YAML reads 1e-2 as text.
+    assert checks[0].margin == 0.01  # type: ignore[attr-defined]  # YAML reads 1e-2 as text.
     assert claims.claims[1].paper.value == "76.15"
     assert len(claims.claims[0].checks_at("full")) == len(checks) - 1
     assert claims.claims[0].checks_at("smoke") == []

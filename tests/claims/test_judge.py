@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -366,7 +367,7 @@ class TestNotTested:
         assert build.verdict(GREATER, []).verdict is Verdict.NOT_TESTED
 
 
-CHECKS = {
+CHECKS: dict[str, dict[str, Any]] = {
     "good": {"relation": "greater", **A_OVER_B},
     "bad": {"relation": "less", **A_OVER_B},
     "open": {"relation": "greater", **A_OVER_B, "margin": 0.1},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ class TestMedian:
 
     @pytest.mark.parametrize("relation", ["ordered", "ratio"])
     def test_other_relations_know_medians_too(self, build, relation):
-        check = {
+        check: dict[str, Any] = {
             "ordered": {"relation": "ordered", "arms": ["b", "a"], "direction": "increasing"},
             "ratio": {"relation": "ratio", **A_OVER_B, "at_least": 1},
         }[relation]

@@ -44,7 +44,7 @@ def fitted(config: DictConfig, tmp_path: Path) -> tuple[AdversariallyTrained, An
     """One run as the engine makes it, but with the module and the data in hand."""
     pl.seed_everything(config.seed, verbose=False)
     data = instantiate(config.dataset)
-    module = execute.build_module(config, data)
+    module: Any = execute.build_module(config, data)
     trainer = execute.build_trainer(config, logger=False, enable_checkpointing=False,
                                     default_root_dir=tmp_path)  # fmt: skip
     trainer.fit(module, datamodule=data)
@@ -67,7 +67,7 @@ def test_the_worst_accuracy_is_no_better_than_any(study: Study) -> None:
 def test_full_has_the_published_networks_and_settings(scale: str, parameters: int) -> None:
     (config,) = configs("paper=accelat", f"scale={scale}", "arm=free_at").values()
     with torch.device("meta"):
-        module = execute.build_module(config)
+        module: Any = execute.build_module(config)
     assert sum(p.numel() for p in module.model.parameters()) == parameters
     assert (config.optimizer.lr, config.threat.eps) == (1e-3, 0.01)
 
@@ -75,7 +75,7 @@ def test_full_has_the_published_networks_and_settings(scale: str, parameters: in
 def test_the_threat_reaches_every_attack() -> None:
     (config,) = configs(*SMALL, "arm=pgd_at", "threat.eps=0.07").values()
     with torch.device("meta"):
-        module = execute.build_module(config)
+        module: Any = execute.build_module(config)
     attacks = [module.method.attack, module.probe, *module.attacks.values()]
     assert [attack.eps for attack in attacks] == [0.07] * 6 + [0.6]
     assert module.method.attack.bounds == [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
 
 def test_momentum_is_at_the_receiver_or_in_the_method_but_never_in_both() -> None:
     for config in configs("paper=dgc", "scale=smoke", "arm=[dgc,dropping]").values():
-        module = build_module(config)
+        module: Any = build_module(config)
         module.method.attach(module.model)
         optimizer = module.method.optimizer(module.model, module.optimizer_factory)
         local = module.method.memory.momentum
@@ -44,7 +45,7 @@ def test_momentum_is_at_the_receiver_or_in_the_method_but_never_in_both() -> Non
 def test_full_scales_build_the_published_models(scale: str, parameters: int) -> None:
     (config,) = configs("paper=dgc", f"scale={scale}", "arm=dgc").values()
     with torch.device("meta"):
-        module = build_module(config)
+        module: Any = build_module(config)
     assert sum(p.numel() for p in module.model.parameters()) == parameters
 
 

@@ -158,7 +158,9 @@ def full(published: Path, *typed: str) -> list[str]:
 def test_full_prunes_a_published_checkpoint(published: Path, stream: str) -> None:
     run = finished(published / "outputs", *full(published, "arm=gblm", f"module.stream={stream}"))
     assert run.summary()["pruned/fraction_4of8"] == 0.5
-    assert run.record().data["sizes"]["test"] > 500
+    data = run.record().data
+    assert data is not None
+    assert data["sizes"]["test"] > 500
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_full_has_the_budget_and_the_grid_of_the_official_code() -> None:
     runs = configs("paper=gbnn", "scale=full")
     assert (runs["gbnn"].method.units, runs["gbnn"].method.iterations) == (200, 200)
     for arm in ("gbnn", "nn_adam", "nn_lbfgs", "nn_sgd", "nn_deep"):
-        module = build_module(runs[arm])
+        module: Any = build_module(runs[arm])
         known = JOINT_KNOBS if arm != "gbnn" else ("per_step", "shrinkage", "subsample")
         assert len(expand(module.comparison.tries, known)) == 80
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_from_zero_only_class_frequencies_are_learnt(study: Study) -> None:
 def test_full_scales_build_the_papers_models(scale: str, arm: str, parameters: int) -> None:
     (config,) = configs("paper=gradient_noise", f"scale={scale}", f"arm={arm}").values()
     with torch.device("meta"):
-        module = build_module(config)
+        module: Any = build_module(config)
     members = module.model.members
     assert sum(p.numel() for p in module.model.parameters()) == members * parameters
 
@@ -79,7 +80,7 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, typed: list[str
 
 def test_a_network_that_diverges_does_not_disturb_the_others() -> None:
     (config,) = configs("paper=gradient_noise", "scale=smoke", "arm=simple").values()
-    module = build_module(config)
+    module: Any = build_module(config)
     with torch.no_grad():
         module.model.weights[0][0] = torch.inf
     batch = (torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_smoke_quantises(study: Study) -> None:
 def test_the_networks_are_as_published(scale: str, parameters: int) -> None:
     runs = plan("paper=gradient_ptq", f"scale={scale}", "arm=adaround").runs
     with torch.device("meta"):
-        module = build_module(runs[-1].config)
+        module: Any = build_module(runs[-1].config)
     assert sum(p.numel() for p in module.model.parameters()) == parameters
     if scale != "mini":
         assert module.recipe.iterations == 20000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from interruptions import same_after_a_kill
@@ -51,7 +52,8 @@ def test_a_perceptron_is_tested_at_its_own_size_alone(study: Study) -> None:
 @pytest.mark.parametrize("scale", ["smoke", "full"])
 def test_every_arm_solves_the_problem_of_its_data(scale: str) -> None:
     for config in configs("paper=icgnn", f"scale={scale}").values():
-        problem = build_module(config).model.problem
+        module: Any = build_module(config)
+        problem = module.model.problem
         assert problem is {"cellular": Downlink, "cellfree": CellFree}[config.dataset.kind]
 
 

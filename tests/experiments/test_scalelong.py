@@ -88,7 +88,7 @@ def test_arms_see_the_same_times_and_noises_and_start_alike(study: Study) -> Non
 def test_every_arm_scales_skips_at_its_rate(scale: str) -> None:
     for arm, config in configs("paper=scalelong", f"scale={scale}").items():
         with torch.device("meta"):
-            module = build_module(config)
+            module: Any = build_module(config)
         assert isinstance(module, Denoising)
         assert isinstance(module.model.scaler, SkipScaler)
         if scale.startswith("mini"):

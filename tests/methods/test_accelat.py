@@ -35,7 +35,7 @@ def rates(rule: AccuracySlopeLR, accuracies: list[float]) -> list[float]:
     out = []
     for accuracy in accuracies:
         rule.step(accuracy)
-        out.append(rule.get_last_lr()[0])
+        out.append(float(rule.get_last_lr()[0]))
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_each_score_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize(("norm", "factor"), [("l1", N), ("l2", N**0.5)])
-def test_the_mean_over_sequences_divides_alpha(norm: str, factor: float) -> None:
+def test_the_mean_over_sequences_divides_alpha(norm: Any, factor: float) -> None:
     w, statistics = some_layer()
     mean = ScorePruner(alpha=100.0, grad_norm=norm, grad_reduce="mean")
     total = ScorePruner(alpha=100.0 / factor, grad_norm=norm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_without_noise_it_is_plain_clipped_sgd_bit_for_bit(knobs) -> None:
 
 
 @pytest.mark.parametrize("order", ["after_clip", "before_clip"])
-def test_noise_comes_after_the_clip(order: str) -> None:
+def test_noise_comes_after_the_clip(order: Any) -> None:
     parameter = nn.Parameter(torch.zeros(50))
     model = nn.ParameterList([parameter])
     method = GradientNoise(eta=1.0, gamma=0.0, order=order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_without_beta_it_is_topk_bit_for_bit(variant: type[TopKAutoencoder]) -> 
 
 @pytest.mark.parametrize("norm", ["token", "batch", "none"])
 @pytest.mark.parametrize("mode", ["add", "mul"])
-def test_scores_are_the_formula(mode: str, norm: str) -> None:
+def test_scores_are_the_formula(mode: Any, norm: Any) -> None:
     x_BD, g_BD = (each.double() for each in data())
     W_ND = F.normalize(torch.randn(N, D).double(), dim=1)
     z_BN = (x_BD @ W_ND.T).relu()
@@ -221,7 +222,7 @@ def test_with_all_latents_on_beta_makes_no_difference() -> None:
 @pytest.mark.parametrize(
     ("name", "side"), [("mlp", "output"), ("block", "input"), ("mlp.2", "input")]
 )
-def test_replacing_by_the_same_changes_nothing(model: TinyAttention, name: str, side: str) -> None:
+def test_replacing_by_the_same_changes_nothing(model: TinyAttention, name: str, side: Any) -> None:
     tokens = torch.randint(7, (3, 5))
     site = Site(model, name, side)
     with site.replace(lambda x: x):
@@ -411,8 +412,8 @@ def test_the_gate_decides_and_its_own_loss_leaves_the_decoder_alone() -> None:
     sae = GatedAutoencoder(D, N, sparsity=0.0)
     x_BD = data()[0]
     with torch.no_grad():
-        sae.b_enc -= 0.5
-        sae.b_mag += 0.3
+        sae.b_enc.sub_(0.5)
+        sae.b_mag.add_(0.3)
     f_BN = sae.encode(x_BD)
     pi_BN = (x_BD - sae.b_pre) @ sae.W_enc.T + sae.b_enc
     assert not (f_BN[pi_BN <= 0] > 0).any()
@@ -445,7 +446,7 @@ def test_auxk_is_the_dead_latents_guess_at_the_error() -> None:
     sae.idle[[2, 5, 7, 11]] = plain.idle[[2, 5, 7, 11]] = 1000
     with torch.no_grad():  # dead because TopK never takes them: all others are larger
         for each in (sae, plain):
-            each.b_enc += 2
+            each.b_enc.add_(2)
             each.b_enc[[2, 5, 7, 11]] = 0
             each.W_enc[[2, 5, 7, 11]] *= 0.1
     extra = sae.loss(x_BD) - plain.loss(x_BD)
@@ -491,8 +492,8 @@ def test_resampling_revives_only_the_dead() -> None:
         (lambda: ReLUAutoencoder(D, N, -1), "sparsity"),
         (lambda: JumpReLUAutoencoder(D, N, 1, bandwidth=0), "bandwidth"),
         (lambda: GradientAugmented(beta=-1), "beta"),
-        (lambda: GradientAugmented(mode="ad"), "Did you mean 'add'"),
-        (lambda: GradientAugmented(grad_norm="tokens"), "Did you mean 'token'"),
+        (lambda: GradientAugmented(mode="ad"), "Did you mean 'add'"),  # type: ignore[arg-type]
+        (lambda: GradientAugmented(grad_norm="tokens"), "Did you mean 'token'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_knobs_are_one_line(make: Callable[[], object], complaint: str) -> None:

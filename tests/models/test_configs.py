@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-DATASET = {"input_shape": [3, 64, 64], "classes": 10, "vocab_size": 50}
+DATASET: dict[str, Any] = {"input_shape": [3, 64, 64], "classes": 10, "vocab_size": 50}
 FOLDER = Path(str(files("repro.conf"))) / "model"
 NAMES = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.yaml"))
 LAYERS = {  # weight layers, where the name or the paper states them
@@ -32,7 +33,8 @@ LAYERS = {  # weight layers, where the name or the paper states them
 def compose(name: str, *overrides: str) -> DictConfig:
     with hydra.initialize_config_module("repro.conf", version_base=None):
         config = hydra.compose(overrides=[f"+model={name}", *overrides])
-    return OmegaConf.create(OmegaConf.to_container(config) | {"dataset": DATASET})
+    plain: Any = OmegaConf.to_container(config)
+    return OmegaConf.create(plain | {"dataset": DATASET})
 
 
 @pytest.mark.parametrize("name", NAMES)

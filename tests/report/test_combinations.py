@@ -94,7 +94,9 @@ def test_what_does_not_work_fails_with_the_line_of_the_table(tmp_path: Path) -> 
         plan_study(["paper=dgc", "arm=dense", "method=gbnn", "scale=smoke", "seed=0"]), tmp_path
     )
     assert execute_here(study.runs[0]) == Status.FAILED
-    assert study.runs[0].record().error["message"] == reasons["gbnn"]
+    error = study.runs[0].record().error
+    assert error is not None
+    assert error.message == reasons["gbnn"]
     assert "\n" not in reasons["gbnn"]
 
 

@@ -28,7 +28,7 @@ def paper(**figures: Any) -> Paper:
     return replace(load_paper("dgc"), arms={arm: [] for arm in ARMS}, figures=figures)
 
 
-def runs(**metrics: dict[str, list[float]]) -> Table:
+def runs(**metrics: dict[str, Any]) -> Table:
     """Runs of each arm: metric -> the values of its seeds."""
     return Table(
         [
@@ -95,7 +95,7 @@ def test_curves_show_the_mean_and_the_range(tmp_path: Path) -> None:
     seeds = np.array([curve.y for curve in measured.curves("dense", "train/loss")])
     assert [y for _, y in line(axes, "dense")] == pytest.approx(seeds.mean(axis=0))
     (band,) = axes.collections[:1]
-    edges = band.get_paths()[0].vertices
+    edges = np.asarray(band.get_paths()[0].vertices)
     assert edges[:, 1].min() == pytest.approx(seeds.min())
     assert edges[:, 1].max() == pytest.approx(seeds.max())
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("step", "loss", "log")
@@ -269,7 +269,7 @@ def test_legend_and_title_are_not_cut(arms: tuple[str, ...]) -> None:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     legend = figure.legends[0].get_window_extent()
-    title = figure.texts[0].get_window_extent()  # type: ignore[attr-defined]
+    title = figure.texts[0].get_window_extent()
     assert figure.bbox.x1 >= legend.x1
     assert figure.bbox.y0 <= legend.y0
     assert title.x1 <= legend.x0

@@ -136,7 +136,9 @@ def test_search_gives_up_when_every_trial_fails(toy: Path) -> None:
 def test_locked_database_is_named(toy: Path) -> None:
     sweep(toy, *SMALL, "trials=1", "sweep.lock_seconds=0.1", "-q")
     study = only_study(toy)
-    study.update(search=study.about.search | {"trials": 2})
+    search = study.about.search
+    assert search is not None
+    study.update(search=search | {"trials": 2})
     with closing(sqlite3.connect(study.folder / "trials.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         code, output = repro(["resume"], toy)

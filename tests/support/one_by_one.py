@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CUBE = list(itertools.product((-1, 0, 1), repeat=3))
+CUBE = list(itertools.product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)))
 ORDER = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)]
 
 

@@ -48,6 +48,7 @@ def refusal(folder: Path, *typed: str, lines: int = 1) -> str:
     else:
         assert execute(study.runs[0].folder) == Status.FAILED
         failure = study.runs[0].record().error
+        assert failure is not None
         assert failure.kind == "user", failure.traceback
         message = failure.message
     assert len(message.splitlines()) <= lines, message

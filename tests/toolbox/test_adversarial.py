@@ -62,7 +62,7 @@ def test_fgsm_training_by_hand() -> None:
         )
         with torch.no_grad():
             for p, g in zip(model.parameters(), gradients, strict=True):
-                p -= 0.5 * g
+                p.sub_(0.5 * g)
     torch.testing.assert_close(got, torch.cat([p.detach().flatten() for p in model.parameters()]))
 
 
@@ -91,7 +91,7 @@ def test_free_training_by_hand() -> None:
             of_z, *of_p = torch.autograd.grad(loss, [z, *model.parameters()])
             with torch.no_grad():
                 for p, g in zip(model.parameters(), of_p, strict=True):
-                    p -= 0.5 * g
+                    p.sub_(0.5 * g)
                 delta[: len(a)] = (delta[: len(a)] + EPS * of_z.sign()).clamp(-EPS, EPS)
     torch.testing.assert_close(got, torch.cat([p.detach().flatten() for p in model.parameters()]))
 

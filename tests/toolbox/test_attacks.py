@@ -70,7 +70,7 @@ def test_fgsm_is_foolbox(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_without_random_start_is_foolbox(trained: Any, norm: str) -> None:
+def test_pgd_without_random_start_is_foolbox(trained: Any, norm: Any) -> None:
     fb = pytest.importorskip("foolbox.attacks")
     model, x, y = trained
     kind = {
@@ -86,7 +86,7 @@ def test_pgd_without_random_start_is_foolbox(trained: Any, norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_is_as_strong_as_foolbox(trained: Any, norm: str) -> None:
+def test_pgd_is_as_strong_as_foolbox(trained: Any, norm: Any) -> None:
     fb = pytest.importorskip("foolbox.attacks")
     model, x, y = trained
     kind = {
@@ -133,7 +133,7 @@ def test_no_radius_no_change(trained: Any) -> None:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_linear_model_has_a_known_worst_case(norm: str) -> None:
+def test_a_linear_model_has_a_known_worst_case(norm: Any) -> None:
     torch.manual_seed(0)
     model = nn.Linear(12, 2).double()
     x = torch.rand(20, 12, dtype=torch.float64)
@@ -216,7 +216,7 @@ def test_margin() -> None:
         (lambda: PGD(float("nan")), "eps is at least 0"),
         (lambda: PGD(0.1, 0), "steps"),
         (lambda: PGD(0.1, rel_step=0), "rel_step"),
-        (lambda: PGD(0.1, norm="linff"), "Did you mean 'linf'"),
+        (lambda: PGD(0.1, norm="linff"), "Did you mean 'linf'"),  # type: ignore[arg-type]
         (lambda: PGD(0.1, loss="hinge"), "loss is cross_entropy or margin, not 'hinge'"),
         (lambda: PGD(0.1, bounds=(1, 0)), "bounds"),
         (lambda: DeepFool(0.1, candidates=1), "candidates"),

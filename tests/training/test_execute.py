@@ -215,6 +215,7 @@ def test_a_full_disk_is_said_in_a_line_and_can_be_resumed(toy: Path, tiny_disk: 
     ballast.write_bytes(bytes((free.f_bavail - 16) * free.f_bsize))  # room for notes, not weights
     assert execute_here(run) == Status.FAILED
     error = run.record().error
+    assert error is not None
     assert "No space left" in error.message
     assert len(error.message.splitlines()) == 1
     assert not list(run.folder.rglob("*.tmp"))
@@ -321,6 +322,7 @@ def test_bad_checkpoints_are_refused_with_a_way_out(
     damage(run)
     assert execute_here(run) == Status.FAILED
     error = run.record().error
+    assert error is not None
     assert words in error.message
     assert "Delete it to start this run again" in error.message
     assert len(error.message.splitlines()) <= 3
@@ -363,6 +365,7 @@ def test_a_config_changed_by_somebody_else_executes_nothing(toy: Path, place: st
     OmegaConf.save(config, run.folder / "config.yaml")
     assert execute_here(run) == Status.FAILED
     error = run.record().error
+    assert error is not None
     assert error.kind == "user"
     assert "'os.system'" in error.message
     assert not Path("it-was-executed").exists()

@@ -70,7 +70,7 @@ def test_two_nodes_under_slurm_are_one_world(
     }.items():
         monkeypatch.setenv(name, value)
     trainer = trainer_of("hardware=slurm_multinode")
-    assert isinstance(trainer.strategy.cluster_environment, SLURMEnvironment)
+    assert isinstance(trainer.strategy.cluster_environment, SLURMEnvironment)  # type: ignore[attr-defined]
     assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (8, 2, 16)
     assert (trainer.global_rank, trainer.local_rank) == (11, 3)
 

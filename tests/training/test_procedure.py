@@ -54,7 +54,8 @@ class Halving:
     watch = "distance"
 
     def __init__(self, optimizer: Any, steps: int) -> None:
-        self.optimizer, self.told = optimizer, []
+        self.optimizer = optimizer
+        self.told: list[float] = []
 
     def step(self, value: float) -> None:
         self.told.append(value)

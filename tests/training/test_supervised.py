@@ -139,7 +139,9 @@ def test_a_monitor_that_is_never_logged_is_said(toy: Path) -> None:
     )
     run = create_study(plan, toy / "outputs").runs[0]
     assert execute_here(run) == Status.FAILED
-    assert "val/acuracy" in run.record().error.message
+    error = run.record().error
+    assert error is not None
+    assert "val/acuracy" in error.message
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -60,7 +60,7 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
 
 def _targets(node: Any) -> Iterator[dict[str, Any]]:
     """Every part of a config that names what it builds."""
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
         if isinstance(plain.get("_target_"), str):
             yield plain

@@ -96,7 +96,8 @@ class Declaration(BaseModel):
 
 
 def _known_arm(pattern: str, info: ValidationInfo) -> str:
-    arms = info.context["arms"]
+    context: Any = info.context  # every declaration is read with one
+    arms = context["arms"]
     if not fnmatch.filter(arms, pattern.replace(X, "*")):
         raise ValueError(f"there is no arm '{pattern}'.{did_you_mean(pattern, arms)}")
     return pattern
@@ -641,8 +642,8 @@ def _paint_lines(axes: Axes, lines: Sequence[Line], axis: Axis, marks: bool = Fa
             thin = {**look.line, "linewidth": 0.6, "alpha": 0.4, "label": "_"}
             axes.plot(curve.x, curve.y, **thin)
         if not is_astray and not line.curves:
-            band = {"color": look.colour, "alpha": style.BAND, "lw": 0, "zorder": look.level - 1}
-            axes.fill_between(line.x, line.low, line.high, **band)
+            band: dict[str, Any] = {"color": look.colour, "alpha": style.BAND, "lw": 0}
+            axes.fill_between(line.x, line.low, line.high, zorder=look.level - 1, **band)
             around = np.concatenate([[np.nan], line.y, [np.nan]])
             alone = np.isnan(around[:-2]) & np.isnan(around[2:])  # a band shows nothing there
             ends_of = (line.x[alone], line.low[alone], line.high[alone])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_check_finds_damage(mnist_root):
 
 
 def test_fetch_asks_the_hub_for_the_files_and_no_more(mnist_root, tmp_path, monkeypatch):
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def snapshot_download(repository, **how):
         asked.update(how, repository=repository)

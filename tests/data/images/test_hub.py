@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,13 @@ from repro.data.images import hub as images_module
 from repro.errors import UserError
 
 SMALL = {"val_size": 10, "batch_size": 8}
-TINY = {"classes": 2, "val_size": 4, "batch_size": 5, "eval_batch_size": 3, "workers": 0}
+TINY: dict[str, Any] = {
+    "classes": 2,
+    "val_size": 4,
+    "batch_size": 5,
+    "eval_batch_size": 3,
+    "workers": 0,
+}
 TINY["input_shape"] = [3, 16, 16]
 
 
@@ -63,7 +70,7 @@ def test_the_second_process_reads_the_cache(dataset, mnist_root, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
-    arrays = {"x": np.arange(1000, dtype=np.uint8), "y": np.arange(5)}
+    arrays: dict[str, Any] = {"x": np.arange(1000, dtype=np.uint8), "y": np.arange(5)}
     cached_arrays("key", lambda: arrays, tmp_path)
     (path,) = tmp_path.iterdir()
     data = bytearray(path.read_bytes())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from repro.data.images.vessels import arches, vessels
 from repro.errors import UserError
 from repro.methods.skeleton import betti_numbers
 
-FACTS = {"input_shape": [1, 24, 20], "train_size": 3, "val_size": 2, "test_size": 2}
+FACTS: dict[str, Any] = {"input_shape": [1, 24, 20], "train_size": 3, "val_size": 2, "test_size": 2}
 
 
 def test_pictures_become_masks() -> None:
@@ -33,7 +35,7 @@ def test_solids_have_the_topology_of_their_names() -> None:
 
 
 def test_shapes_come_one_by_one_and_continue_where_they_stopped() -> None:
-    few = {"pictures": False, "blobs": 1, "trees": 1, "size": 12}
+    few: dict[str, Any] = {"pictures": False, "blobs": 1, "trees": 1, "size": 12}
     data, same, other = (shapes(**few, data_seed=seed) for seed in (0, 0, 1))
     assert data.fingerprint() == same.fingerprint() != other.fingerprint()
     loader = data.train_dataloader()

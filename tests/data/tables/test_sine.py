@@ -1,13 +1,14 @@
 """The simulated sine: where its inputs lie and how its noise is distributed."""
 
 import math
+from typing import Any
 
 import torch
 from scipy import stats
 
 from repro.data.tables.simulated import sine
 
-SIZES = {"train_size": 5, "val_size": 3, "test_size": 4}
+SIZES: dict[str, Any] = {"train_size": 5, "val_size": 3, "test_size": 4}
 
 
 def test_inputs_lie_where_they_should() -> None:

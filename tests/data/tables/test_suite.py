@@ -1,5 +1,7 @@
 """Suites hand out whole splits; tables are cut as their config says."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ def test_an_epoch_is_one_batch_of_everything():
     data.setup()
     loader = data.train_dataloader()
     assert len(loader) == 1
+    batch: Any
     for _ in range(2):
         (batch,) = list(loader)
         assert batch.keys() == {"wine", "diabetes"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ def root(tmp_path):
     draw = np.random.default_rng(0)
     x = draw.normal(3, 7, (50, 6))
     x[:, 2] = 4  # a constant column
-    tests = {f"test_{k}": draw.permutation(50)[:5].astype(np.int32) for k in range(3)}
+    tests: dict[str, Any] = {
+        f"test_{k}": draw.permutation(50)[:5].astype(np.int32) for k in range(3)
+    }
     np.savez(tmp_path / "uci" / "yacht.npz", x=x, y=10 * x[:, 0], **tests)
     return tmp_path / "hf"
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,12 @@ def root(tmp_path: Path, write_texts) -> Path:
 
 
 def made(root: Path, **knobs) -> TextData:
-    given = {"info": INFO, "tokenizer": "org/model", "root": str(root), "vocab_size": 19}
+    given: dict[str, Any] = {
+        "info": INFO,
+        "tokenizer": "org/model",
+        "root": str(root),
+        "vocab_size": 19,
+    }
     return tokenized_text("set", **(given | knobs))
 
 

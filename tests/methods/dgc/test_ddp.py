@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from repro.methods.dgc import DeepGradientCompression
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 spec = importlib.util.spec_from_file_location("ddp_worker", WORKER)
+assert spec is not None
+assert spec.loader is not None
 ddp_worker = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ddp_worker)
 
@@ -39,7 +42,7 @@ def test_processes_agree_with_the_simulation(processes, case):
     ddp_worker.train(method, model, model, slice(None), range(ddp_worker.STEPS))
 
     result = processes[case]
-    close = {"rtol": 0, "atol": 1e-12}
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-12}
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(result["parameters"][name], parameter.detach(), **close)
     state = method.state_dict()

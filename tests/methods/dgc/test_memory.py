@@ -1,5 +1,7 @@
 """Error feedback and momentum correction against hand calculations and conservation laws."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,7 +96,7 @@ def test_constant_gradient_closed_form(wait):
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sending_everything_unmasked_is_momentum_sgd_and_masked_is_plain_sgd(nesterov):
     generator = torch.Generator().manual_seed(0)
-    mode = "nesterov" if nesterov else "velocity"
+    mode: Any = "nesterov" if nesterov else "velocity"
     weights = {name: torch.zeros(30, dtype=torch.float64) for name in ("free", "masked")}
     memory = {name: ErrorFeedbackMemory(mode, 0.9, masking=name == "masked") for name in weights}
     momentum, plain = (torch.zeros(30, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -149,4 +151,4 @@ def test_state_round_trip_is_a_copy():
 
 def test_unknown_mode_is_refused():
     with pytest.raises(UserError, match="mode"):
-        ErrorFeedbackMemory("momentum")
+        ErrorFeedbackMemory("momentum")  # type: ignore[arg-type]

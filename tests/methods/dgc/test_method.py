@@ -2,6 +2,7 @@
 
 import doctest
 from importlib.resources import files
+from typing import Any
 
 import pytest
 import torch
@@ -204,14 +205,14 @@ def test_dense_baseline_is_plain_training_even_for_parts_of_unequal_size():
 
 
 def test_without_momentum_compression_is_gradient_dropping():
-    knobs = {"ratio": 0.05, "momentum": 0.0, "warmup_epochs": 1, "workers": 2}
+    knobs: dict[str, Any] = {"ratio": 0.05, "momentum": 0.0, "warmup_epochs": 1, "workers": 2}
     dgc, _ = train(DeepGradientCompression(**knobs))
     dropping, _ = train(DeepGradientCompression(velocity_correction=False, **knobs))
     assert_same(dgc, dropping, atol=0)
 
 
 def test_identical_workers_are_one_worker_and_their_order_does_not_matter():
-    knobs = {"ratio": 0.05, "warmup_epochs": 1, "clip_norm": None}
+    knobs: dict[str, Any] = {"ratio": 0.05, "warmup_epochs": 1, "clip_norm": None}
     data = batches(4)
     alone, _ = train(DeepGradientCompression(workers=1, **knobs), data)
     thrice = [(x.repeat(3, 1), y.repeat(3)) for x, y in data]
@@ -269,7 +270,7 @@ def test_conservation_over_a_cluster():
 
 def test_the_receiver_is_plain_sgd_unless_gradients_are_dropped():
     model = make_model()
-    knobs = {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1}
+    knobs: dict[str, Any] = {"momentum": 0.8, "nesterov": True, "weight_decay": 0.1}
     for corrected in (True, False):
         method = DeepGradientCompression(velocity_correction=corrected, **knobs)
         method.attach(model)

@@ -2,6 +2,7 @@
 
 import doctest
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from repro.methods.gbnn import (
 )
 
 D64 = torch.float64
-DATA = {"regression": (1, None), "binary": (1, 2), "multiclass": (3, 3)}
+DATA: dict[str, Any] = {"regression": (1, None), "binary": (1, 2), "multiclass": (3, 3)}
 
 
 def sample(kind, size=80):
@@ -104,9 +105,9 @@ def test_newton_steps_in_closed_form():
         F = torch.zeros_like(y)
         r, h = loss.residual(y, F), loss.hessian(y, F)
         assert newton_step(r, r, h).item() == pytest.approx(expected)
-    loss = BinaryLogistic()
-    y = loss.encode(torch.arange(40) % 2)
-    r, h = loss.residual(y, torch.zeros_like(y)), loss.hessian(y, torch.zeros_like(y))
+    logistic = BinaryLogistic()
+    y = logistic.encode(torch.arange(40) % 2)
+    r, h = logistic.residual(y, torch.zeros_like(y)), logistic.hessian(y, torch.zeros_like(y))
     assert newton_step(r, r, h).item() == pytest.approx(1)
     assert newton_step(r, r, 0 * h).item() == 0  # separated data: no curvature, no step
 

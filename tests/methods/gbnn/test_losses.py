@@ -66,4 +66,4 @@ def test_the_loss_of_a_task():
         with pytest.raises(UserError, match="gbnn: boosts"):
             loss_for(*wrong)
     with pytest.raises(UserError, match="Did you mean 'zeros'"):
-        loss_for("classification", 3, "zero")
+        loss_for("classification", 3, "zero")  # type: ignore[arg-type]

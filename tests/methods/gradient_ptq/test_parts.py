@@ -72,7 +72,7 @@ def test_the_search_finds_the_best_of_the_eighty_ranges(per_channel: bool) -> No
             step = 2 * (1 - 0.01 * i) * np.abs(part).max() / 3
             quantised = np.clip(np.round(part / step), -2, 1) * step
             errors[step] = (np.abs(part - quantised) ** 2.4).mean()
-        best = min(errors, key=errors.get)
+        best = min(errors, key=errors.__getitem__)
         assert float(grid.scale.expand(4, 1)[rows[0]]) == pytest.approx(best, rel=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_the_best_exponent_is_the_one_of_least_squares() -> None:
                        .nearest(heavy[None]) - heavy).square().sum())
         for a in range(1, 11)
     }  # fmt: skip
-    assert found == pytest.approx(min(errors, key=errors.get))
+    assert found == pytest.approx(min(errors, key=errors.__getitem__))
     assert found < 1
 
 

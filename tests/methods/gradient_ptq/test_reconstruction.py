@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from repro.methods.gradient_ptq import (
 from repro.methods.gradient_ptq.variables import Free, RoundSigmoid
 from repro.models import PlainCNN, VisionTransformer
 
-QUICK = {"iterations": 20, "lr": 1e-2, "batch_size": 16}
+QUICK: dict[str, Any] = {"iterations": 20, "lr": 1e-2, "batch_size": 16}
 
 
 def small_cnn() -> nn.Module:

@@ -114,6 +114,6 @@ def test_gradients_are_finite_where_links_are_missing():
 
 def test_bad_knobs_are_refused():
     with pytest.raises(UserError, match="Did you mean 'fractional'"):
-        ClassicalPower("fractionel")
+        ClassicalPower("fractionel")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="steps is a whole number"):
         ClassicalPower("ascent", steps=0)

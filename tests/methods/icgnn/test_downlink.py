@@ -179,4 +179,4 @@ def test_bad_knobs_are_refused(knobs, complaint):
     with pytest.raises(UserError, match=complaint):
         ClassicalPrecoder(**knobs)
     with pytest.raises(UserError, match="start is mrt or rzf"):
-        wmmse(draw(1, 2, 1, 3), snrs(1), start="zero")
+        wmmse(draw(1, 2, 1, 3), snrs(1), start="zero")  # type: ignore[arg-type]

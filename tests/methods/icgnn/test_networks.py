@@ -194,4 +194,4 @@ def test_a_perceptron_refuses_other_sizes_and_nonsense_is_refused():
     with pytest.raises(UserError, match="width is a whole number"):
         LearnedPower(width=0)
     with pytest.raises(UserError, match="kind is cellular or cellfree"):
-        icgnn.learned("radio")
+        icgnn.learned("radio")  # type: ignore[arg-type]

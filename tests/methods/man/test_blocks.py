@@ -80,4 +80,4 @@ def test_official_quirk():
 
 def test_unknown_schedule():
     with pytest.raises(UserError, match="linear or official_quirk"):
-        loss_weight(1, 1, 16, 5.0, 0.0, "cosine")
+        loss_weight(1, 1, 16, 5.0, 0.0, "cosine")  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_the_source_is_no_part_of_it():
     ("build", "message"),
     [
         (lambda: EmaOf(unit(), 1.5), "momentum lies in"),
-        (lambda: copy_of(unit(), "same"), "independent or copy"),
+        (lambda: copy_of(unit(), "same"), "independent or copy"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_arguments(build, message):

@@ -3,6 +3,7 @@
 import doctest
 import weakref
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -312,7 +313,7 @@ class SavedTensors:
     """Knows which block's saved activations are alive, by weak references to what autograd kept."""
 
     def __init__(self, method):
-        self.kept = [[] for _ in method.blocks]
+        self.kept: list[list[Any]] = [[] for _ in method.blocks]
         self.current = 0
         for number, block in enumerate(method.blocks):
             block.register_forward_pre_hook(partial(self.entered, number))
@@ -356,7 +357,7 @@ def test_the_spy_sees_a_graph_that_is_kept():
     """A mutant that postpones the backward passes keeps every block's activations."""
     method = attached(network())
     spy = SavedTensors(method)
-    postponed = []
+    postponed: list[Any] = []
     with torch.autograd.graph.saved_tensors_hooks(spy.pack, spy.unpack):
         method.backward(None, batch(), postponed.append)
     assert all(count > 0 for count in spy.alive_on_entry[1:])

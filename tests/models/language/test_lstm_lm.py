@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,13 @@ def tokens() -> Tensor:
 
 def small_model(**arguments: object) -> LSTMLanguageModel:
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCAB, "embedding": 5, "hidden": 6, "layers": 2, "init_range": 0.5}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "embedding": 5,
+        "hidden": 6,
+        "layers": 2,
+        "init_range": 0.5,
+    }
     return LSTMLanguageModel(**(sizes | arguments))
 
 

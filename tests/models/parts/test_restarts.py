@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_dropout_differs_between_networks_and_stops_in_evaluation() -> None:
 def example(kind: str) -> tuple[partial, torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     if kind == "memory":
-        network = partial(MemoryNetwork, [5, 3], 8, dim=6, hops=2)
+        network: Any = partial(MemoryNetwork, [5, 3], 8, dim=6, hops=2)
         return network, torch.randint(0, 8, (9, 5, 3)).short(), torch.randint(8, (9,))
     network = partial(NeuralGPU, [5], 4, maps=6, width=2)
     return network, torch.randint(4, (9, 5)), torch.randint(4, (9, 5))

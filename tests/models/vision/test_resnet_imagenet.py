@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ from repro.models.vision.resnet_imagenet import Bottleneck
         (152, 60_192_808),
     ],
 )
-def test_parameters_are_the_published_ones(depth: int, count: int) -> None:
+def test_parameters_are_the_published_ones(depth: Any, count: int) -> None:
     with torch.device("meta"):
         model = ResNetImageNet((3, 224, 224), 1000, depth=depth)
     assert sum(p.numel() for p in model.parameters()) == count
@@ -46,7 +48,7 @@ def test_the_stride_of_a_bottleneck_sits_in_its_3x3() -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_zero_init_makes_every_block_its_shortcut(depth: int) -> None:
+def test_zero_init_makes_every_block_its_shortcut(depth: Any) -> None:
     torch.manual_seed(0)
     model = ResNetImageNet((3, 32, 32), 10, depth=depth, zero_init_last_gamma=True)
     blocks = [m for m in model.modules() if isinstance(m, BasicBlock | Bottleneck)]
@@ -72,7 +74,7 @@ def test_names_are_those_of_public_checkpoints() -> None:
 
 
 @pytest.mark.parametrize("depth", [18, 50])
-def test_gradient_reaches_every_parameter(depth: int) -> None:
+def test_gradient_reaches_every_parameter(depth: Any) -> None:
     torch.manual_seed(0)
     model = ResNetImageNet((1, 16, 16), 10, depth=depth, small_images=True)
     model(torch.randn(2, 1, 16, 16)).square().sum().backward()

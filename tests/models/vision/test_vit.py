@@ -1,5 +1,7 @@
 """The vision transformer and the plain CNN: published sizes, chains, bad sizes, folded norms."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -8,8 +10,8 @@ from repro.errors import UserError
 from repro.models import PlainCNN, ResNetImageNet, SmallCNN, VisionTransformer
 from repro.models.parts.folding import fold_batch_norm
 
-DIGITS = {"input_shape": [1, 8, 8], "classes": 10}
-TINY = {"patch": 2, "width": 8, "depth": 2, "heads": 2}
+DIGITS: dict[str, Any] = {"input_shape": [1, 8, 8], "classes": 10}
+TINY: dict[str, Any] = {"patch": 2, "width": 8, "depth": 2, "heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_a_chain_is_the_model(model: nn.Module) -> None:
 
 
 def test_attention_is_torchs() -> None:
-    attention = VisionTransformer(**DIGITS, **TINY).blocks[0].attn
+    attention: Any = VisionTransformer(**DIGITS, **TINY).blocks[0].attn
     torch.nn.init.normal_(attention.qkv.weight)
     reference = nn.MultiheadAttention(8, 2, batch_first=True)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def one_by_one(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def collect(
-    model: nn.Module, x: Tensor, y: Tensor, norm: str = "l1", size: int = 2
+    model: nn.Module, x: Tensor, y: Tensor, norm: Any = "l1", size: int = 2
 ) -> GradientNorms:
     with GradientNorms(model, layers_of(model), norm) as gradients:
         for a, b in zip(x.split(size), y.split(size), strict=True):
@@ -71,7 +72,7 @@ def test_the_docstring_of_structure() -> None:
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("size", [1, 2, N])
 def test_gradient_norms_are_those_of_single_backward_passes(
-    norm: str, size: int, monkeypatch: pytest.MonkeyPatch
+    norm: Any, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("repro.toolbox.pruning.statistics.CHUNK", 2 * OUT * IN)
     model, (x, y) = network(), batch()
@@ -219,7 +220,7 @@ def test_what_cannot_be_done_is_one_line() -> None:
     with pytest.raises(UserError, match=r"group is .*Did you mean 'row'"):
         lowest(torch.rand(2, 6), Pattern(0.5), "rows")
     with pytest.raises(UserError, match="norm is l1 or l2"):
-        GradientNorms(model, {}, "l3")
+        GradientNorms(model, {}, "l3")  # type: ignore[arg-type]
     with InputMoments(layers_of(model)) as moments, GradientNorms(model, layers_of(model)) as g:
         model[0](x)
     with pytest.raises(UserError, match="took no part"):
