@@ -16,7 +16,7 @@ from repro.records.papers import Paper, config_folders, is_group
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEFAULT_SCALE = "mini"
-_NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "info")
+_NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "figures", "info")
 
 
 class Knob(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from repro.data.base.files import cached_arrays
 from repro.data.base.iterators import generator_for
@@ -101,7 +102,7 @@ class RotationPretraining:
         return f"rotations-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
 
 
-class PublishedWeights:
+class PublishedWeights(Start):
     """Weights from a file, all but those of the classifier.
 
     Args:
@@ -112,7 +113,8 @@ class PublishedWeights:
     def __init__(self, file: str) -> None:
         self.file = Path(file).expanduser()
 
-    def __call__(self, model: nn.Module, _data: TensorData, _device: torch.device) -> None:
+    @override
+    def __call__(self, model: nn.Module, data: TensorData, device: torch.device) -> None:
         """Loads them; the classifier keeps its fresh draw.
 
         Raises:

@@ -193,7 +193,7 @@ def test_what_is_missing_at_full_is_one_line(published: Path, gone: str, complai
             " module.evaluation.length=8",
             "is no text",
         ),
-        ("base.steps=0", "steps=0"),
+        ("base.steps=0", "base.steps is a whole number"),
     ],
 )
 def test_a_bad_setting_is_one_line(

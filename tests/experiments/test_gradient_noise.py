@@ -31,7 +31,7 @@ def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
 
 
 def test_arms_differ_in_noise_alone() -> None:
-    runs = configs(*SMALL, "scale=smoke", "arm=[simple,simple_noise]")
+    runs = configs("paper=gradient_noise", "scale=smoke", "arm=[simple,simple_noise]")
     plain, noisy = (build_module(config) for config in runs.values())
     assert plain.method.std == 0 < noisy.method.std
     starts = []
@@ -58,7 +58,7 @@ def test_from_zero_only_class_frequencies_are_learnt(study: Study) -> None:
     ],
 )
 def test_full_scales_build_the_papers_models(scale: str, arm: str, parameters: int) -> None:
-    (config,) = configs(*SMALL, f"scale={scale}", f"arm={arm}").values()
+    (config,) = configs("paper=gradient_noise", f"scale={scale}", f"arm={arm}").values()
     with torch.device("meta"):
         module: Any = build_module(config)
     members = module.model.members
@@ -79,7 +79,7 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, typed: list[str
 
 
 def test_a_network_that_diverges_does_not_disturb_the_others() -> None:
-    (config,) = configs(*SMALL, "scale=smoke", "arm=simple").values()
+    (config,) = configs("paper=gradient_noise", "scale=smoke", "arm=simple").values()
     module: Any = build_module(config)
     with torch.no_grad():
         module.model.weights[0][0] = torch.inf

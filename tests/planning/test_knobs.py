@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -51,8 +52,9 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def documented(target: Any) -> dict[str, str]:
-    """The entries of a docstring's Args or Attributes, and what each says."""
-    section = re.search(r"^(?:Args|Attributes):\n((?: {4}.*\n?|\n)*)", doc_of(target), re.MULTILINE)
+    """The entries of a docstring's Args (a dataclass's Attributes), and what each says."""
+    title = "Args|Attributes" if dataclasses.is_dataclass(target) else "Args"
+    section = re.search(rf"^(?:{title}):\n((?: {{4}}.*\n?|\n)*)", doc_of(target), re.MULTILINE)
     text = section[1] if section else ""
     entries = re.split(r"^ {4}\*{0,2}(\w+)(?: \(.*?\))?:", text, flags=re.MULTILINE)
     return dict(zip(entries[1::2], entries[2::2], strict=True))
