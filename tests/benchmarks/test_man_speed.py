@@ -15,7 +15,8 @@ def test_fused_momentum_update() -> None:
     """All copies of a ResNet-110 cut at every unit: 53 copies, 318 tensors."""
     method = LocalLearning((3, 32, 32), 10)
     method.attach(ResNetCIFAR((3, 32, 32), 10, depth=110))
-    averages: list[Any] = [local_loss.bridge.ema for local_loss in method.auxiliary]
+    losses: list[Any] = list(method.auxiliary)
+    averages = [local_loss.bridge.ema for local_loss in losses]
 
     @torch.no_grad()
     def naive() -> None:

@@ -82,10 +82,11 @@ class TestMedian:
 
     @pytest.mark.parametrize("relation", ["ordered", "ratio"])
     def test_other_relations_know_medians_too(self, build, relation):
-        check: dict[str, Any] = {
+        checks: dict[str, dict[str, Any]] = {
             "ordered": {"relation": "ordered", "arms": ["b", "a"], "direction": "increasing"},
             "ratio": {"relation": "ratio", **A_OVER_B, "at_least": 1},
-        }[relation]
+        }
+        check = checks[relation]
         runs = {"a": [2.0, 2.1, 2.2, 2.3, 2.4, 2000.0], "b": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}
         assert build.verdict({**check, "statistic": "median"}, runs).verdict is SUPPORTED
 

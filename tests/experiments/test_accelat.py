@@ -112,7 +112,7 @@ def test_no_radius_is_clean_training_and_norms_stay_frozen(
     fresh = instantiate(config.dataset)
     assert torch.equal(data.splits["train"][0], fresh.splits["train"][0])
     pl.seed_everything(config.seed, verbose=False)
-    start = execute.build_module(config)
+    start: Any = execute.build_module(config)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         start.start(start.model, fresh, torch.device("cpu"))

@@ -32,12 +32,13 @@ def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
 
 def test_arms_differ_in_noise_alone() -> None:
     runs = configs("paper=gradient_noise", "scale=smoke", "arm=[simple,simple_noise]")
-    plain, noisy = (build_module(config) for config in runs.values())
+    modules: list[Any] = [build_module(config) for config in runs.values()]
+    plain, noisy = modules
     assert plain.method.std == 0 < noisy.method.std
     starts = []
     for config in runs.values():
         torch.manual_seed(1)
-        model = build_module(config).model
+        model: Any = build_module(config).model
         starts.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(*starts)
 

@@ -88,14 +88,15 @@ def test_arms_see_the_same_times_and_noises_and_start_alike(study: Study) -> Non
 def test_every_arm_scales_skips_at_its_rate(scale: str) -> None:
     for arm, config in configs("paper=scalelong", f"scale={scale}").items():
         with torch.device("meta"):
-            module: Any = build_module(config)
+            module = build_module(config)
         assert isinstance(module, Denoising)
+        model: Any = module.model
         assert isinstance(module.model.scaler, SkipScaler)
         if scale.startswith("mini"):
             assert config.optimizer.lr == config.rates[arm]
         if scale == "full":
             depth = 8 if arm.startswith("deep") else 6
-            assert len(module.model.skip_features) == depth
+            assert len(model.skip_features) == depth
             assert config.optimizer.lr == 2e-4
             assert config.training.max_steps == 500_000
         if (scale, arm) == ("full", "ls"):

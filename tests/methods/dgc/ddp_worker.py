@@ -35,7 +35,7 @@ CASES = {
 
 def make_model():
     torch.manual_seed(0)
-    return nn.Sequential(
+    return nn.Sequential(  # type: ignore[call-overload]
         nn.Conv2d(2, 6, 3),
         nn.BatchNorm2d(6),
         nn.Tanh(),
@@ -43,7 +43,7 @@ def make_model():
         nn.Linear(24, 20),
         nn.Tanh(),
         nn.Linear(20, 3),
-    ).to(torch.float64, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ).to(torch.float64, memory_format=torch.channels_last)
 
 
 def batches():

@@ -371,7 +371,8 @@ def peak(depth, **knobs):
     data = torch.randn(512, 64), torch.randint(CLASSES, (512,))
     with PeakMemory(torch.device("cpu")) as memory:
         method.backward(None, data, Tensor.backward)  # type: ignore[arg-type]
-    gradients = sum(p.grad.nbytes for p in [*model.parameters(), *method.trained()])
+    trained: list[Any] = [*model.parameters(), *method.trained()]
+    gradients = sum(p.grad.nbytes for p in trained)
     return memory.peak - gradients  # what is left is activations, give or take one layer
 
 
