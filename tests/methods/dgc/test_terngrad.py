@@ -14,7 +14,7 @@ def ternary(grads, step=0, **knobs):
     method.attach(model)
     method.step = step
     buffer = grads.clone()
-    method.cluster.sum_ = lambda tensors: None  # look at the messages, not at their sum  # type: ignore[method-assign]
+    method.cluster.sum_ = lambda tensors: None  # type: ignore[method-assign]  # look at the messages alone
     method.exchange([0], [buffer])
     return buffer, method
 
