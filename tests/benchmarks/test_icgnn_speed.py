@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scipy.sparse.linalg import cg
@@ -49,7 +51,7 @@ def test_messages_of_all_pairs_at_once_against_a_loop_over_users() -> None:
     """One layer of width 32 on 64 graphs of 8 users: first layers split, nodes computed once."""
     net = InformationCarryingGNN(nodes=2, outputs=2, edges=3, layers=1)
     x0, edges = torch.randn(64, 8, 2), torch.randn(64, 8, 8, 3)
-    layer = net.layers[0]
+    layer: Any = net.layers[0]
 
     def loop() -> None:
         for k in range(8):

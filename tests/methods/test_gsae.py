@@ -197,7 +197,7 @@ def test_no_gradient_flows_through_the_choice() -> None:
     g_BD.requires_grad_()
     sae.loss(x_BD, g_BD).backward()
     assert g_BD.grad is None
-    mine = [p.grad.clone() for p in sae.parameters()]
+    mine = [p.grad.clone() for p in sae.parameters() if p.grad is not None]
     sae.zero_grad()
     # The same choice as a constant mask, in dense matrices.
     mask_BN = torch.zeros(B, N).scatter_(1, indices_BK, 1.0)
@@ -351,8 +351,10 @@ def test_the_decoder_gradient_has_no_part_along_its_directions() -> None:
     torch.manual_seed(0)
     sae = TopKAutoencoder(D, N, K)
     sae.loss(data()[0]).backward()
+    assert sae.W_dec.grad is not None
     before = (sae.W_dec.grad * sae.W_dec).sum(1).abs().max()
     sae.before_step()
+    assert sae.W_dec.grad is not None
     assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-6 * before + 1e-7
 
 
@@ -419,6 +421,7 @@ def test_the_gate_decides_and_its_own_loss_leaves_the_decoder_alone() -> None:
     assert not (f_BN[pi_BN <= 0] > 0).any()
     torch.testing.assert_close(f_BN[pi_BN > 0], (pi_BN + 0.8).relu()[pi_BN > 0])
     sae.loss(x_BD).backward()
+    assert sae.W_dec.grad is not None
     mine = sae.W_dec.grad.clone()
     sae.zero_grad()
     (sae.decode(sae.encode(x_BD)) - x_BD).square().sum(1).mean().backward()

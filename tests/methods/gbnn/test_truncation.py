@@ -1,5 +1,7 @@
 """Cutting networks unit by unit, against sums over the units that are kept."""
 
+from typing import Any
+
 import pytest
 import torch
 from sklearn.linear_model import Ridge
@@ -45,8 +47,8 @@ def test_orders(model):
 
 def test_refit_is_ridge_regression_on_the_hidden_units(model):
     target = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    small = keep_units(model, torch.arange(4))
-    refitted = refit_output(
+    small: Any = keep_units(model, torch.arange(4))
+    refitted: Any = refit_output(
         small, X, lambda out: 0.5 * (out - target).square().sum(1).mean(), alpha=0.5, iterations=500
     )
     h = torch.tanh(small[1](X)).detach().numpy()

@@ -208,6 +208,7 @@ def test_weights_that_are_not_selected_stay_nearest() -> None:
         variable.moved.data += 40 * seeded(50, seed=2)
         assert torch.equal(variable.hard()[~selected], wide_grid().nearest(w)[~selected])
         variable.soft().sum().backward()
+        assert variable.moved.grad is not None
         assert not variable.moved.grad[~selected].any()
 
 
@@ -333,7 +334,7 @@ def test_importance_is_weight_times_gradient_and_a_path() -> None:
         return F.mse_loss(model(x), y)
 
     def by_differences(layer: str, mu: float) -> Tensor:
-        weight = model.get_submodule(layer).weight
+        weight = model.get_parameter(f"{layer}.weight")
         start = weight.clone()
         gradient = torch.zeros_like(start)
         for index in np.ndindex(*start.shape):

@@ -83,6 +83,7 @@ def test_ascent_of_the_sum_gains_on_where_it_starts_and_matches_an_optimiser():
             rho = torch.from_numpy(x).view(1, 4, 3).clamp(min=0).requires_grad_()
             rate = single.rates(rho).sum()
             rate.backward()
+            assert rho.grad is not None
             return -rate.item(), -rho.grad.numpy().ravel()
 
         limits = {"type": "ineq", "fun": lambda x: 0.2 - x.reshape(4, 3).sum(1)}
@@ -109,6 +110,7 @@ def test_gradients_are_finite_where_links_are_missing():
     mask = torch.tensor([[[True, False], [False, False]]])
     rho = torch.zeros(1, 2, 2, dtype=torch.float64, requires_grad=True)
     network([[[1.0, 2.0], [3.0, 4.0]]], mask).rates(rho).sum().backward()
+    assert rho.grad is not None
     assert rho.grad.isfinite().all()
 
 

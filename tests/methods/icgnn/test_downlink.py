@@ -138,6 +138,7 @@ def test_the_end_of_wmmse_is_stationary():
     cell = Downlink.of(draw(4, 3, 4), snrs(4, 10.0))
     W = wmmse(cell.H, cell.snr, 3000).requires_grad_()
     cell.rates(W).sum().backward()
+    assert W.grad is not None
     scale = torch.view_as_real(W.grad.conj() * W).sum((1, 2))[..., 0]
     along = scale[:, None, None] * W.detach()
     assert ((W.grad - along).abs().amax((1, 2)) < 1e-3 * W.grad.abs().amax((1, 2))).all()

@@ -1,6 +1,7 @@
 """The learned parts: symmetries, where they start, and message passing written as loops."""
 
 import doctest
+from typing import Any
 
 import pytest
 import torch
@@ -162,6 +163,7 @@ def test_every_parameter_is_trained_and_gradients_are_finite():
         stirred(model)
         given.rates(model(given)).mean().backward()
         for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.abs().max() > 0, name
 
@@ -174,6 +176,7 @@ def test_a_user_that_is_given_up_leaves_gradients_finite(logit):
     share = logits.softmax(-1)
     W = icgnn.structured_precoder(H, torch.full((2,), 100.0), share, share, cg_steps=2)
     Downlink.of(H, 100.0).rates(W).sum().backward()
+    assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert W[..., 2].abs().max() < 1e-6
 
@@ -181,8 +184,10 @@ def test_a_user_that_is_given_up_leaves_gradients_finite(logit):
 def test_the_ablation_forgets():
     full = InformationCarryingGNN(2, 2, 3)
     forgetful = InformationCarryingGNN(2, 2, 3, carry=False)
-    assert full.layers[1].from_node.in_features == 34
-    assert forgetful.layers[1].from_node.in_features == 32
+    deep: Any = full.layers[1]
+    assert deep.from_node.in_features == 34
+    deep = forgetful.layers[1]
+    assert deep.from_node.in_features == 32
     assert forgetful.layers[1].from_edge is None
     x0, edges = torch.randn(1, 4, 2), torch.randn(1, 4, 4, 3)
     assert forgetful(x0, CompleteGraph(edges)).shape == (1, 4, 2)

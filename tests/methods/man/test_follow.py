@@ -48,7 +48,7 @@ def test_fused_update_is_the_plain_loop():
 
 
 def test_buffers_are_left_alone():
-    average = EmaOf(unit(), 0.0)
+    average: Any = EmaOf(unit(), 0.0)
     average.source.bn1.running_mean.fill_(3.0)
     average.update()
     assert not average.module.bn1.running_mean.any()
@@ -58,6 +58,7 @@ def test_gradient_flows_through_but_not_into_it():
     average = EmaOf(unit(), 0.9)
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     average(x).sum().backward()
+    assert x.grad is not None
     assert x.grad.any()
     assert all(p.grad is None for p in [*average.parameters(), *average.source.parameters()])
 

@@ -79,7 +79,9 @@ def test_gradients_stop_where_the_state_was_carried(tokens: Tensor) -> None:
     model(first).sum().backward()
     model.zero_grad()
     model(second).sum().backward()  # a second backward through the first call would raise
-    rows = model.embedding.weight.grad.abs().sum(1).nonzero().flatten()
+    gradient = model.embedding.weight.grad
+    assert gradient is not None
+    rows = gradient.abs().sum(1).nonzero().flatten()
     assert rows.tolist() == [7]
 
 

@@ -30,7 +30,8 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, stacked: bool) -> 
         optimizer.zero_grad()
         output = model(x)
         if stacked:
-            sum(F.cross_entropy(each, y) for each in output).backward()
+            total: Any = sum(F.cross_entropy(each, y) for each in output)
+            total.backward()
         else:
             F.cross_entropy(output, y).backward()
         method.clip(model.parameters(), 0.5)

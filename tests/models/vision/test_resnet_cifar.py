@@ -78,7 +78,7 @@ def test_gradient_reaches_every_parameter() -> None:
 
 def test_convolutions_start_with_the_variance_of_he() -> None:
     torch.manual_seed(0)
-    weight = ResNetCIFAR((3, 32, 32), 10).layer3[1].conv1.weight
+    weight = ResNetCIFAR((3, 32, 32), 10).get_parameter("layer3.1.conv1.weight")
     assert weight.var().item() == pytest.approx(2 / (9 * 64), rel=0.03)
 
 

@@ -43,7 +43,7 @@ def test_the_last_stage_sees_the_image_at_the_expected_size(small_images: bool, 
 
 def test_the_stride_of_a_bottleneck_sits_in_its_3x3() -> None:
     with torch.device("meta"):
-        block = ResNetImageNet((3, 224, 224), 1000, depth=50).layer2[0]
+        block: Any = ResNetImageNet((3, 224, 224), 1000, depth=50).get_submodule("layer2.0")
     assert [c.stride for c in (block.conv1, block.conv2, block.conv3)] == [(1, 1), (2, 2), (1, 1)]
 
 
@@ -55,7 +55,7 @@ def test_zero_init_makes_every_block_its_shortcut(depth: Any) -> None:
     assert len(blocks) == {18: 8, 50: 16}[depth]
     assert not any(block.last_norm.weight.any() for block in blocks)
     x = torch.randn(2, 64 * blocks[0].expansion, 4, 4)
-    assert torch.equal(model.layer1[1](x), x.relu())
+    assert torch.equal(model.get_submodule("layer1.1")(x), x.relu())
 
 
 def test_names_are_those_of_public_checkpoints() -> None:
