@@ -24,17 +24,6 @@ class Record(BaseModel):
         """What the file holds: the keys that were ever given, as JSON has them."""
         return self.model_dump(mode="json", exclude_unset=True)
 
-    # until every room reads attributes
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.model_fields_set:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key of the file."""
-        return getattr(self, key) if key in self.model_fields_set else default
-
 
 RecordType = TypeVar("RecordType", bound=Record)
 
