@@ -14,13 +14,12 @@ from typing import Any
 
 import click
 
-from repro.errors import ReproError, did_you_mean
+from repro.errors import INTERRUPTED, ReproError, did_you_mean
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
 from . import complete
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
 class Verbs(click.Group):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.claims.studies import judge_study
-from repro.errors import ReproError, UserError
+from repro.errors import INTERRUPTED, ReproError, UserError
 from repro.launching import progress
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from repro.planning.plan import Plan
     from repro.search.request import Request
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
 SHOWN = 3  # logs of failed or lost jobs
 LAST_LINES = 5
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130  # the exit code that a shell reports for Ctrl-C
+
 
 class ReproError(Exception):
     """A failure whose message is complete for the person who reads it."""

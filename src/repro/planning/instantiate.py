@@ -38,7 +38,7 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
     Raises:
         UserError: a target is not trusted, does not exist, or refuses its arguments.
     """
-    nodes = list(_targets(config))
+    nodes = list(targets(config))
     for node in nodes:
         _check_target(node["_target_"])
     from hydra.errors import InstantiationException
@@ -58,17 +58,17 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
         raise cause from error
 
 
-def _targets(node: Any) -> Iterator[dict[str, Any]]:
+def targets(node: Any) -> Iterator[dict[str, Any]]:
     """Every part of a config that names what it builds."""
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
         if isinstance(plain.get("_target_"), str):
             yield plain
         for value in plain.values():
-            yield from _targets(value)
+            yield from targets(value)
     elif isinstance(plain, list | ListConfig):
         for value in plain:
-            yield from _targets(value)
+            yield from targets(value)
 
 
 def _check_target(target: str) -> None:

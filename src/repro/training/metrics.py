@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from repro.errors import UserError, did_you_mean
+from repro.planning.instantiate import targets
 from repro.training.startup import import_lightning
 
 # What every run has, whatever its module.
@@ -27,8 +27,8 @@ def declared(config: DictConfig) -> dict[str, str]:
     """
     import_lightning()  # quickly, before a class that is looked up does
     found = dict(ALWAYS)
-    for target in _targets(OmegaConf.to_container(config.module, resolve=True)):
-        for kind in getattr(get_object(target), "__mro__", ()):
+    for part in targets(config.module):
+        for kind in getattr(get_object(part["_target_"]), "__mro__", ()):
             found |= vars(kind).get("METRICS", {})
     return found
 
@@ -70,13 +70,3 @@ def check_declared(
     for name in undeclared(names, known):
         plain = [each for each in known if "*" not in each]
         raise UserError(f"{reader}: no arm logs '{name}'.{did_you_mean(name, plain)}")
-
-
-def _targets(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        if isinstance(node.get("_target_"), str):
-            yield node["_target_"]
-        node = list(node.values())
-    if isinstance(node, list):
-        for each in node:
-            yield from _targets(each)
