@@ -44,8 +44,8 @@ def web_text(
 
     Args:
         name: of the data set.
-        info: ``hub``, ``config`` and ``megabytes`` say where parquet files are; or ``folder`` (beside
-            `root`) and ``files`` (a pattern) where JSON lines compressed with gzip are.
+        info: ``hub``, ``config`` and ``megabytes`` say where parquet files are; or ``folder``
+            (beside `root`) and ``files`` (a pattern) where JSON lines compressed with gzip are.
         tokenizer: folder of the model, see `repro.data.text.tokenized.load_tokenizer`.
         end: the token that ends a text.
         shards: files to read, from the first.

@@ -157,7 +157,10 @@ class Lanton(Optimizer):
         for group in self.param_groups:
             self._average(group)
             group["steps"] += 1
-        for role, layers in self.layers().items():
+        for role, every in self.layers().items():
+            layers = [layer for layer in every if layer.parameter.grad is not None]
+            if not layers:
+                continue
             self.rates[role] = rates_L = self._controlled(self._rates(role, layers))
             for chosen in _same_shape(layers):
                 self._move(role, [layers[i] for i in chosen], rates_L[chosen])
@@ -166,13 +169,12 @@ class Lanton(Optimizer):
         return loss
 
     def layers(self) -> dict[str, list[Layer]]:
-        """The layers that have a gradient, by role, in the order of the groups."""
+        """All layers by role, in the order of the groups."""
         found: dict[str, list[Layer]] = defaultdict(list)
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parts = range(len(views(parameter, group)))
-                    found[group["role"]] += [Layer(parameter, part, group) for part in parts]
+                parts = range(len(views(parameter, group)))
+                found[group["role"]] += [Layer(parameter, part, group) for part in parts]
         return found
 
     def measured_noise(self, role: str) -> Tensor | None:
@@ -180,7 +182,7 @@ class Lanton(Optimizer):
         layers = self.layers().get(role, [])
         if not layers or any("noise" not in self.state[layer.parameter] for layer in layers):
             return None
-        return torch.stack([self.state[layer.parameter]["noise"][layer.index] for layer in layers])
+        return _kept_noise(self.state, layers)
 
     def flops(self) -> tuple[int, int]:
         """Operations in the matrix products of a step: for the directions, for the noise."""
@@ -232,9 +234,8 @@ class Lanton(Optimizer):
         for chosen in _same_shape(layers):
             differences_K = torch.stack([self._difference(layers[i]) for i in chosen])
             h_L[chosen] = self.balls[role].dual(differences_K).square().to(h_L)
-        before = self.measured_noise(role)
-        if before is not None:
-            h_L = before.lerp(h_L, 1 - self.beta2)
+        if all("noise" in self.state[layer.parameter] for layer in layers):
+            h_L = _kept_noise(self.state, layers).lerp(h_L, 1 - self.beta2)
         for layer, h in zip(layers, h_L, strict=True):
             state = self.state[layer.parameter]
             if "noise" not in state:
@@ -283,6 +284,10 @@ class Lanton(Optimizer):
             return momentum
         assert layer.parameter.grad is not None
         return layer.of(layer.parameter.grad).lerp(momentum, self.beta1)
+
+
+def _kept_noise(state: Mapping[Tensor, Any], layers: list[Layer]) -> Tensor:
+    return torch.stack([state[layer.parameter]["noise"][layer.index] for layer in layers])
 
 
 def _same_shape(layers: list[Layer]) -> list[list[int]]:
