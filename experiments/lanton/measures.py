@@ -46,7 +46,7 @@ class Pairs:
 
 
 def iid_pairs(ball: NormBall, shapes: Sequence[Sequence[int]], pairs: int, seed: int) -> Pairs:
-    """The same of gradients with independent N(0, 1) entries: what shape and sampling alone give."""
+    """The same of gradients with independent N(0, 1) entries: what shape and sampling give."""
     generator = torch.Generator().manual_seed(seed)
 
     def draws() -> Iterator[Tensor]:
@@ -74,7 +74,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def largest_change(before: Sequence[float], after: Sequence[float]) -> float:
-    """By how much a layer's share of all noise (of standard deviations) changes at most, in [0, 1]."""
+    """The largest change of a layer's share of all noise (standard deviations), in [0, 1]."""
     shares = [torch.tensor(list(variances)).sqrt() for variances in (before, after)]
     early, late = (sigma / sigma.sum() for sigma in shares)
     return float((late - early).abs().max())

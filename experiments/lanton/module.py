@@ -7,11 +7,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-from typing_extensions import override
-
-from repro.errors import UserError
 from repro.experiments.lanton.measures import (
     Pairs,
     iid_pairs,
@@ -21,6 +16,10 @@ from repro.experiments.lanton.measures import (
     sum_over_largest,
     without_shape,
 )
+from torch import Tensor
+from typing_extensions import override
+
+from repro.errors import UserError
 from repro.knobs import Count, Probability, checked
 from repro.methods.lanton import LayerwiseRates, layer_groups
 from repro.methods.lanton.layers import views

@@ -275,7 +275,7 @@ def test_layers_of_a_llama() -> None:
 def test_layers_of_a_gpt2() -> None:
     model = GPT2(20, positions=8, width=8, layers=1, heads=2)
     transposed = ["*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight"]
-    groups = layer_groups(model, transposed, {"*.c_attn.weight": 3})
+    groups = layer_groups(model, transposed, ["*.c_attn.weight"])
     assert [g["role"] for g in groups] == ["hidden", "hidden", "embedding", "positions", "vector"]
     q, k, v = views(model.transformer.h[0].attn.c_attn.weight, groups[0])
     assert q.shape == k.shape == v.shape == (8, 8)

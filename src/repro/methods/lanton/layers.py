@@ -13,7 +13,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 def layer_groups(
-    model: nn.Module, transposed: Sequence[str] = (), fused: Mapping[str, int] | None = None
+    model: nn.Module, transposed: Sequence[str] = (), fused: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
     """Sorts a model's parameters by the kind of layer, as parameter groups of an optimizer.
 
@@ -25,7 +25,8 @@ def layer_groups(
     Args:
         model: whose parameters; those that are shared count once.
         transposed: patterns of names (``*.c_fc.weight``) of matrices that are kept as (in, out).
-        fused: by pattern, how many matrices are kept in one, along their outputs.
+        fused: patterns of names of matrices that keep queries, keys and values in one, along their
+            outputs: three layers.
 
     Returns:
         Groups with ``params``, their ``names``, ``role``, ``transposed`` and ``parts``.
@@ -46,7 +47,7 @@ def layer_groups(
         if not parameter.requires_grad:
             continue
         flipped = any(fnmatch(name, pattern) for pattern in transposed)
-        parts = next((n for pattern, n in (fused or {}).items() if fnmatch(name, pattern)), 1)
+        parts = 3 if any(fnmatch(name, pattern) for pattern in fused) else 1
         key = role(parameter), flipped, parts
         empty: dict[str, Any] = {"role": key[0], "transposed": flipped, "parts": parts}
         group = groups.setdefault(key, {"params": [], "names": [], **empty})

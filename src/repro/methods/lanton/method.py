@@ -59,7 +59,7 @@ class LayerwiseRates(Method):
         scales: Mapping[str, Positive],
         wide_scale: Positive = 1.0,
         transposed: Sequence[str] = (),
-        fused: Mapping[str, int] | None = None,
+        fused: Sequence[str] = (),
         **knobs: Any,
     ) -> None:
         balls = {"hidden": hidden, "embedding": embedding, "positions": positions, "vector": vector}
@@ -68,7 +68,7 @@ class LayerwiseRates(Method):
         self.scales = dict(scales)
         self.wide_scale = wide_scale
         self.transposed = tuple(transposed)
-        self.fused = dict(fused or {})
+        self.fused = tuple(fused)
         self.knobs = knobs
         if not self.balls:
             raise UserError("lanton: no kind of layer has a ball. For plain training: method=none.")
