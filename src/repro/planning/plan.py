@@ -149,6 +149,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         twins=twins,
     )
     plan.layers()  # finds circles before anything is written
+    _check_exclusive(runs)
     return plan
 
 
@@ -374,6 +375,21 @@ def _check_values(content: dict[str, Any]) -> None:
         raise UserError(f"n_jobs is auto or a whole number from 1 on, not {n_jobs!r}.")
     if not isinstance(outputs, str) or not outputs:
         raise UserError(f"outputs is a folder, not {outputs!r}.")
+
+
+def _check_exclusive(runs: Sequence[PlannedRun]) -> None:
+    """Refuses runs that would start before the exclusive run that they start from.
+
+    Raises:
+        UserError: there is such a run.
+    """
+    alone = {run.arm for run in runs if run.content["exclusive"]}
+    for run in runs:
+        if run.parent in alone and run.arm not in alone:
+            raise UserError(
+                f"Arm '{run.arm}' starts from '{run.parent}', whose runs are exclusive and come "
+                f"last. Say exclusive=true for '{run.arm}', too."
+            )
 
 
 def _is_count(value: Any) -> bool:
