@@ -80,6 +80,8 @@ class NoiseStudy(Supervised):
         "noise/sum_over_largest": "sum of the noise over layers x largest, at the last probe",
         "noise/rank_tracked": f"mean over probes after {LATE:.0%} of the rank correlation of the"
         " method's H with the noise",
+        "noise/sigma/*": "noise of a layer at a probe (metrics.csv)",
+        "noise/tracked/*": "root of the method's H of a layer at a probe (metrics.csv)",
         "noise/rank_gradient": "likewise of the squared norm of a gradient",
     }
     KEPT = ("early", "records")
@@ -122,12 +124,23 @@ class NoiseStudy(Supervised):
         shapes = [list(g.shape) for g in self._gradients(drawn[0, 0], groups)]
         tracked = method.lanton.measured_noise("hidden") if method.lanton is not None else None
         self.model.zero_grad()
+        names = [
+            f"{name}.{part}" if group["parts"] > 1 else name
+            for group in groups
+            for name in group["names"]
+            for part in range(group["parts"])
+        ]
+        rows = {"sigma": found.variance, "tracked": [] if tracked is None else tracked.tolist()}
+        for kind, values in rows.items():
+            # Empty before the method has seen a difference.
+            pairs_of = zip(names, values, strict=False)
+            self.log_now({f"noise/{kind}/{name}": value**0.5 for name, value in pairs_of})
         return {
             "fraction": fraction,
             "shapes": shapes,
             "variance": found.variance,
             "gradient": found.gradients,
-            "tracked": [] if tracked is None else tracked.tolist(),
+            "tracked": rows["tracked"],
         }
 
     def _gradients(self, tokens: Tensor, groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
