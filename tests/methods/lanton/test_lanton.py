@@ -33,7 +33,8 @@ def parameters(shapes: Sequence[Shape] = SHAPES) -> list[nn.Parameter]:
 def made(moved: Sequence[nn.Parameter], **knobs: Any) -> Lanton:
     """An optimizer of parameters, each a group of its own; vectors are of another role."""
     groups = [{"params": [p], "role": "vector" if p.dim() == 1 else "hidden"} for p in moved]
-    return Lanton(groups, **({"lr": 0.1, "balls": BALLS} | knobs))
+    chosen: dict[str, Any] = {"lr": 0.1, "balls": BALLS, **knobs}
+    return Lanton(groups, **chosen)
 
 
 def draws(
@@ -273,7 +274,7 @@ def test_layers_of_a_llama() -> None:
 
 
 def test_layers_of_a_gpt2() -> None:
-    model = GPT2(20, positions=8, width=8, layers=1, heads=2)
+    model: Any = GPT2(20, positions=8, width=8, layers=1, heads=2)
     transposed = ["*.c_attn.weight", "*.c_proj.weight", "*.c_fc.weight"]
     groups = layer_groups(model, transposed, ["*.c_attn.weight"])
     assert [g["role"] for g in groups] == ["hidden", "hidden", "embedding", "positions", "vector"]
@@ -295,7 +296,7 @@ def test_fused_matrices_move_as_if_they_were_apart() -> None:
 
 
 def test_kernels_are_matrices() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     optimizer = Lanton(layer_groups(model), 0.1)
     model(torch.randn(2, 3, 4, 4)).sum().backward()
     optimizer.step()
@@ -338,7 +339,7 @@ def test_kinds_without_a_ball_go_to_the_other_optimizer() -> None:
 
 
 def test_option_two_compares_the_halves_of_a_batch() -> None:
-    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3))
+    model: Any = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3))
     method = LayerwiseRates(noise="independent", **PARTS)
     optimizer = method.optimizer(model, ADAMW)
     x, y = torch.randn(8, 4), torch.randint(3, (8,))

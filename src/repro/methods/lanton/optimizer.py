@@ -143,8 +143,13 @@ class Lanton(Optimizer):
         """Keeps the present gradients as those that the next step's are compared with."""
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.state[parameter]["reference"] = parameter.grad.clone()
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "reference" in state:
+                    state["reference"].copy_(parameter.grad)
+                else:
+                    state["reference"] = parameter.grad.clone()
 
     @override
     @torch.no_grad()
