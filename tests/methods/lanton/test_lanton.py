@@ -311,7 +311,7 @@ PARTS: dict[str, Any] = {
     "embedding": Sign(),
     "positions": Sign(),
     "vector": RMS(),
-    "scales": {"embedding": 0.5},
+    "lengths": {"embedding": 0.5},
 }
 ADAMW = partial(torch.optim.AdamW, lr=1e-3)
 

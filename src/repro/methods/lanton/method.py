@@ -25,13 +25,13 @@ class LayerwiseRates(Method):
     compared with, and the second half is what is trained on.
 
     Args:
-        lr: length of a step, of every ball.
+        lr: what all lengths of steps are multiplied by.
         hidden: ball of matrices, or None; likewise `embedding` (and the head), `positions` and
             `vector`, see `layer_groups`.
         embedding: see `hidden`.
         positions: see `hidden`.
         vector: see `hidden`.
-        scales: by role, what lengths are multiplied by.
+        lengths: of steps, by role, before `lr`.
         wide_scale: likewise, for hidden matrices with more outputs than inputs.
         transposed: see `layer_groups`; likewise `fused`.
         fused: see `transposed`.
@@ -56,7 +56,7 @@ class LayerwiseRates(Method):
         embedding: NormBall | None,
         positions: NormBall | None,
         vector: NormBall | None,
-        scales: Mapping[str, Positive],
+        lengths: Mapping[str, Positive],
         wide_scale: Positive = 1.0,
         transposed: Sequence[str] = (),
         fused: Sequence[str] = (),
@@ -65,7 +65,7 @@ class LayerwiseRates(Method):
         balls = {"hidden": hidden, "embedding": embedding, "positions": positions, "vector": vector}
         self.balls = {role: ball for role, ball in balls.items() if ball is not None}
         self.lr = lr
-        self.scales = dict(scales)
+        self.lengths = dict(lengths)
         self.wide_scale = wide_scale
         self.transposed = tuple(transposed)
         self.fused = tuple(fused)
@@ -97,7 +97,7 @@ class LayerwiseRates(Method):
         groups = layer_groups(model, self.transposed, self.fused)
         ours = [group for group in groups if group["role"] in self.balls]
         for group in ours:
-            group["scale"] = self.scales.get(group["role"], 1.0)
+            group["scale"] = self.lengths.get(group["role"], 1.0)
             group["wide_scale"] = self.wide_scale if group["role"] == "hidden" else 1.0
         rest = [p for group in groups if group["role"] not in self.balls for p in group["params"]]
         self.lanton = Lanton(ours, self.lr, self.balls, **self.knobs)
