@@ -104,10 +104,19 @@ def test_smoke(study: Study) -> None:
     )
     assert found["lanton"]["lanton/rate_embedding"] == 1  # tied: a group of one
     assert found["noise"]["noise/spread_attention"] > 1
-    assert found["lanton"]["val/loss_early"] != found["lanton"]["val/loss"]
     # The same rates, dealt to other layers.
     rates = [found[arm]["lanton/rate_hidden"] for arm in ("lanton", "shuffled")]
     assert rates[0] == pytest.approx(rates[1], rel=0.2)
+
+
+def test_early_is_the_first_validation_and_probes_leave_rows(study: Study) -> None:
+    (run,) = (run for run in study.runs if run.record().arm == "noise")
+    losses = run.series("val/loss")
+    assert run.summary()["val/loss_early"] == losses[min(losses)] != losses[max(losses)]
+    sigma = run.series("noise/sigma/model.layers.0.self_attn.q_proj.weight")
+    tracked = run.series("noise/tracked/model.layers.0.self_attn.q_proj.weight")
+    assert len(sigma) > len(tracked) > 0  # the first probe comes before the first difference
+    assert min(sigma.values()) > 0
 
 
 def test_the_cost_is_counted(study: Study) -> None:
