@@ -21,6 +21,8 @@ from repro.training.procedure import Procedure, ScheduleFactory
 class NoisyMatrices(Procedure):
     """Minimises ``sum_l 0.5 ||X_l - X*_l||_F^2`` by gradients with noise ``sigma_l N(0, 1) / d``.
 
+    The entries of X* are N(0, 1) / sqrt(d), and X starts at zero.
+
     Args:
         optimizer: called with parameter groups, returns a `repro.methods.lanton.Lanton`.
         schedule: called with the optimizer and the number of steps, returns a scheduler.
@@ -62,7 +64,8 @@ class NoisyMatrices(Procedure):
         self.loud_rate = loud_rate
         generator = generator_for(seed)
         targets_LDD = torch.randn(len(noise), width, width, generator=generator)
-        self.register_buffer("targets_LDD", targets_LDD)
+        # Singular values of order 1, whatever the width.
+        self.register_buffer("targets_LDD", targets_LDD / width**0.5)
         self.generator_state = generator.get_state()
         self.weights = nn.ParameterList(torch.zeros(width, width) for _ in noise)
         self.ball = Spectral("none", dual_method="exact")

@@ -134,7 +134,7 @@ def test_without_noise_matrices_fall_as_the_rate_says(tmp_path: Path) -> None:
         "schedule=constant", "optimizer.beta1=0", "optimizer.lr=0.01", "training.epochs=1",
         "training.steps_per_epoch=5", "training.val_every=1"]  # fmt: skip
     run = finished(tmp_path, *typed)
-    values = torch.linalg.svdvals(torch.randn(2, 3, 3, generator=generator_for(0)))
+    values = torch.linalg.svdvals(torch.randn(2, 3, 3, generator=generator_for(0)) / 3**0.5)
     walked = [(values - 0.01 * step).abs().sum() for step in range(5)]
     assert run.summary()["test/dual_norm"] == pytest.approx(float(sum(walked)) / 5, rel=1e-3)
     end = 0.5 * (values - 0.05).square().sum()
