@@ -61,8 +61,8 @@ class Backprop(Method):
         """
         if not hasattr(model, "chain"):
             raise UserError(
-                f"Local rules cannot take {type(model).__name__} apart: it has no chain() of layers."
-                " Choose mlp, row_rnn, a CNN, a VGG or a ResNet."
+                f"Local rules cannot take {type(model).__name__} apart: it has no chain() of"
+                " layers. Choose mlp, row_rnn, a CNN, a VGG or a ResNet."
             )
         chain = model.chain()
         self.layers, self.head = [chain.stem, *chain.units], chain.head
@@ -113,8 +113,7 @@ class Backprop(Method):
     def backward(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor], Any]) -> Tensor:
         """Plain back-propagation; see `Method.backward`, whose ``loss_of`` is not asked.
 
-        Raises:
-            UserError: targets are no class labels.
+        Targets that are no class labels are a `UserError`.
         """
         x, labels = checked_labels(batch)
         for layer in self.layers:

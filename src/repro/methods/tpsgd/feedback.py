@@ -77,6 +77,7 @@ class FeedbackAlignment(Backprop):
     def attach(self, model: nn.Module) -> None:
         """Draws the feedback weights; see `Backprop.attach`."""
         super().attach(model)
+        self.feedback = {}
         layers = [part for part in model.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
         for number, layer in enumerate(layers):
             weight, generator = layer.weight, generator_for(self.seed, number)

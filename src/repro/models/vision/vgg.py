@@ -68,8 +68,9 @@ class VGG(nn.Module):
             height, width = height // 2, width // 2
         if min(height, width) < 1:
             raise UserError(
-                f"vgg: {len(stages)} stages of pooling leave nothing of images {tuple(input_shape)}: use fewer"
-                f" stages, or images of at least {2 ** len(stages)}x{2 ** len(stages)} pixels."
+                f"vgg: {len(stages)} stages of pooling leave nothing of images of shape"
+                f" {tuple(input_shape)}: use fewer stages, or images of at least"
+                f" {2 ** len(stages)}x{2 ** len(stages)} pixels."
             )
         before.append(nn.Flatten())
         features = channels * height * width
@@ -87,5 +88,5 @@ class VGG(nn.Module):
         return logits
 
     def chain(self) -> Chain:
-        """No stem; every layer is a unit that begins with the pooling before it, if there is one."""
+        """No stem; every layer is a unit that begins with the pooling before it, if there is."""
         return Chain(nn.Identity(), list(self.units), self.stages, self.head)
