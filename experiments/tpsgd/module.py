@@ -76,11 +76,10 @@ class LocalRules(Supervised):
         """Gives the method its class means if it asks for them, and measures memory."""
         super().on_train_start()
         method = self.method
-        if isinstance(method, TargetProjection) and method.targets == "class_means":
-            if not method.means:
-                x, labels = (part[:MOST_FOR_MEANS] for part in self.data.splits["train"])
-                x = x if self.data.normalise is None else self.data.normalise(x)
-                method.fit_targets(x.to(self.device), labels.to(self.device))
+        if isinstance(method, TargetProjection) and method.lacks_targets:
+            x, labels = (part[:MOST_FOR_MEANS] for part in self.data.splits["train"])
+            x = x if self.data.normalise is None else self.data.normalise(x)
+            method.fit_targets(x.to(self.device), labels.to(self.device))
         if self.memory_depths and not self.counts:
             self.counts = self.memory()
 

@@ -29,7 +29,7 @@ LAYERS = {  # weight layers, where the name or the paper states them
     "plain_cnn": 6,
     "vgg11": 11,
     "vgg16": 16,
-    "pooled_cnn": 3,
+    "pooled_cnn": 4,
 }
 
 

@@ -243,6 +243,7 @@ class GapClosed(MetricCheck):
     """
 
     signed: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, float | None]] = {"share": 0.0, "least_gap": 0.0}
     relation: Literal["closes_gap"]
     arm: Text
     start: Text

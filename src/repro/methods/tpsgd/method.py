@@ -98,6 +98,11 @@ class TargetProjection(Backprop):
         """Notes the epoch, which decides what a greedy schedule trains."""
         self.epoch = epoch
 
+    @property
+    def lacks_targets(self) -> bool:
+        """Whether `fit_targets` has to be called before training."""
+        return self.targets == "class_means" and not self.means
+
     @torch.no_grad()
     def fit_targets(self, x: Tensor, labels_B: Tensor) -> None:
         """Makes the class means of every layer's outputs, as the network now is, its targets.
@@ -123,7 +128,7 @@ class TargetProjection(Backprop):
             UserError: targets are no class labels, or ``class_means`` are not there.
         """
         x, labels = checked_labels(batch)
-        if self.targets == "class_means" and not self.means:
+        if self.lacks_targets:
             raise UserError("method.targets=class_means needs fit_targets(x, labels) first.")
         meant = labels
         if self.targets == "shuffled":
