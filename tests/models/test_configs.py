@@ -27,6 +27,9 @@ LAYERS = {  # weight layers, where the name or the paper states them
     "mobilenet": 28,
     "small_cnn": 4,
     "plain_cnn": 6,
+    "vgg11": 11,
+    "vgg16": 16,
+    "pooled_cnn": 4,
 }
 
 
