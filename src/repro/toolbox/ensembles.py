@@ -73,6 +73,8 @@ def outputs(model: nn.Module, weights: dict[str, Tensor], x: Tensor, stacked: bo
         (B, …), or (M, B, …).
     """
     buffers = {name: each.clone() for name, each in model.named_buffers()}
+    if stacked and len(x) == 1:  # batch normalisation that keeps averages cannot be stacked
+        return outputs(model, {k: v.squeeze(0) for k, v in weights.items()}, x[0], False)[None]
     if not stacked:
         plain: Tensor = functional_call(model, (weights, buffers), (x,))
         return plain

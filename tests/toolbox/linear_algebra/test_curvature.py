@@ -96,6 +96,9 @@ def test_batch_norm_sees_its_batch_dropout_sleeps_and_nothing_changes() -> None:
         assert net[1].training
         assert not net[2].training
         first, again = (Curvature(net, [(x, y)])(v) for _ in range(2))
+        theta = Curvature(net, [(x, y)]).theta[None]
+        row = Curvature(net, [(x[None], y[None])], theta=theta)(v[None])[0]
+    assert torch.allclose(row, first)
     assert torch.equal(first, again)
     assert not torch.allclose(first, in_eval)
     assert all(torch.equal(each, before[name]) for name, each in net.state_dict().items())
