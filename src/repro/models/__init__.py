@@ -12,6 +12,7 @@ from repro.models.toys.row_rnn import RowRNN
 from repro.models.vision.alexnet import AlexNet
 from repro.models.vision.mobilenet import MobileNet
 from repro.models.vision.plain_cnn import PlainCNN
+from repro.models.vision.preact_resnet import PreActResNet
 from repro.models.vision.resnet_cifar import ResNetCIFAR
 from repro.models.vision.resnet_imagenet import ResNetImageNet
 from repro.models.vision.small_cnn import SmallCNN
@@ -27,6 +28,7 @@ __all__ = [
     "Llama",
     "MobileNet",
     "PlainCNN",
+    "PreActResNet",
     "ResNetCIFAR",
     "ResNetImageNet",
     "RowRNN",

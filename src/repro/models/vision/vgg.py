@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from repro.errors import UserError
 from repro.knobs import Count, Fraction, Known, Natural, checked
 from repro.models.parts.chain import Chain
 from repro.models.parts.checks import image_shape
+from repro.models.parts.residual import he_init
 from repro.models.toys.mlp import ACTIVATIONS
 
 
@@ -30,6 +31,8 @@ class VGG(nn.Module):
         activation: one of `ACTIVATIONS`, behind every layer but the last.
         batch_norm: between each convolution and its activation.
         dropout: rate before each hidden linear layer.
+        init: of convolutions: ``default`` is PyTorch's; ``he`` draws weights from N(0, 2 / (kernel
+            area x channels out)) and sets biases to zero.
 
     Raises:
         UserError: a size below 1, an unknown activation, or images that are too small.
@@ -47,6 +50,7 @@ class VGG(nn.Module):
         activation: Annotated[str, Known(tuple(ACTIVATIONS))] = "relu",
         batch_norm: bool = False,
         dropout: Fraction = 0.0,
+        init: Literal["default", "he"] = "default",
     ) -> None:
         super().__init__()
         act = ACTIVATIONS[activation]
@@ -81,6 +85,11 @@ class VGG(nn.Module):
         self.head = nn.Sequential(*before, nn.Linear(features, classes))
         self.stages = [number for number, stage in enumerate(stages, 1) for _ in stage]
         self.stages += [len(stages) + 1] * len(hidden)
+        if init == "he":
+            he_init(self)
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (batch, channels, height, width) to logits (batch, classes)."""
