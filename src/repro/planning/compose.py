@@ -332,7 +332,7 @@ def check_launcher(name: str) -> None:
     """
     known = launcher_names()
     if name not in known:
-        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in name else ""
+        extra = " It comes with: pip install 'gradient-repro[slurm]'." if "submitit" in name else ""
         raise UserError(
             f"There is no Hydra launcher '{name}'.{did_you_mean(name, known)}{extra} "
             f"Installed: {', '.join(known)}."
