@@ -69,9 +69,10 @@ class _ReadOnce:
         return found
 
     def drop(self, *keys: str) -> None:
-        """Takes top-level keys out of all that was parsed: copies of large blocks take long."""
-        for found in self.parsed.values():
-            if found is not None and isinstance(found.config, DictConfig):
+        """Takes top-level keys out of the papers' files: copies of large blocks take long."""
+        for path, found in self.parsed.items():
+            is_global = path == "config" or path.startswith("paper/")
+            if found is not None and is_global and isinstance(found.config, DictConfig):
                 with flag_override(found.config, ["struct", "readonly"], False):
                     for key in keys:
                         found.config.pop(key, None)
