@@ -45,7 +45,7 @@ def a_study(rate_of: Any, threshold: float = 10.0, **more: Any) -> dict[str, flo
     scaling.found = {"start": 2.3, "threshold/middle": threshold, **more}
     for size in SIZES:
         beyond_K = log_K - math.log(rate_of(size))
-        losses_K = 0.1 + torch.where(beyond_K > 0, beyond_K.square(), -0.1 * beyond_K)
+        losses_K = 0.1 + torch.where(beyond_K > 0, 4 * beyond_K.square(), -0.1 * beyond_K)
         scaling.found[f"steps/{size}"] = losses_K.tolist()
     return dict(scaling.summary())
 
