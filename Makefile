@@ -29,7 +29,7 @@ PACKAGE := build/types/repro
 types: $(DEV)
 	rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)
 	ln -s $(CURDIR)/src/repro/* $(CURDIR)/cli $(CURDIR)/conf $(CURDIR)/experiments $(PACKAGE)
-	$(BIN)/mypy $(PACKAGE) tests
+	$(BIN)/mypy $(PACKAGE) tests examples
 
 # Alone on the machine, because these measure speed.
 bench: $(DEV)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(SUPPORT))
 import_lightning()  # before a test module does, which takes twice as long
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps tests of one paper, or of one file, on one worker: they share what is made once."""
     for item in items:
