@@ -80,6 +80,8 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
         layers: the runs to do, parents before children.
         n_jobs: local processes side by side, instead of what the runs' configs say.
 
+    Exclusive runs come after all others and one at a time, whatever the launcher.
+
     A `UserError` says so if another process executes one of the runs, or Slurm refuses them; a
     `ReproError`, if a worker died, or the outcome of a run could not be recorded; a
     `KeyboardInterrupt`, if the user stopped the study.
@@ -87,7 +89,9 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     runs = [run for layer in layers for run in layer]
     if not runs:
         return
-    groups = _by_launcher(runs, Run.plain_config, study.about.hydra, n_jobs)
+    settings = {run: run.plain_config() for run in runs}
+    layers = _exclusive_last(layers, settings)
+    groups = _by_launcher(runs, settings.__getitem__, study.about.hydra, n_jobs)
     chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():
         configs = {overrides: _launcher_config(overrides, study.folder) for overrides in groups}
@@ -111,6 +115,15 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
                     wait_for(earlier)  # a parent may be a job
                     _launch_together(launcher, part, study, done)
                     done += len(part)
+
+
+def _exclusive_last(
+    layers: Sequence[Sequence[Run]], settings: Mapping[Run, Mapping[str, Any]]
+) -> list[list[Run]]:
+    """The layers without the exclusive runs, each of which gets a layer of its own at the end."""
+    alone = {run for run in settings if settings[run].get("exclusive")}
+    shared = [[run for run in layer if run not in alone] for layer in layers]
+    return [*shared, *([run] for layer in layers for run in layer if run in alone)]
 
 
 def _by_launcher(
