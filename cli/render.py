@@ -18,6 +18,7 @@ from repro.records.status import Status
 from repro.records.summary import (
     Scored,
     best_first,
+    by_arm,
     mean_and_spread,
     recorded_seconds,
     recorded_verdicts,
@@ -100,11 +101,7 @@ def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
         return
     shown = table("layer", "arm", "point", "seeds", "overrides", "s/run")
     for number, layer in enumerate(layers):
-        groups: dict[tuple[str, str], list[Any]] = {}
-        for run in layer:
-            point = ", ".join(f"{key}={value}" for key, value in run.point.items())
-            groups.setdefault((run.arm, point), []).append(run)
-        for (arm, point), runs in groups.items():
+        for (arm, point), runs in by_arm(layer).items():
             own = [text for text in runs[0].overrides if not text.startswith(("paper=", "seed="))]
             cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
             seeds = ",".join(str(run.seed) for run in runs)

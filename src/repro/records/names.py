@@ -1,4 +1,4 @@
-"""What the files of a study and of its runs are called."""
+"""What the files of a study and of its runs are called, and which names are numbers."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ VERDICTS = "verdicts.json"
 SEARCH = "search.json"
 FIGURES = "figures"
 JOBS = "jobs"  # Slurm's logs and submitit's files
+
+
+def is_number(text: str) -> bool:
+    """Whether a name or value is nothing but a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -101,7 +101,6 @@ class MeasuredRun(RunRecord):
     metrics: dict[str, float]
 
 
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _METRICS = TypeAdapter(dict[str, int | float])
 
 
@@ -273,7 +272,7 @@ class Run:
             UserError: config.yaml is missing or damaged.
         """
         try:
-            content = yaml.load(self.config_file.read_text(), Loader=_YamlLoader)
+            content = files.parse_yaml(self.config_file.read_text())
         except (OSError, ValueError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.config_file} cannot be read: {reason}") from error
@@ -333,19 +332,11 @@ class _YamlDumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """A string, in quotes where OmegaConf alone takes it for a number, as 1e-3."""
-        style = "'" if _is_number(text) else None
+        style = "'" if names.is_number(text) else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _YamlDumper.add_representer(str, _YamlDumper.represent_text)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _as_yaml(content: dict[str, Any] | list[str]) -> str:
