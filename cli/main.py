@@ -161,12 +161,13 @@ def run(
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
     from repro.launching import local
+    from repro.planning import trust
     from repro.planning.prepare import create_study
 
     workflow.check_claims(plan)
     local.check(plan, detach)
     study = create_study(plan, outputs)
-    with workflow.discarded_if_refused(study):
+    with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
         sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
@@ -250,12 +251,14 @@ def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) ->
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
+@click.option("--trust", "trusted", is_flag=True, help="It is my own, whatever it asks for.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @json_option
 @config_dir_option
 @people_readable
-def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
+def resume(folder: Path | None, outputs: Path, trusted: bool, quiet: bool, as_json: bool) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
+    from repro.planning import trust
     from repro.records.run import Run
     from repro.records.study import Study
 
@@ -263,11 +266,13 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
 
     if folder is None:
         folder = workflow.latest_study(outputs)
-    if Run(folder).record_file.is_file():
-        sys.exit(workflow.continue_run(folder, as_json))
-    study = Study.open(folder.absolute())
-    proceed = workflow.run_and_judge if study.about.search is None else workflow.search
-    sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
+    with trust.trusted(trusted):
+        if Run(folder).record_file.is_file():
+            sys.exit(workflow.continue_run(folder, as_json))
+        study = Study.open(folder.absolute())
+        with workflow.confined(study):
+            proceed = workflow.run_and_judge if study.about.search is None else workflow.search
+            sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command()
@@ -433,6 +438,8 @@ def completion(shell: str) -> None:
 def main() -> None:
     """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Workers are `python -m …`, which would import what lies in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     cli(prog_name="repro")
 
 

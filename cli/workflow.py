@@ -14,6 +14,7 @@ from repro.launching import progress
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
 from repro.launching.slurm import Refused
+from repro.planning import trust
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study, find_studies
@@ -52,6 +53,16 @@ def discarded_if_refused(study: Study) -> Iterator[None]:
         if not any(run.record().attempts for run in study.runs):
             study.discard()
         raise
+
+
+@contextmanager
+def confined(study: Study) -> Iterator[None]:
+    """Meanwhile a study writes nothing outside of its folder, unless it is the user's own."""
+    if trust.is_trusted():
+        yield
+        return
+    with study.confined():
+        yield
 
 
 def latest_study(outputs: Path) -> Path:
@@ -116,7 +127,12 @@ def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_js
     from repro.search import loop
 
     local.check(plan, detach=False)
-    return search(loop.start(request, plan, outputs), quiet, as_json)
+    study = loop.find(request, outputs)
+    if study is not None:
+        with confined(study):
+            return search(study, quiet, as_json)
+    with trust.trusted():
+        return search(loop.create(request, plan, outputs), quiet, as_json)
 
 
 def search(study: Study, quiet: bool, as_json: bool) -> int:

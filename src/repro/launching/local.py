@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from repro.errors import ReproError, UserError
 from repro.launching import queue, slurm
-from repro.planning import compose
+from repro.planning import compose, trust
 from repro.records.run import Run
 from repro.records.study import Study
 from repro.training.execute import PARENT_VARIABLE, job
@@ -90,6 +90,10 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     groups = _by_launcher(runs, Run.plain_config, study.about.hydra, n_jobs)
     chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():
+        if not trust.is_trusted():
+            trust.check_hydra(study.about.hydra)
+            for some in groups.values():
+                trust.check_launcher(some[0].plain_config()["hardware"]["launcher"])
         configs = {overrides: _launcher_config(overrides, study.folder) for overrides in groups}
         slurms = {key: config for key, config in configs.items() if uses_slurm(key)}
         locals_ = {key: _launcher(config) for key, config in configs.items() if key not in slurms}
@@ -197,10 +201,10 @@ def _launcher(config: DictConfig) -> Launcher:
 
 
 def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, first: int) -> None:
-    """Launches runs and raises what one of them raised: runs record failures of their own.
+    """Launches runs and raises what one of them could not record: failures are recorded by runs.
 
     Raises:
-        ReproError: a worker process was killed.
+        ReproError: there is such a thing, or a worker process was killed.
     """
     where = f"study={compose.quoted(str(study.folder))}"
     jobs = [[f"run={compose.quoted(str(run.folder))}", where] for run in runs]
@@ -214,7 +218,8 @@ def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, firs
             ) from error
         raise
     for done in returned:
-        _ = done.return_value  # raises what the job raised
+        if done.return_value is not None:  # or raises what the job raised
+            raise done.return_value
 
 
 def local_jobs(hardware: Mapping[str, Any], n_jobs: int | str, runs: int) -> int:

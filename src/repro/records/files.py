@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,12 +19,42 @@ from repro.errors import ReproError, UserError
 TEMPORARY = ".tmp"
 LOCK_ATTEMPTS = 20
 
+_allowed: ContextVar[tuple[Path, ...] | None] = ContextVar("allowed", default=None)
+
+
+@contextmanager
+def confined(*folders: Path) -> Iterator[None]:
+    """Meanwhile nothing is written outside of some folders, whatever links lead there."""
+    token = _allowed.set(tuple(folder.resolve() for folder in folders))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def check_allowed(path: Path) -> None:
+    """Makes sure that ``path`` may be written, created or deleted; see `confined`.
+
+    Raises:
+        UserError: it leads to a place outside of the folders allowed.
+    """
+    allowed = _allowed.get()
+    if allowed is None:
+        return
+    place = path.resolve()
+    if not any(place.is_relative_to(folder) for folder in allowed):
+        raise UserError(
+            f"{path} lies outside of {allowed[0]}, and a study writes only below its own folder. "
+            "If it is your own, say so: repro resume --trust."
+        )
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
 
     A `ReproError` says so if the disk is full, a `UserError` if the folder cannot be written to.
     """
+    check_allowed(path.parent)
     temporary = None
     try:
         descriptor, temporary = tempfile.mkstemp(
@@ -46,6 +77,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that a process left in ``folder`` when it was killed."""
+    check_allowed(folder)
     for file in folder.rglob(f".*{TEMPORARY}"):
         file.unlink(missing_ok=True)
 
@@ -86,6 +118,7 @@ def make_folder(path: Path, exist_ok: bool = True) -> None:
         FileExistsError: it exists and ``exist_ok`` is false.
         UserError: it cannot be created there.
     """
+    check_allowed(path)
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
@@ -122,6 +155,7 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: another process holds it and ``wait`` is false, or the file cannot be written.
     """
+    check_allowed(path)
     try:
         file = path.open("a")
     except OSError as error:

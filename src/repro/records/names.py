@@ -22,3 +22,6 @@ VERDICTS = "verdicts.json"
 SEARCH = "search.json"
 FIGURES = "figures"
 JOBS = "jobs"  # Slurm's logs and submitit's files
+
+# A folder of studies
+SHARED = (".cache", "mlflow.db", ".mlflow.lock", "mlflow", "wandb")  # what its studies share

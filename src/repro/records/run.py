@@ -94,6 +94,13 @@ class RunRecord(Record):
         return self.error.message if self.error else self.reason
 
 
+class Job(Record):
+    """The content of job.json."""
+
+    job: str = Field(pattern=r"^[0-9]+(_[0-9]+)?$")  # it becomes part of job scripts
+    log: Path
+
+
 class MeasuredRun(RunRecord):
     """What run.json and summary.json say together."""
 
@@ -221,13 +228,16 @@ class Run:
 
     @property
     def job(self) -> str | None:
-        """The number of the run's Slurm job."""
-        return files.read_json(self.job_file)["job"] if self.job_file.is_file() else None
+        """The number of the run's Slurm job.
+
+        A `UserError` says so if job.json cannot be read.
+        """
+        return read_record(Job, self.job_file).job if self.job_file.is_file() else None
 
     @property
     def job_log(self) -> Path | None:
         """What the run's Slurm job printed."""
-        return Path(files.read_json(self.job_file)["log"]) if self.job_file.is_file() else None
+        return read_record(Job, self.job_file).log if self.job_file.is_file() else None
 
     def await_job(self) -> None:
         """Makes the run ready to be submitted."""
@@ -240,6 +250,7 @@ class Run:
 
     def forget_job(self) -> None:
         """Notes that no Slurm job is going to execute the run."""
+        files.check_allowed(self.folder)
         self.job_file.unlink(missing_ok=True)
 
     def config(self) -> DictConfig:

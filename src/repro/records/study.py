@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import shutil
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +100,14 @@ class Study:
 
     @property
     def layers(self) -> list[list[Run]]:
-        """The runs, parents before children."""
+        """The runs, parents before children.
+
+        Raises:
+            UserError: study.json names a folder outside of the study.
+        """
+        for path in (path for layer in self.about.layers for path in layer):
+            if not path or path[0] == "/" or ".." in path.split("/"):
+                raise UserError(f"{self.record_file} names a run outside of its folder: {path!r}.")
         return [[Run(self.folder / path) for path in layer] for layer in self.about.layers]
 
     @property
@@ -120,6 +129,15 @@ class Study:
     def figures_folder(self) -> Path:
         """Where the pictures are kept."""
         return self.folder / names.FIGURES
+
+    @contextmanager
+    def confined(self) -> Iterator[None]:
+        """Meanwhile nothing is written but below the study, and what studies beside it share."""
+        place = self.folder.absolute()
+        in_outputs = place.parts[-3:-1] == (self.about.paper, self.scale)
+        shared = [place.parents[2] / name for name in names.SHARED] if in_outputs else []
+        with files.confined(self.folder, *shared):
+            yield
 
     @property
     def jobs_folder(self) -> Path:

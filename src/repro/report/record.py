@@ -55,10 +55,14 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     if study.about.is_grid:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     paper, scale = study.paper, study.scale
+    if scale not in paper.scales:
+        raise UserError(f"{study.folder}: {paper.slug} has no scale {scale!r}.")
     target = paper.results_file(scale)
+    with study.confined():
+        content, figures = _content(study), draw_study(study)
     files.make_folder(target.parent)
-    files.write_json(target, _content(study))
-    for figure in draw_study(study):
+    files.write_json(target, content)
+    for figure in figures:
         if figure.suffix == ".png":
             picture = target.parent / f"{scale}_{figure.name}"
             files.write_bytes(picture, figure.read_bytes())

@@ -6,6 +6,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -23,9 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError, UserError
+from repro.planning import trust
 from repro.records import files, provenance
 from repro.records.run import Failure, Run, process_identity
 from repro.records.status import Status
+from repro.records.study import Study
 from repro.records.typed import now
 from repro.training.startup import import_lightning
 
@@ -41,19 +44,25 @@ log = logging.getLogger("repro")
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
 
-def job(config: DictConfig) -> str:
+def job(config: DictConfig) -> ReproError | None:
     """What a Hydra launcher calls for each run of a study.
+
+    Returns:
+        Why nothing could be recorded of the run, if so: of what is raised Hydra prints many lines.
 
     Raises:
         KeyboardInterrupt: somebody asked to stop, so that the launcher starts no further run.
     """
     parent = _worker_of()
     try:
-        return str(execute(Path(config.run)))
+        execute(Path(config.run))
+    except ReproError as error:
+        return error
     except KeyboardInterrupt:
         if parent is not None and os.getppid() != parent:
             os._exit(1)  # nobody is left to tell; a worker would wait for work for minutes
         raise
+    return None
 
 
 def execute(folder: Path) -> Status:
@@ -78,11 +87,21 @@ def execute_here(run: Run, job: str | None = None) -> Status:
     A `ReproError` says so if the outcome could not be recorded (the disk is full, say); a
     `UserError`, if another process executes the run.
 
+    A `KeyboardInterrupt` says so if SIGINT or SIGTERM asked to stop; the run may have ended all the
+    same.
+    """
+    import_lightning()  # now, because it sets up loggers that are redirected below
+    with _confined(run):
+        return _execute(run, job)
+
+
+def _execute(run: Run, job: str | None) -> Status:
+    """Does what `execute_here` promises.
+
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
     """
     started = time.monotonic()
-    import_lightning()  # now, because it sets up loggers that are redirected below
     if not is_main_process():
         status = run.status()
         if status.is_final:
@@ -124,6 +143,27 @@ def execute_here(run: Run, job: str | None = None) -> Status:
     if stop.requested:
         raise KeyboardInterrupt
     return Status(outcome["status"])
+
+
+@contextmanager
+def _confined(run: Run) -> Iterator[None]:
+    """Keeps a run that may be somebody else's from writing elsewhere.
+
+    Raises:
+        UserError: there is a link in its directory.
+    """
+    if trust.is_trusted():
+        yield
+        return
+    links = [path for path in run.folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]} is a link, which could lead anywhere. {trust.TRUST}")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(Study.around(run.folder).confined())
+        except UserError:  # it was taken out of its study
+            stack.enter_context(files.confined(run.folder))
+        yield
 
 
 def is_main_process() -> bool:
@@ -175,7 +215,7 @@ def build_module(config: DictConfig, data: Any = None) -> pl.LightningModule:
     """
     from repro.planning.instantiate import instantiate
 
-    module: pl.LightningModule = instantiate(config.module)
+    module: pl.LightningModule = instantiate(config.module, "module")
     if data is not None:
         module.data = data
     return module
@@ -270,7 +310,7 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
-    data = instantiate(config.dataset)
+    data = instantiate(config.dataset, "dataset")
     module = build_module(config, data)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
@@ -370,8 +410,8 @@ def _own_callback(run: Run) -> list[Any]:
     name = run.record().callback
     if name is None:
         return []
-    # A run directory may come from somebody else: only what configs may name can be called.
-    return [instantiate(OmegaConf.create({"_target_": name, "_partial_": True}))(run)]
+    callback = OmegaConf.create({"_target_": name, "_partial_": True})
+    return [instantiate(callback, "callback")(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
