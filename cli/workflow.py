@@ -35,7 +35,8 @@ LAST_LINES = 5
 
 def submit(study: Study, as_json: bool) -> int:
     """Leaves what is left of a study to Slurm's jobs, and says how to come back to it."""
-    run_study(study, wait=False)
+    with study.held():
+        run_study(study, wait=False)
     render.submitted(study, as_json)
     return 0
 
@@ -78,6 +79,12 @@ def latest_study(outputs: Path) -> Path:
 
 
 def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
+    """Runs what is left of a study and reports it; see `_run_and_judge`."""
+    with study.held():
+        return _run_and_judge(study, quiet, as_json)
+
+
+def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     """Runs what is left of a study and reports it.
 
     Returns:
@@ -192,10 +199,17 @@ def check_claims(plan: Plan) -> None:
 
 
 def continue_run(folder: Path, as_json: bool) -> int:
-    """Continues one run in this process."""
+    """Continues one run in this process.
+
+    Raises:
+        UserError: the run's study is being executed.
+    """
     from repro.training.execute import execute
 
     run = Run.open(folder.absolute())
+    study = Study.above(run.folder)
+    if study is not None and study.executor is not None:
+        raise UserError(f"{study.folder} is being executed by {study.executor}.")
     status = execute(run.folder)
     render.run_result(run, as_json)
     if status is Status.FAILED:

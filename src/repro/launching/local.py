@@ -87,6 +87,9 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     runs = [run for layer in layers for run in layer]
     if not runs:
         return
+    for run in runs:
+        if run.is_held and not queue.is_submitted(run):
+            raise UserError(f"{run.folder} is being executed by {run.executor}.")
     groups = _by_launcher(runs, Run.plain_config, study.about.hydra, n_jobs)
     chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():

@@ -14,7 +14,7 @@ CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 ARTIFACTS = "artifacts"
-LOCK = ".lock"  # held by the process that executes the run, or the search
+LOCK = ".lock"  # held by the process that executes the run, or the study
 
 # A study's folder
 STUDY_RECORD = "study.json"

@@ -332,11 +332,23 @@ class Run:
             files.remove_leftovers(self.folder)
             yield
 
+    @property
+    def is_held(self) -> bool:
+        """Whether some process that this machine can see executes the run."""
+        return files.is_locked(self.folder / names.LOCK)
+
+    @property
+    def executor(self) -> str:
+        """Who executes the run, in words."""
+        record = self.record()
+        began = "" if record.started is None else f" since {record.started.astimezone():%F %T}"
+        return f"process {record.pid} on {record.host}{began}"
+
     def _is_lost(self, record: RunRecord) -> bool:
         """Whether the process that executed the run is gone, if this machine can tell."""
         # The lock of another machine may not be visible here: then its word must do.
         is_here = record.status is Status.RUNNING and record.host == socket.gethostname()
-        return is_here and not files.is_locked(self.folder / names.LOCK)
+        return is_here and not self.is_held
 
 
 class _YamlDumper(yaml.SafeDumper):

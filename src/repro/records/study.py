@@ -15,6 +15,7 @@ from pydantic import Field
 
 from repro.errors import UserError
 from repro.records import files, names
+from repro.records.locks import held_alone, holder_of
 from repro.records.papers import Paper, load_paper
 from repro.records.run import Code, Run
 from repro.records.status import Status
@@ -62,10 +63,18 @@ class Study:
         Raises:
             UserError: it belongs to none.
         """
+        study = cls.above(folder)
+        if study is None:
+            raise UserError(f"{folder} belongs to no study: no {names.STUDY_RECORD} is above it.")
+        return study
+
+    @classmethod
+    def above(cls, folder: Path) -> Study | None:
+        """The study that a run directory belongs to, if it belongs to one."""
         for parent in folder.absolute().parents:
             if (parent / names.STUDY_RECORD).is_file():
                 return cls(parent)
-        raise UserError(f"{folder} belongs to no study: no {names.STUDY_RECORD} is above it.")
+        return None
 
     @property
     def record_file(self) -> Path:
@@ -129,6 +138,20 @@ class Study:
     def figures_folder(self) -> Path:
         """Where the pictures are kept."""
         return self.folder / names.FIGURES
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes this process the only one that executes the study.
+
+        A `UserError` says so if another one does.
+        """
+        with held_alone(self.folder / names.LOCK):
+            yield
+
+    @property
+    def executor(self) -> str | None:
+        """Who executes the study, as far as this machine can see."""
+        return holder_of(self.folder / names.LOCK)
 
     @contextmanager
     def confined(self) -> Iterator[None]:

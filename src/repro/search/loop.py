@@ -15,7 +15,6 @@ from repro.launching.local import launch, local_jobs, wait_for
 from repro.planning.plan import Plan
 from repro.planning.prepare import add_runs, create_study
 from repro.planning.trust import PRUNING
-from repro.records import files, names
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study, find_studies
@@ -82,7 +81,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
     request = request_of(study)
     side_by_side = _side_by_side(request)
     with (
-        files.exclusive_lock(study.folder / names.LOCK),
+        study.held(),
         database.opened(study.folder, request) as trials,
     ):
         while batch := _next_batch(trials, request, side_by_side):

@@ -6,7 +6,6 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -158,11 +157,8 @@ def _confined(run: Run) -> Iterator[None]:
     links = [path for path in run.folder.rglob("*") if path.is_symlink()]
     if links:
         raise UserError(f"{links[0]} is a link, which could lead anywhere. {trust.TRUST}")
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(Study.around(run.folder).confined())
-        except UserError:  # it was taken out of its study
-            stack.enter_context(files.confined(run.folder))
+    study = Study.above(run.folder)
+    with files.confined(run.folder) if study is None else study.confined():
         yield
 
 
