@@ -252,7 +252,7 @@ def test_a_series_repeats_no_row_after_a_resume(tmp_path: Path) -> None:
         series.log_metrics({f"m{step}": 1.0}, step)
     series.finalize("")
     resumed = CsvLogger(file)
-    resumed.continue_from(5)
+    resumed.continue_from(series.text(), 5)
     resumed.log_metrics({"m9": 2.0}, 9)
     resumed.finalize("")
     assert read_series(file) == [

@@ -87,16 +87,11 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     runs = [run for layer in layers for run in layer]
     if not runs:
         return
-    for run in runs:
-        if run.is_held and not queue.is_submitted(run):
-            raise UserError(f"{run.folder} is being executed by {run.executor}.")
+    _check_free(runs)
     groups = _by_launcher(runs, Run.plain_config, study.about.hydra, n_jobs)
     chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():
-        if not trust.is_trusted():
-            trust.check_hydra(study.about.hydra)
-            for some in groups.values():
-                trust.check_launcher(some[0].plain_config()["hardware"]["launcher"])
+        _check_trusted(study, [some[0] for some in groups.values()])
         configs = {overrides: _launcher_config(overrides, study.folder) for overrides in groups}
         slurms = {key: config for key, config in configs.items() if uses_slurm(key)}
         locals_ = {key: _launcher(config) for key, config in configs.items() if key not in slurms}
@@ -118,6 +113,25 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
                     wait_for(earlier)  # a parent may be a job
                     _launch_together(launcher, part, study, done)
                     done += len(part)
+
+
+def _check_free(runs: Iterable[Run]) -> None:
+    """Makes sure, before anything starts, that nobody executes one of some runs by itself.
+
+    Raises:
+        UserError: somebody does.
+    """
+    for run in runs:
+        if run.is_held and not queue.is_submitted(run):
+            raise UserError(f"{run.folder} is being executed by {run.executor}.")
+
+
+def _check_trusted(study: Study, runs: Iterable[Run]) -> None:
+    """Makes sure that launchers do no more than share out runs, unless the study is one's own."""
+    if not trust.is_trusted():
+        trust.check_hydra(study.about.hydra)
+        for run in runs:
+            trust.check_launcher(run.plain_config()["hardware"]["launcher"])
 
 
 def _by_launcher(

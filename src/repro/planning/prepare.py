@@ -13,7 +13,7 @@ from repro.records import files, provenance
 from repro.records.run import Code, Run, RunRecord
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord
-from repro.records.typed import now
+from repro.records.typed import now, write_record
 
 
 def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None) -> Study:
@@ -43,7 +43,7 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
     if search is not None:
         record["search"] = search
     # Written last: a folder without study.json was never completely prepared.
-    files.write_json(study.record_file, StudyRecord(**record).content())
+    write_record(study.record_file, StudyRecord(**record))
     return study
 
 

@@ -45,8 +45,7 @@ class Holder(Record):
 def held_alone(path: Path) -> Iterator[None]:
     """Holds the lock ``path`` of the folder that it lies in.
 
-    Raises:
-        UserError: somebody holds it already, or the file cannot be written.
+    A `UserError` says so if somebody holds it already, or the file cannot be written.
     """
     files.check_allowed(path)
     try:

@@ -12,6 +12,7 @@ SUMMARY = "summary.json"
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"  # while the run is not done
 BEST_CHECKPOINT = "best.ckpt"
 ARTIFACTS = "artifacts"
 LOCK = ".lock"  # held by the process that executes the run, or the study

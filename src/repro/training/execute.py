@@ -139,6 +139,8 @@ def _execute(run: Run, job: str | None) -> Status:
             seconds=round(seconds, 3),
             peak_memory_mb=_peak_memory_mb(),
         )
+        if outcome["status"].is_final:
+            run.previous_checkpoint.unlink(missing_ok=True)
     if stop.requested:
         raise KeyboardInterrupt
     return Status(outcome["status"])
@@ -269,7 +271,7 @@ def _train_and_test(
             log.warning("diverged: %s", lost)
             outcome = {"status": Status.DIVERGED, "reason": lost}
     if is_main:
-        _summarise(fit, final)
+        outcome["checksums"] = run.record().checksums | _summarise(fit, final)
         fingerprint = getattr(fit.data, "fingerprint", None)
         outcome["data"] = None if fingerprint is None else fingerprint()
     return outcome
@@ -337,9 +339,9 @@ def _train(fit: _Fit) -> dict[str, Any]:
     from repro.training.checkpoints import Diverged, Interrupted
 
     last = fit.run.last_checkpoint
-    resume_from = _readable_checkpoint(last)
+    resume_from = _newest_state(fit.run)
     if resume_from is not None:
-        fit.series.continue_from(resume_from["global_step"])
+        fit.series.continue_from(resume_from.get("series"), resume_from["global_step"])
         log.info("continuing after step %d", resume_from["global_step"])
     try:
         fit.trainer.fit(
@@ -376,12 +378,14 @@ def _test(fit: _Fit) -> dict[str, float]:
     return scalars(fit.trainer.logged_metrics)
 
 
-def _summarise(fit: _Fit, metrics: dict[str, float]) -> None:
-    """Writes metrics.csv and summary.json."""
+def _summarise(fit: _Fit, metrics: dict[str, float]) -> dict[str, str]:
+    """Writes metrics.csv and summary.json; returns their checksums."""
     fit.series.write()
     final = {name: value for name, value in metrics.items() if math.isfinite(value)}
     final |= {"steps": fit.trainer.global_step, **fit.watch.times()}
     files.write_json(fit.run.summary_file, dict(sorted(final.items())))
+    written = (fit.run.series_file, fit.run.summary_file)
+    return {file.name: files.checksum(file.read_bytes()) for file in written}
 
 
 @contextmanager
@@ -447,6 +451,26 @@ def _load_for_test(run: Run, module: pl.LightningModule, config: DictConfig) -> 
         module.load_state_dict(checkpoint["state_dict"])
 
 
+def _newest_state(run: Run) -> dict[str, Any] | None:
+    """The content of last.ckpt, which becomes the checkpoint before it if it is damaged.
+
+    Returns:
+        The state to go on from; None if there is none.
+
+    Raises:
+        UserError: every checkpoint is damaged.
+    """
+    try:
+        return _readable_checkpoint(run.last_checkpoint)
+    except UserError as error:
+        if not run.previous_checkpoint.is_file():
+            raise
+        state = _readable_checkpoint(run.previous_checkpoint)
+        log.warning("%s", str(error).splitlines()[0])
+        run.previous_checkpoint.replace(run.last_checkpoint)
+        return state
+
+
 def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
     """Loads a checkpoint without executing anything in it; None if there is none.
 
@@ -467,6 +491,7 @@ def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
 def _load_checkpoint(file: Path) -> dict[str, Any]:
     import torch
 
+    files.check_sealed(file)
     checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint or "global_step" not in checkpoint:
         raise ValueError("it holds no training state")
