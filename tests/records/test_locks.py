@@ -62,7 +62,7 @@ def test_another_machine_is_believed_while_it_is_heard_of(lock: Path) -> None:
     left = {"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00+00:00"}
     lock.write_text(json.dumps(left))
     with (
-        pytest.raises(UserError, match="process 7 on elsewhere .* works in"),
+        pytest.raises(UserError, match=r"process 7 on elsewhere .* works in"),
         locks.held_alone(lock),
     ):
         pass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -163,3 +165,34 @@ def test_what_is_written_by_hand_is_believed(straight: Run, tmp_path: Path) -> N
     del content["checksum"]
     files.write_json(run.record_file, content | {"seed": 7})
     assert run.record().seed == 7
+
+
+def test_a_disk_that_fills_up_within_a_checkpoint_is_said_so(
+    toy: Path, straight: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = prepared(toy / "outputs", *TYPED).runs
+    room = 30_000  # bytes: less than the second checkpoint takes, too
+
+    class Disk(files._Summing):
+        def write(self, content: bytes) -> int:
+            nonlocal room
+            room -= len(content)
+            if room < 0:
+                with monkeypatch.context() as patch:
+                    patch.setattr(self, "file", FullFile())
+                    return super().write(content)
+            return super().write(content)
+
+    class FullFile:
+        def write(self, content: bytes) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_Summing", Disk)
+        assert execute.execute(run.folder) == Status.FAILED
+    error = run.record().error
+    assert error is not None
+    assert error.message.startswith("No space left on the disk of")
+    assert not list(run.folder.rglob(".*.tmp"))
+    assert execute.execute(run.folder) == Status.FINISHED
+    assert_as_straight(run, straight)

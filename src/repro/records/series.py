@@ -25,9 +25,9 @@ def read_series(
     A `ValueError` says so if a cell is not a number, unless ``up_to_damage``.
     """
     rows: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError, *(_DAMAGE if up_to_damage else ())):
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows.extend(rows_of(lines, wanted, str(file)))
+    harmless = (FileNotFoundError, *(_DAMAGE if up_to_damage else ()))
+    with suppress(*harmless), file.open(newline="", encoding="utf-8") as lines:
+        rows.extend(rows_of(lines, wanted, str(file)))
     return rows
 
 
