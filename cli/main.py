@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -52,13 +54,14 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
             _say_error(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
+            _say_error("Stopped.")
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # `repro list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except Exception as error:
             if _debug():
                 raise
+            if _is_out_of_memory(error):
+                _say_error(f"There is not enough memory: {error}")
+                sys.exit(1)
             _say_error(f"{type(error).__name__}: {error}")
             _say_error("This is a fault of repro; --debug shows where it happened.")
             sys.exit(1)
@@ -71,8 +74,14 @@ def _debug() -> bool:
     return bool(context and context.find_root().params.get("debug"))
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def _say_error(text: str) -> None:
-    click.echo(f"repro: {text}", err=True)
+    with suppress(OSError):  # a terminal that is gone
+        click.echo(f"repro: {text}", err=True)
 
 
 def _use_config_dir(
@@ -162,11 +171,10 @@ def run(
         return
     from repro.launching import local
     from repro.planning import trust
-    from repro.planning.prepare import create_study
 
     workflow.check_claims(plan)
     local.check(plan, detach)
-    study = create_study(plan, outputs)
+    study = workflow.prepared(plan, outputs)
     with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
@@ -436,8 +444,13 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
+    """Entry point of the `repro` command; SIGTERM and a closed terminal end it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks for
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no error
+            stream.reconfigure(errors="replace")
     # Workers are `python -m …`, which would import what lies in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     cli(prog_name="repro")

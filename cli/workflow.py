@@ -15,6 +15,7 @@ from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
 from repro.launching.slurm import Refused
 from repro.planning import trust
+from repro.planning.prepare import create_study
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study, find_studies
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # logs of failed or lost jobs
 LAST_LINES = 5
+
+
+def prepared(plan: Plan, outputs: Path) -> Study:
+    """Prepares a study.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it, and nothing of it is left.
+    """
+    try:
+        return create_study(plan, outputs)
+    except KeyboardInterrupt:
+        render.message("Nothing was started.")
+        raise
 
 
 def submit(study: Study, as_json: bool) -> int:
@@ -271,7 +285,7 @@ def _show_end(log: Path) -> None:
     if not log.is_file():
         render.message(f"It never started: there is no {_short(log)}.")
         return
-    lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     render.message("\n    ".join([f"The end of {_short(log)}:", *lines]))
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -63,7 +64,11 @@ def check(plan: Plan, detach: bool) -> None:
     groups = _by_launcher(plan.runs, lambda run: run.content, plan.hydra_overrides)
     with compose.hydra_ready():
         for overrides in groups:
-            _launcher_config(overrides, Path("none"))
+            config = _launcher_config(overrides, Path("none"))
+            if uses_slurm(overrides):
+                slurm.check_settings(config.hydra.launcher)
+            else:
+                _launcher(config)
     if any(map(uses_slurm, groups)):
         slurm.check_available()
     if detach and not all(map(uses_slurm, groups)):
@@ -151,6 +156,8 @@ def _by_launcher(
     groups: dict[Overrides, list[AnyRun]] = {}
     for key, some in alike.items():
         overrides = tuple(launcher_overrides(*settings[key], typed, len(some)))
+        if not uses_slurm(overrides):
+            _check_nodes(settings[key][0]["num_nodes"])
         groups.setdefault(overrides, []).extend(some)
     return groups
 
@@ -173,7 +180,7 @@ def launcher_overrides(
         return list(typed)
     launcher = dict(hardware["launcher"])
     name = launcher.pop("name")
-    if name == "basic":
+    if name == "basic" and not launcher:
         jobs = local_jobs(hardware, n_jobs, runs)
         if jobs > 1:
             name, launcher = "joblib", {"n_jobs": jobs}
@@ -205,16 +212,37 @@ def _typed(value: Any) -> str:
     return compose.quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
+def _check_nodes(several: int) -> None:
+    """Refuses to wait for machines that nobody is going to start.
+
+    Raises:
+        UserError: a run takes several nodes, and this process is not one of several.
+    """
+    if several != 1 and not any(name in os.environ for name in ("SLURM_NNODES", "NODE_RANK")):
+        raise UserError(
+            f"hardware.num_nodes={several} takes a cluster: choose hardware=slurm_multinode, or "
+            "start this on every node with MASTER_ADDR and NODE_RANK set."
+        )
+
+
 def _launcher(config: DictConfig) -> Launcher:
+    """The launcher that a config describes.
+
+    Raises:
+        UserError: it does not take its settings.
+    """
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    return Plugins.instance().instantiate_launcher(
-        # A callback has the methods that launchers call of Hydra's list of them.
-        hydra_context=HydraContext(hydra.config_loader, Callback()),  # type: ignore[arg-type]
-        task_function=job,
-        config=config,
-    )
+    # A callback has the methods that launchers call of Hydra's list of them.
+    context = HydraContext(hydra.config_loader, Callback())  # type: ignore[arg-type]
+    try:
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=job, config=config
+        )
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"hardware.launcher: {reason}") from error
 
 
 def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, first: int) -> None:

@@ -44,6 +44,23 @@ def check_available() -> None:
         )
 
 
+def check_settings(settings: DictConfig) -> None:
+    """Refuses settings of a job that submitit does not know.
+
+    Args:
+        settings: the config of Hydra's ``submitit_slurm`` launcher.
+
+    Raises:
+        UserError: there is one.
+    """
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+    known = {field.name for field in fields(SlurmQueueConf)}
+    for key in settings:
+        if key not in known:
+            raise UserError(f"There is no hardware.launcher.{key}.{did_you_mean(str(key), known)}")
+
+
 def submit(
     runs: Sequence[Run], study: Study, settings: DictConfig, after: Sequence[str]
 ) -> list[str]:

@@ -248,8 +248,14 @@ def explained(config: DictConfig) -> Iterator[None]:
 
 
 def quoted(value: str) -> str:
-    """A text as a quoted value in Hydra's override grammar."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A text as a quoted value in Hydra's override grammar: no interpolation, whatever is in it."""
+    # Backslashes mean something only before what they could escape.
+    escaped = re.sub(r"(\\*)('|\$\{|\Z)", lambda found: _escaped(*found.groups()), value)
+    return f"'{escaped}'"
+
+
+def _escaped(backslashes: str, special: str) -> str:
+    return 2 * backslashes + (f"\\{special}" if special else "")
 
 
 @functools.cache
@@ -320,6 +326,8 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
         except Exception:
             break
         known = list(flatten(OmegaConf.to_container(base, resolve=False)))
+        if key in known:  # then it is not the key that is wrong
+            break
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
             candidate for candidate in known if candidate.endswith("." + key)
         ]

@@ -267,6 +267,8 @@ def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
     if asked is None:
         return list(arms)
     names = [str(name) for name in (asked if isinstance(asked, list) else [asked])]
+    if not names:
+        raise UserError(f"arm takes one arm or a list of some: {', '.join(arms)}.")
     for name in names:
         if name not in arms:
             raise UserError(

@@ -27,6 +27,15 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
     A `UserError` says so if ``outputs`` cannot be written to.
     """
     study = Study(_new_folder(outputs / plan.paper.slug / plan.scale))
+    try:
+        _prepare(study, plan, search)
+    except BaseException:  # a folder without study.json would be found by nobody
+        study.discard()
+        raise
+    return study
+
+
+def _prepare(study: Study, plan: Plan, search: dict[str, Any] | None) -> None:
     _prepare_runs(plan, study.folder)
     record: dict[str, Any] = {
         "paper": plan.paper.slug,
@@ -44,7 +53,6 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
         record["search"] = search
     # Written last: a folder without study.json was never completely prepared.
     write_record(study.record_file, StudyRecord(**record))
-    return study
 
 
 def add_runs(study: Study, plan: Plan) -> list[list[Run]]:

@@ -241,7 +241,7 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """
     check_allowed(path)
     try:
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         explained = explain_os_error(error, path)
         raise explained from error
@@ -287,7 +287,7 @@ def replacing(path: Path) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """True while some process holds the lock on ``path``."""
     try:
-        with path.open("r") as file:
+        with path.open("r", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return False
     except FileNotFoundError:

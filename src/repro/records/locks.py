@@ -49,7 +49,7 @@ def held_alone(path: Path) -> Iterator[None]:
     """
     files.check_allowed(path)
     try:
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
     except OSError as error:
         explained = files.explain_os_error(error, path)
         raise explained from error
@@ -70,7 +70,7 @@ def holder_of(path: Path) -> str | None:
     """Who holds a lock, in words; None if nobody does that this machine can see."""
     if not files.is_locked(path):
         return None
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return str(_holder(file) or "somebody")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from repro.errors import UserError
+from repro.errors import ReproError, UserError
 from repro.records import files, names
 from repro.records.locks import held_alone, holder_of
 from repro.records.papers import Paper, load_paper
@@ -146,6 +146,7 @@ class Study:
         A `UserError` says so if another one does.
         """
         with held_alone(self.folder / names.LOCK):
+            files.remove_leftovers(self.figures_folder)
             yield
 
     @property
@@ -179,10 +180,18 @@ class Study:
 
 def find_studies(outputs: Path) -> list[Study]:
     """All studies under ``outputs``, oldest first."""
-    return sorted(
-        (Study(file.parent) for file in outputs.glob(f"*/*/*/{names.STUDY_RECORD}")),
-        key=lambda study: study.folder.name,
-    )
+    files = outputs.glob(f"*/*/*/{names.STUDY_RECORD}")
+    return sorted((Study(file.parent) for file in files), key=_age)
+
+
+def _age(study: Study) -> tuple[float, int]:
+    """When a study was created; among those of a second, its number."""
+    try:
+        created = study.about.created.timestamp()
+    except ReproError:  # it is damaged: others say so
+        created = study.record_file.stat().st_mtime
+    number = study.folder.name.rpartition("_")[2]
+    return created, int(number) if number.isdecimal() else 1
 
 
 def typical_seconds(paper: Paper, scale: str, outputs: Path) -> dict[str, float]:

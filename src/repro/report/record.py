@@ -74,10 +74,13 @@ def update_readmes(paper: Paper) -> None:
     """Rewrites the generated tables of the room's README and of the project's, where they are."""
     room = paper.room_folder / "README.md"
     if room.is_file():
-        files.write_text(room, with_tables(room.read_text(), paper))
+        files.write_text(room, with_tables(room.read_text(encoding="utf-8"), paper))
     project = project_readme()
-    if project.is_file():
-        files.write_text(project, fill(project.read_text(), "overview", overview_markdown()))
+    in_project = paper.room_folder.resolve().is_relative_to(project.parent)
+    if in_project and project.is_file():
+        files.write_text(
+            project, fill(project.read_text(encoding="utf-8"), "overview", overview_markdown())
+        )
 
 
 def project_readme() -> Path:

@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
+GRACE_SECONDS = 30.0  # for a process whose parent died
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
 
@@ -67,7 +69,7 @@ def job(config: DictConfig) -> ReproError | None:
 def execute(folder: Path) -> Status:
     """Executes or continues the run in ``folder``; several devices get a process of their own.
 
-    A `KeyboardInterrupt` says so if SIGINT or SIGTERM asked to stop, although the run may have
+    A `KeyboardInterrupt` says so if a signal asked to stop, although the run may have
     ended all the same; a `UserError`, if another process executes the run.
     """
     run = Run.open(folder)
@@ -86,7 +88,7 @@ def execute_here(run: Run, job: str | None = None) -> Status:
     A `ReproError` says so if the outcome could not be recorded (the disk is full, say); a
     `UserError`, if another process executes the run.
 
-    A `KeyboardInterrupt` says so if SIGINT or SIGTERM asked to stop; the run may have ended all the
+    A `KeyboardInterrupt` says so if a signal asked to stop; the run may have ended all the
     same.
     """
     import_lightning()  # now, because it sets up loggers that are redirected below
@@ -98,7 +100,7 @@ def _execute(run: Run, job: str | None) -> Status:
     """Does what `execute_here` promises.
 
     Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
+        KeyboardInterrupt: A signal asked to stop. The run may have ended all the same.
     """
     started = time.monotonic()
     if not is_main_process():
@@ -517,8 +519,14 @@ def _worker_of() -> int | None:
     return parent if os.environ.get(PARENT_VARIABLE) == str(parent) else None
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a polite request; a second one is final.
+
+    A closed terminal (SIGHUP) says so more than once, and is no second request. Who asked for it to
+    be ignored, as nohup does, gets that.
 
     The death of the command that started this process for a run is such a request, too.
     """
@@ -530,7 +538,9 @@ class _StopRequest:
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             try:
                 self.previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not in the main thread: its owner handles signals
@@ -549,7 +559,7 @@ class _StopRequest:
     def _handle(self, number: int, _frame: Any) -> None:
         if self.tell is not None:
             self.tell(number)
-        elif self.signalled:
+        elif self.signalled and number != signal.SIGHUP:
             raise KeyboardInterrupt
         self.signalled = True
 
@@ -557,7 +567,7 @@ class _StopRequest:
 @contextmanager
 def _logged_to(file: Path) -> Iterator[None]:
     """Sends log messages and warnings of a run to its log.txt instead of the terminal."""
-    handler = logging.FileHandler(file)
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     levels = {
         "repro": logging.INFO,
@@ -583,8 +593,19 @@ def _logged_to(file: Path) -> Iterator[None]:
         handler.close()
 
 
+def _do_not_outlive(parent: int) -> None:
+    """Ends this process some time after its parent, should it be waiting for something else."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(GRACE_SECONDS)  # in which training saves its state
+    os._exit(1)
+
+
 def main() -> int:
     """Executes the run directory given on the command line."""
+    parent = _worker_of()
+    if parent is not None:
+        threading.Thread(target=_do_not_outlive, args=(parent,), daemon=True).start()
     try:
         status = execute_here(Run.open(Path(sys.argv[1])))
     except KeyboardInterrupt:

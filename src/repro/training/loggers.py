@@ -156,7 +156,7 @@ def attach_to_tensorboard(
         if path.suffix == ".png":
             logger.experiment.add_image(path.stem, imread(path), dataformats="HWC")
         elif path.suffix in (".json", ".yaml"):
-            logger.experiment.add_text(path.name, f"```\n{path.read_text()}\n```")
+            logger.experiment.add_text(path.name, f"```\n{path.read_text(encoding='utf-8')}\n```")
     for name, text in texts.items():
         logger.experiment.add_text(name, text)
     logger.experiment.flush()
