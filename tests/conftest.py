@@ -32,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """Whatever a test starts ends with it."""
+    yield
+    if "processes" in sys.modules:
+        sys.modules["processes"].end_all()
+
+
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Makes the toy paper known, and an empty folder the current one; returns the folder."""

@@ -13,6 +13,7 @@ log.txt         what was said along the way
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -219,6 +220,15 @@ class Run:
         """Where the run stands, as `record` says."""
         return self.record().status
 
+    def end(self) -> Status | None:
+        """How the run ended, if it did: ten times faster than `status`, for thousands of runs."""
+        try:
+            with open(f"{self.folder}/{names.RUN_RECORD}", "rb") as file:
+                status = Status(json.load(file)["status"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return status if status.has_ended else None
+
     def update(self, **changes: Any) -> None:
         """Merges changes into run.json.
 
@@ -384,7 +394,7 @@ class Run:
         return is_here and not self.is_held
 
 
-class _YamlDumper(yaml.SafeDumper):
+class _YamlDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """Writes what `OmegaConf.load` reads back as it was."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:

@@ -6,7 +6,7 @@ import functools
 import shutil
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from repro.records.papers import Paper, load_paper
 from repro.records.run import Code, Run
 from repro.records.status import Status
 from repro.records.typed import Moment, Record, read_record, update_record
+
+NEWEST = 5  # studies that say how long runs take
 
 
 class StudyRecord(Record):
@@ -195,15 +197,15 @@ def _age(study: Study) -> tuple[float, int]:
 
 
 def typical_seconds(paper: Paper, scale: str, outputs: Path) -> dict[str, float]:
-    """Median seconds of a run of each arm, from earlier studies or the recorded results."""
+    """Median seconds of a run of each arm, from the newest studies or the recorded results."""
     times: dict[str, list[float]] = {}
-    for study in find_studies(outputs):
-        if (study.about.paper, study.scale) != (paper.slug, scale):
-            continue
-        for run in study.runs:
-            record = run.record()
-            if record.status is Status.FINISHED and record.seconds is not None:
-                times.setdefault(record.arm, []).append(record.seconds)
+    folders = sorted(outputs.glob(f"{paper.slug}/{scale}/*"), reverse=True)
+    for folder in folders[:NEWEST]:
+        with suppress(ReproError):  # what is damaged says nothing
+            for run in Study.open(folder).runs:
+                record = run.record()
+                if record.status is Status.FINISHED and record.seconds is not None:
+                    times.setdefault(record.arm, []).append(record.seconds)
     if not times and paper.results_file(scale).is_file():
         for row in files.read_json(paper.results_file(scale))["runs"]:
             times.setdefault(row["arm"], []).append(row["seconds"])

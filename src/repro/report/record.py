@@ -76,8 +76,7 @@ def update_readmes(paper: Paper) -> None:
     if room.is_file():
         files.write_text(room, with_tables(room.read_text(encoding="utf-8"), paper))
     project = project_readme()
-    in_project = paper.room_folder.resolve().is_relative_to(project.parent)
-    if in_project and project.is_file():
+    if project.is_file():
         files.write_text(
             project, fill(project.read_text(encoding="utf-8"), "overview", overview_markdown())
         )
@@ -126,9 +125,12 @@ def results_markdown(recorded: dict[str, Any]) -> str:
 
 
 def overview_markdown() -> str:
-    """The table of all papers for the project's README: of the studies that judge a claim."""
+    """The table of the project's papers for its README: of the studies that judge a claim."""
     rows = []
+    rooms = project_readme().parent / "experiments"
     for paper in load_papers():
+        if not paper.room_folder.resolve().is_relative_to(rooms):
+            continue  # a user's own: a link to it would lead nowhere
         link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
         for scale, counts in recorded_verdicts(paper).items():
             if set(counts) != {Verdict.NOT_AT_SCALE}:
