@@ -7,6 +7,7 @@ import ctypes
 import functools
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -155,6 +156,10 @@ def _main(arguments: list[str], folder: str, log: str, environment: dict[str, st
     os.setpgrp()  # like a shell's job: a signal to the group reaches its workers too
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # should the tests be killed
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    limit = environment.get("TEST_FILE_LIMIT")
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

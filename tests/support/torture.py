@@ -7,7 +7,7 @@ import os
 import pytest
 
 IS_LONG = os.environ.get("REPRO_TORTURE") == "1"
-figures: dict[str, str] = {}  # what `make torture` says at its end, by kind of accident
+figures: dict[str, list[int]] = {}  # how often what went well, and was tried
 
 torture = pytest.mark.torture
 
@@ -18,5 +18,7 @@ def tries(short: int, long: int) -> int:
 
 
 def note(kind: str, well: int, tried: int) -> None:
-    """Notes how often something went well."""
-    figures[kind] = f"{well}/{tried}"
+    """Adds to the figures that `make torture` says at its end."""
+    counts = figures.setdefault(kind, [0, 0])
+    counts[0] += well
+    counts[1] += tried

@@ -106,7 +106,7 @@ def test_a_flipped_bit_is_noticed_or_does_no_harm(straight: Run, tmp_path: Path,
                 after = {key: after.get(key) for key in before}
             assert is_same(after, before), bit
         file.write_bytes(original)
-    note(f"bit flips in {name} refused or harmless", tried, tried)
+    note("bit flips refused or harmless", tried, tried)
 
 
 def test_the_checkpoint_before_takes_over_from_a_damaged_one(killed: Run, straight: Run) -> None:
