@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from repro.errors import UserError, did_you_mean
 from repro.launching import queue
 from repro.launching.jobs import RunJob
+from repro.records import files
 from repro.records.run import Run
 from repro.records.study import Study
 
@@ -117,6 +118,7 @@ def _submit_array(
     values["srun_args"] = ["--kill-on-bad-exit=1"]
     # Parents that failed count as done: their children say so themselves, the others run.
     values["dependency"] = ":".join(["afterany", *after]) if after else None
+    files.make_folder(study.jobs_folder)
     executor = submitit.AutoExecutor(
         study.jobs_folder, cluster="slurm", slurm_max_num_timeout=timeouts
     )
