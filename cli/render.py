@@ -193,6 +193,17 @@ def paper(shown: Paper, as_json: bool) -> None:
         scales = ", ".join(claim.scales) or "–"
         claim_table.add_row(claim.id, claim.statement, claim.paper.text, scales)
     console.print(claim_table)
+    reasons = {
+        (claim.id, check.claimed, check.margin_because): None
+        for claim in claims
+        for check in claim.all_checks()
+        if check.margin_because is not None
+    }
+    if reasons:
+        margin_table = table("claim", "limit", "because", title="\nMargins and bounds")
+        for reason in reasons:
+            margin_table.add_row(*map(Text, reason))
+        console.print(margin_table)
     for title, named in (("Arms", shown.arms), ("Scales", shown.scales)):
         layer_table = table("name", "overrides", title=f"\n{title}")
         for name, overrides in named.items():

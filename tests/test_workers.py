@@ -7,6 +7,5 @@ import pytest
 
 def test_groups_reach_the_workers(request: pytest.FixtureRequest) -> None:
     """What says so is private to pytest and pytest-xdist, and has changed unannounced."""
-    distributed = hasattr(request.config, "workerinput")
-    by_group = distributed and request.config.getoption("dist") == "loadgroup"
+    by_group = bool(request.config.getoption("loadgroup", False))
     assert request.node.nodeid.endswith("@workers") == by_group

@@ -13,7 +13,8 @@ from repro.claims.file import check_arms, load_claims, parse_claims
 from repro.claims.relations import RELATIONS
 from repro.errors import UserError
 
-GREATER = {"relation": "greater", "metric": "m", "arm": "a", "versus": "b"}
+SIDES = {"metric": "m", "arm": "a", "versus": "b"}
+GREATER = {"relation": "greater", **SIDES}
 
 EVERY_RELATION = """
 collapse: {metric: test/accuracy, below: 0.3}
@@ -82,6 +83,41 @@ def test_every_relation_loads(claims_yaml):
         assert check.claimed
 
 
+@pytest.mark.parametrize(
+    ("check", "chosen"),
+    [
+        (GREATER, {}),
+        ({**GREATER, "margin": 0.1}, {"margin": 0.1}),
+        ({**GREATER, "times": 5}, {"times": 5}),
+        ({"relation": "non_inferior", **SIDES, "margin": 0}, {}),
+        ({"relation": "equivalent", **SIDES, "margin": 0.1}, {"margin": 0.1}),
+        ({"relation": "ratio", **SIDES, "at_most": 1}, {}),
+        ({"relation": "speed_up", **SIDES, "at_least": 2}, {"at_least": 2}),
+        ({"relation": "at_least", "metric": "m", "arm": "a", "value": 0}, {}),
+        ({"relation": "at_most", "metric": "m", "arm": "a", "value": 3}, {"value": 3}),
+        (
+            {"relation": "within", "metric": "m", "arm": "a", "low": 0, "high": 1},
+            {"low": 0, "high": 1},
+        ),
+        ({"relation": "identity", "metric": "m", "arm": "a", "value": 7}, {}),
+        ({"relation": "identity", **SIDES, "tolerance": 0.1}, {"tolerance": 0.1}),
+        (
+            {
+                "relation": "ordered",
+                "metric": "m",
+                "arms": ["a", "b"],
+                "direction": "increasing",
+                "margin": 2,
+            },
+            {"margin": 2},
+        ),
+    ],
+)
+def test_what_somebody_had_to_choose(build, check, chosen):
+    (claim,) = build.claims_file(check).claims
+    assert claim.checks[0].chosen_limits == chosen
+
+
 def test_loading_is_light():
     code = (
         "import sys, repro.claims.file, repro.claims.verdicts; "
@@ -97,6 +133,7 @@ def test_loading_is_light():
         ({"margn": 1}, "checks[0]: unknown field 'margn'. Did you mean 'margin'?"),
         ({"relation": "graeter"}, "checks[0]: unknown relation 'graeter'. Did you mean 'greater'?"),
         ({"margin": "big"}, "checks[0].margin: should be a valid number"),
+        ({"margin_because": ""}, "checks[0].margin_because: String should have at least 1 char"),
         ({"margin": -1}, "checks[0].margin: should be greater than or equal to 0"),
         ({"margin": float("inf")}, "checks[0].margin: should be a finite number"),
         ({"min_seeds": 1}, "checks[0].min_seeds: should be greater than or equal to 2"),

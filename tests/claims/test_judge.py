@@ -419,6 +419,24 @@ def test_verdicts_survive_json(build):
         assert ClaimVerdict.from_dict(json.loads(text)) == outcome
 
 
+def test_a_time_is_that_of_this_machine(build):
+    check = {"relation": "ratio", **A_OVER_B, "at_most": 1}
+    timed = build.verdict({**check, "metric": "time/step_ms"}, {}).checks[0]
+    assert timed.compared == "a / b, time/step_ms, on this machine"
+    against = {**check, "metric": "ops", "versus_metric": "time/ops", "at": {"x": 1}}
+    assert build.verdict(against, {}).checks[0].compared.endswith(", at x=1, on this machine")
+    assert "machine" not in build.verdict(check, {}).checks[0].compared
+
+
+def test_a_reason_for_a_margin_goes_along(build):
+    check = {"relation": "greater", **A_OVER_B, "margin": 0.01}
+    runs = two_arms(0.9, 0.8)
+    assert "margin_because" not in build.verdict(check, runs).to_dict()["checks"][0]
+    explained = build.verdict({**check, "margin_because": "half of the paper's effect"}, runs)
+    assert explained.to_dict()["checks"][0]["margin_because"] == "half of the paper's effect"
+    assert ClaimVerdict.from_dict(explained.to_dict()) == explained
+
+
 SPREADS = {"relation": "spreads_more", "arms": ["a", "b", "c"], "versus": ["a", "d"]}
 
 

@@ -104,6 +104,21 @@ def test_a_resumed_study_submits_only_what_no_job_works_on(commands: Path) -> No
     assert study.layers[1][1].job == "9"
 
 
+def test_exclusive_runs_are_jobs_that_wait_for_each_other(commands: Path) -> None:
+    accepting(commands)
+    typed = ["paper=toy", "scale=smoke", "arm=[adam,tuned]", "hardware=slurm_cpu"]
+    alone = "arms.adam=['optimizer=adam','exclusive=true']"
+    assert repro(["run", *typed, alone, "--detach"])[0] == 0
+    jobs = {int(file.stem): options(file) for file in commands.glob("*.sh")}
+    assert {number: job.get("dependency") for number, job in jobs.items()} == {
+        7: None,
+        8: "afterany:7",
+        9: "afterany:7:8",
+        10: "afterany:7:8:9",
+    }
+    assert [number for number, job in jobs.items() if "array" in job] in ([7, 8], [8, 7])
+
+
 MIXED = [*ONE_RUN, "training.epochs=1", "hardware=cpu,slurm_cpu"]
 
 

@@ -15,10 +15,12 @@ from processes import repro
 from repro.cli.main import cli
 
 from repro.claims.studies import judge_study, read_verdicts, results
+from repro.launching import local
 from repro.launching.local import launcher_overrides
 from repro.planning import prepare
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
+from repro.records.run import Run
 from repro.records.study import Study, find_studies
 
 SMOKE = ["run", "paper=toy", "scale=smoke"]
@@ -76,6 +78,24 @@ def test_parallel_studies_give_the_same_numbers(toy: Path, serial: Study) -> Non
     study = only_study()
     assert len({run.record().pid for run in study.runs}) == 2
     assert summaries(study) == summaries(serial)
+
+
+def test_exclusive_runs_come_last_and_one_at_a_time(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[list[str]] = []
+
+    def note(_launcher: Any, runs: list[Run], _study: Study, first: int) -> None:
+        assert first == sum(map(len, together))
+        together.append([f"{run.folder.parent.name} {run.folder.name}" for run in runs])
+
+    monkeypatch.setattr(local, "_launch_together", note)
+    alone = "arms.adam=['optimizer=adam','exclusive=true']"
+    plan = plan_study(["paper=toy", "scale=smoke", "n_jobs=2", alone, "arm=[adam,tuned]"])
+    study = create_study(plan, toy / "outputs")
+    local.run_study(study)
+    shared = [[f"{arm} seed={seed}" for seed in (0, 1)] for arm in ("sgd", "tuned")]
+    assert together == [*shared, ["adam seed=0"], ["adam seed=1"]]
 
 
 def test_a_study_can_be_moved_and_resumed_elsewhere(toy: Path, serial: Study) -> None:

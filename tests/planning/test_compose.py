@@ -165,6 +165,17 @@ def test_unknown_parents_and_circles_are_refused(papers: Any) -> None:
     assert "circle" in refusal("paper=toy", "arm=tuned")
 
 
+def test_what_starts_from_an_exclusive_run_is_exclusive_too(toy: Path) -> None:
+    alone = "arms.sgd=['exclusive=true']"
+    message = refusal("paper=toy", "arm=tuned", alone)
+    assert message == (
+        "Arm 'tuned' starts from 'sgd', whose runs are exclusive and come last. "
+        "Say exclusive=true for 'tuned', too."
+    )
+    assert plan("arm=[sgd,adam]", alone).runs
+    assert plan("arm=tuned", "exclusive=true").runs
+
+
 def test_arms_that_an_override_makes_equal_run_once(toy: Path) -> None:
     planned = plan("scale=smoke", "optimizer.lr=1", "optimizer=sgd", "arm=[sgd,adam]")
     assert {run.arm for run in planned.runs} == {"sgd"}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fake_outputs import claim
 
+from repro.claims.verdicts import Verdict
 from repro.records.papers import Paper, load_paper, load_papers, paper_files
 from repro.report import record
+from repro.report.tables import verdicts_markdown
 
 PAPERS = load_papers()
 
@@ -35,6 +38,16 @@ def test_filling_replaces_only_what_stands_between_the_markers() -> None:
     text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
     assert record.fill(text, "x", "new\n") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
     assert record.fill(text, "y", "new\n") == text
+
+
+def test_reasons_of_margins_stand_below_the_table() -> None:
+    plain = claim("C1", Verdict.SUPPORTED)
+    (check,) = plain.checks
+    reason = check.model_copy(update={"margin_because": "half of 2 points | table 1"})
+    explained = plain.model_copy(update={"checks": (reason, reason)})
+    assert verdicts_markdown([plain])[-1].startswith("| C1")
+    *_, empty, last = verdicts_markdown([plain, explained])
+    assert (empty, last) == ("", "Limits: C1 ≥ -1 %, half of 2 points \\| table 1.")
 
 
 def test_every_config_file_of_a_paper_is_listed() -> None:

@@ -87,6 +87,7 @@ def _judge_check(check: Check, evidence: Evidence) -> CheckVerdict:
         signed=check.signed,
         percent=check.percent,
         unit=check.unit or ("×" if check.is_factor else ""),
+        margin_because=check.margin_because,
     )
 
 

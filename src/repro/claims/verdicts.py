@@ -75,6 +75,7 @@ class CheckVerdict(_Record):
         signed: Whether the effect is a difference, shown with its sign.
         percent: Whether it is shown as a percentage.
         unit: What stands behind the numbers.
+        margin_because: Why the margin or bound is what it is, if the check says so.
     """
 
     relation: str
@@ -90,6 +91,7 @@ class CheckVerdict(_Record):
     signed: bool = False
     percent: bool = False
     unit: str = ""
+    margin_because: str | None = Field(None, exclude_if=lambda reason: reason is None)
 
     @property
     def detail(self) -> str:

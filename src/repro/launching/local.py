@@ -85,6 +85,8 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
         layers: the runs to do, parents before children.
         n_jobs: local processes side by side, instead of what the runs' configs say.
 
+    Exclusive runs come after all others and one at a time, whatever the launcher.
+
     A `UserError` says so if another process executes one of the runs, or Slurm refuses them; a
     `ReproError`, if a worker died, or the outcome of a run could not be recorded; a
     `KeyboardInterrupt`, if the user stopped the study.
@@ -93,7 +95,9 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     if not runs:
         return
     _check_free(runs)
-    groups = _by_launcher(runs, Run.plain_config, study.about.hydra, n_jobs)
+    settings = {run: _settings(run) for run in runs}
+    layers = _exclusive_last(layers, settings)
+    groups = _by_launcher(runs, settings.__getitem__, study.about.hydra, n_jobs)
     chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():
         _check_trusted(study, [some[0] for some in groups.values()])
@@ -120,6 +124,25 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
                     done += len(part)
 
 
+def _settings(run: Run) -> dict[str, Any]:
+    """What a run's config says about how it is launched, and nothing else: there may be thousands.
+
+    Raises:
+        UserError: it does not say so.
+    """
+    config = run.plain_config()
+    hardware = config.get("hardware")
+    if not (isinstance(hardware, dict) and isinstance(hardware.get("launcher"), dict)):
+        raise UserError(f"{run.config_file} is not the config of a run: no hardware.launcher.")
+    missing = {"num_nodes", "accelerator", "strategy"} - hardware.keys()
+    if missing or "name" not in hardware["launcher"]:
+        raise UserError(f"{run.config_file} is not the config of a run: hardware lacks something.")
+    n_jobs = config.get("n_jobs")
+    if n_jobs != "auto" and not isinstance(n_jobs, int):
+        raise UserError(f"{run.config_file} is not the config of a run: n_jobs={n_jobs!r}.")
+    return {"hardware": hardware, "n_jobs": n_jobs, "exclusive": config.get("exclusive")}
+
+
 def _check_free(runs: Iterable[Run]) -> None:
     """Makes sure, before anything starts, that nobody executes one of some runs by itself.
 
@@ -136,7 +159,16 @@ def _check_trusted(study: Study, runs: Iterable[Run]) -> None:
     if not trust.is_trusted():
         trust.check_hydra(study.about.hydra)
         for run in runs:
-            trust.check_launcher(run.plain_config()["hardware"]["launcher"])
+            trust.check_launcher(_settings(run)["hardware"]["launcher"])
+
+
+def _exclusive_last(
+    layers: Sequence[Sequence[Run]], settings: Mapping[Run, Mapping[str, Any]]
+) -> list[list[Run]]:
+    """The layers without the exclusive runs, each of which gets a layer of its own at the end."""
+    alone = {run for run in settings if settings[run].get("exclusive")}
+    shared = [[run for run in layer if run not in alone] for layer in layers]
+    return [*shared, *([run] for layer in layers for run in layer if run in alone)]
 
 
 def _by_launcher(

@@ -28,6 +28,7 @@ from repro.errors import UserError, did_you_mean
 from repro.records.layers import stack as stack_texts
 from repro.records.papers import config_folders, is_group
 
+STUDY_BLOCKS = ("arms", "scales")
 Point = dict[str, Any]  # one point of a grid: override key -> value
 
 
@@ -60,19 +61,20 @@ class _ReadOnce:
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy, because what is composed from it writes into it."""
         if config_path not in self.parsed:
-            self.parsed[config_path] = _without_figures(self.repository.load_config(config_path))
+            self.parsed[config_path] = self.repository.load_config(config_path)
+            self.drop("figures")  # what `repro.report.figures` reads: no run needs it
         found = copy.copy(self.parsed[config_path])
         if found is not None:
             found.config = copy.deepcopy(found.config)
         return found
 
-
-def _without_figures(found: ConfigResult | None) -> ConfigResult | None:
-    """A config without what `repro.report.figures` reads: no run needs it, and copies take long."""
-    if found is not None and isinstance(found.config, DictConfig):
-        with flag_override(found.config, ["struct", "readonly"], False):
-            found.config.pop("figures", None)
-    return found
+    def drop(self, *keys: str) -> None:
+        """Takes top-level keys out of all that was parsed: copies of large blocks take long."""
+        for found in self.parsed.values():
+            if found is not None and isinstance(found.config, DictConfig):
+                with flag_override(found.config, ["struct", "readonly"], False):
+                    for key in keys:
+                        found.config.pop(key, None)
 
 
 @contextmanager
@@ -84,6 +86,12 @@ def hydra_ready() -> Iterator[None]:
         loader: Any = GlobalHydra.instance().config_loader()
         loader.repository = _ReadOnce(loader.repository)
         yield
+
+
+def forget_study() -> None:
+    """Leaves arms and scales out of what is composed from here on: no run's config has them."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    loader.repository.drop(*STUDY_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,42 @@ def compose_config(
         raise UserError(_explain_composition(error, texts)) from None
     OmegaConf.set_struct(config, True)
     return config
+
+
+class Composer:
+    """Composes many configs of one paper.
+
+    Hydra merges some twenty files for each; here it does so once for all that choose the same
+    groups, and what is set on top of them is merged into a copy, as Hydra does it.
+
+    Args:
+        fixed: overrides that all have.
+    """
+
+    def __init__(self, *fixed: str) -> None:
+        self.fixed = fixed
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose(self, texts: Sequence[str]) -> DictConfig:
+        """Like `compose_config`, for these overrides besides the fixed ones."""
+        overrides = Layer.parse(texts, "override").overrides
+        values = [o for o in overrides if _sets_a_value(o)]
+        groups = tuple(o.input_line or "" for o in overrides if not _sets_a_value(o))
+        if groups not in self.composed:
+            self.composed[groups] = compose_config([*self.fixed, *groups])
+        config = copy.deepcopy(self.composed[groups])
+        try:
+            for override in values:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:  # something is wrong, and Hydra finds out what
+            return compose_config([*self.fixed, *texts])
+        return config
+
+
+def _sets_a_value(override: Override) -> bool:
+    """Whether it is an ordinary ``key=value``: no group, nothing added or deleted."""
+    changes = not (override.is_add() or override.is_force_add() or override.is_delete())
+    return changes and override.package is None and not is_group(override.key_or_group)
 
 
 def check_types(config: DictConfig, base: DictConfig, layer: Layer) -> None:

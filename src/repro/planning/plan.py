@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from repro.errors import UserError, did_you_mean
 from repro.planning import compose, extras
@@ -115,11 +115,7 @@ class _Declared:
     scale: str
     scale_layer: Layer
     settings: dict[str, Any]  # of the study: the scale's over the paper's
-    defaults: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # composed already
-
-    def compose(self, texts: Sequence[str]) -> DictConfig:
-        """Composes the paper's config with some overrides."""
-        return compose.compose_config([f"paper={self.slug}", *texts])
+    composer: compose.Composer
 
 
 def _plan(typed: list[str], grid: bool) -> Plan:
@@ -132,6 +128,8 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     if not grid:
         compose.refuse_grid(user)
     declared = _declare(slug, user)
+    user = _without_blocks(user)
+    compose.forget_study()
     notes: list[str] = []
     runs: list[PlannedRun] = []
     for layer, point in compose.expand_grid(user) if grid else [(user, {})]:
@@ -151,6 +149,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         twins=twins,
     )
     plan.layers()  # finds circles before anything is written
+    _check_exclusive(runs)
     return plan
 
 
@@ -171,7 +170,7 @@ def _declare(slug: str, user: Layer) -> _Declared:
         UserError: there is no such scale.
     """
     config = compose.compose_config(
-        [f"paper={slug}", *stack_text(user, ("scale", "arms", "scales"))]
+        [f"paper={slug}", *stack_text(user, ("scale", *compose.STUDY_BLOCKS))]
     )
     arms = _named_layers(config.arms, "arm")
     scales = _named_layers(config.scales, "scale")
@@ -189,6 +188,7 @@ def _declare(slug: str, user: Layer) -> _Declared:
         scale=scale,
         scale_layer=scale_layer,
         settings={"seeds": list(config.seeds), **settings},
+        composer=compose.Composer(f"paper={slug}"),
     )
 
 
@@ -205,12 +205,12 @@ def _plan_point(
     runs: list[PlannedRun] = []
     for arm in _with_parents(asked, declared.arms, parents, notes):
         texts = compose.stack([declared.scale_layer, declared.arms[arm], user])
-        config = declared.compose(texts)
+        config = declared.composer.compose(texts)
         if not runs:  # the same in every arm
             _check_types(declared, config, arm, user)
         config["from"] = parents[arm]
         config.scale, config.arm = declared.scale, arm
-        config = _without_lists(config)
+        _drop_lists(config)
         runs += [
             PlannedRun(
                 arm=arm,
@@ -227,7 +227,7 @@ def _plan_point(
             )
             for seed, content in zip(seeds, _resolved(config, seeds), strict=True)
         ]
-        _check_values(runs[-1].config)
+        _check_values(runs[-1].content)
     return runs
 
 
@@ -236,10 +236,8 @@ def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer)
     groups = _group_choices(user)
     if groups == user:
         return
-    texts = tuple(compose.stack([declared.scale_layer, declared.arms[arm], groups]))
-    if texts not in declared.defaults:
-        declared.defaults[texts] = declared.compose(texts)
-    compose.check_types(config, declared.defaults[texts], user)
+    texts = compose.stack([declared.scale_layer, declared.arms[arm], groups])
+    compose.check_types(config, declared.composer.compose(texts), user)
 
 
 def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:
@@ -249,6 +247,12 @@ def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:
         for o in layer.overrides
         if o.key_or_group.split(".")[0] in roots and not o.is_sweep_override()
     ]
+
+
+def _without_blocks(layer: Layer) -> Layer:
+    """A layer without arms and scales that the user put, which `_declare` has read."""
+    blocks = compose.STUDY_BLOCKS
+    return Layer(tuple(o for o in layer.overrides if o.key_or_group.split(".")[0] not in blocks))
 
 
 def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
@@ -336,12 +340,11 @@ def _group_choices(layer: Layer) -> Layer:
     return Layer(tuple(o for o in layer.overrides if is_group(o.key_or_group)))
 
 
-def _without_lists(config: DictConfig) -> DictConfig:
-    """A config without what concerns a study as a whole."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    study = ("arms", "scales", "seeds", "report")
-    return OmegaConf.create({key: value for key, value in plain.items() if key not in study})
+def _drop_lists(config: DictConfig) -> None:
+    """Takes out of a config what concerns a study as a whole."""
+    with open_dict(config):
+        for key in (*compose.STUDY_BLOCKS, "seeds", "report"):
+            config.pop(key, None)
 
 
 def _resolved(config: DictConfig, seeds: list[int]) -> Iterator[dict[str, Any]]:
@@ -390,28 +393,45 @@ def _with_seed(one: Any, other: Any, seed: int) -> Any:
     return one if repr(one) == repr(other) else seed
 
 
-def _check_values(config: DictConfig) -> None:
+def _check_values(content: dict[str, Any]) -> None:
     """Refuses what would fail, or run for ever, only once training has begun.
 
     Raises:
         UserError: there is such a value; the message says what it may be.
     """
+    training, launcher = content["training"], content["hardware"]["launcher"]
+    values = compose.flatten({key: content[key] for key in ("training", "hardware")})
     for key in COUNTS:
-        value = OmegaConf.select(config, key)
+        value = values.get(key)
         if not (value is None and key in OPTIONAL_COUNTS) and not _is_count(value):
             raise UserError(f"{key} takes a whole number from 1 on, not {value!r}.")
     for key, allowed in WORDS.items():
-        value = OmegaConf.select(config, key)
-        if value not in allowed:
-            raise UserError(f"{key} is {' or '.join(allowed)}, not {value!r}.")
-    if str(OmegaConf.select(config, "training.monitor")).startswith("test/"):
+        if values.get(key) not in allowed:
+            raise UserError(f"{key} is {' or '.join(allowed)}, not {values.get(key)!r}.")
+    if str(training.get("monitor")).startswith("test/"):
         raise UserError("training.monitor chooses best.ckpt: a val/ metric, never a test metric.")
-    extras.require(config.logger.loggers)
-    compose.check_launcher(str(config.hardware.launcher.name))
-    if config.n_jobs != "auto" and not _is_count(config.n_jobs):
-        raise UserError(f"n_jobs is auto or a whole number from 1 on, not {config.n_jobs!r}.")
-    if not isinstance(config.outputs, str) or not config.outputs:
-        raise UserError(f"outputs is a folder, not {config.outputs!r}.")
+    extras.require(content["logger"]["loggers"])
+    compose.check_launcher(str(launcher["name"]))
+    n_jobs, outputs = content["n_jobs"], content["outputs"]
+    if n_jobs != "auto" and not _is_count(n_jobs):
+        raise UserError(f"n_jobs is auto or a whole number from 1 on, not {n_jobs!r}.")
+    if not isinstance(outputs, str) or not outputs:
+        raise UserError(f"outputs is a folder, not {outputs!r}.")
+
+
+def _check_exclusive(runs: Sequence[PlannedRun]) -> None:
+    """Refuses runs that would start before the exclusive run that they start from.
+
+    Raises:
+        UserError: there is such a run.
+    """
+    alone = {run.arm for run in runs if run.content["exclusive"]}
+    for run in runs:
+        if run.parent in alone and run.arm not in alone:
+            raise UserError(
+                f"Arm '{run.arm}' starts from '{run.parent}', whose runs are exclusive and come "
+                f"last. Say exclusive=true for '{run.arm}', too."
+            )
 
 
 def _is_count(value: Any) -> bool:

@@ -77,12 +77,13 @@ def verdict_rows(verdicts: Iterable[ClaimVerdict]) -> list[VerdictRow]:
 def verdicts_markdown(
     verdicts: Iterable[ClaimVerdict], escape: Callable[[str], str] = escape_cell
 ) -> list[str]:
-    """The table of claims in Markdown, as lines.
+    """The table of claims in Markdown, as lines, and below it the reasons of margins.
 
     Args:
         verdicts: the claims.
         escape: makes text harmless; by default only what ends a cell is.
     """
+    verdicts = list(verdicts)
     rows = []
     for row in verdict_rows(verdicts):
         cells = [escape(text) for text in row[:3]]
@@ -93,7 +94,23 @@ def verdicts_markdown(
         else:
             measured, verdict = row.effect, f"{verdict}: {escape(row.detail)}"
         rows.append((*cells, measured, row.seeds, verdict))
-    return markdown_table(VERDICT_COLUMNS, rows)
+    return [*markdown_table(VERDICT_COLUMNS, rows), *_margins_markdown(verdicts, escape)]
+
+
+def margin_reasons(verdicts: Iterable[ClaimVerdict]) -> list[tuple[str, str, str]]:
+    """Claim, limit and reason of every check that says why its margin is what it is."""
+    reasons = [
+        (claim.id, check.claimed, check.margin_because)
+        for claim in verdicts
+        for check in claim.checks
+        if check.margin_because is not None
+    ]
+    return list(dict.fromkeys(reasons))
+
+
+def _margins_markdown(verdicts: Iterable[ClaimVerdict], escape: Callable[[str], str]) -> list[str]:
+    texts = [f"{name} {limit}, {because}" for name, limit, because in margin_reasons(verdicts)]
+    return ["", f"Limits: {escape('; '.join(texts))}."] if texts else []
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class Check(Strict):
         min_seeds: Fewer seeds than this leave a statistical check inconclusive.
         unit: Shown behind the numbers.
         percent: Shows fractions as percentages.
+        margin_because: Why its margin or bound is what it is, in a line.
     """
 
     relation: str
@@ -73,7 +74,10 @@ class Check(Strict):
     min_seeds: int = Field(2, ge=2)
     unit: str = ""
     percent: bool = False
+    margin_because: Text | None = None
 
+    # The fields that say how far the effect has to go, each with the value that asks for nothing.
+    limits: ClassVar[Mapping[str, float | None]] = {}
     signed: ClassVar[bool] = False  # Whether the effect is a difference, to be shown with its sign.
     is_factor: ClassVar[bool] = False  # Whether it is a ratio: judged by logarithms, shown with ×.
 
@@ -123,9 +127,25 @@ class Check(Strict):
 
     @property
     def effect_name(self) -> str:
-        """What the effect is, and of which runs."""
+        """What the effect is, of which runs and, where that matters, of which machine."""
         at = ", ".join(f"{key}={value}" for key, value in self.at.items())
-        return f"{self.compared}, at {at}" if at else self.compared
+        here = "on this machine" if self.timed else ""
+        return ", ".join(filter(None, (self.compared, at and f"at {at}", here)))
+
+    @property
+    def timed(self) -> bool:
+        """Whether the check reads a time, which is only that of the machine it was taken on."""
+        return any(name.startswith("time/") for name in self.metric_names())
+
+    @property
+    def chosen_limits(self) -> dict[str, float]:
+        """The margins and bounds that somebody had to choose: `margin_because` is about them."""
+        values = {name: getattr(self, name) for name in self.limits}
+        return {
+            name: value
+            for name, value in values.items()
+            if value is not None and value != self.limits[name]
+        }
 
     def arm_names(self) -> tuple[str, ...]:
         """The arms this check reads, by its fields ``arm``, ``arms`` and ``versus``."""
@@ -268,6 +288,7 @@ class Range(MetricCheck):
         high: The highest.
     """
 
+    limits: ClassVar[Mapping[str, float | None]] = {"low": None, "high": None}
     low: float
     high: float
 

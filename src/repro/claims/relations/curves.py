@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -69,6 +70,7 @@ class Spread(MetricCheck):
 class Directed(MetricCheck):
     """A change that is claimed to be greater than a margin in one direction."""
 
+    limits: ClassVar[Mapping[str, float | None]] = {"margin": 0.0}
     signed: ClassVar[bool] = True
     direction: Literal["increasing", "decreasing"]
     margin: float = Field(0.0, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -39,6 +40,7 @@ class Level(MetricCheck):
 class Bound(Level):
     """The mean is at least, or at most, a value."""
 
+    limits: ClassVar[Mapping[str, float | None]] = {"value": 0.0}
     relation: Literal["at_least", "at_most"]
     value: float
 
@@ -137,6 +139,7 @@ class Comparison(Paired):
             quality below zero would make "five times the loss" an easy thing to beat.
     """
 
+    limits: ClassVar[Mapping[str, float | None]] = {"margin": 0.0, "times": 1.0}
     signed: ClassVar[bool] = True
     relation: Literal["greater", "less"]
     margin: float = Field(0.0, ge=0)
@@ -162,6 +165,7 @@ class Comparison(Paired):
 class NonInferior(Paired):
     """``arm`` is not worse than ``versus`` by more than the margin."""
 
+    limits: ClassVar[Mapping[str, float | None]] = {"margin": 0.0}
     signed: ClassVar[bool] = True
     relation: Literal["non_inferior"]
     margin: float = Field(ge=0)
@@ -176,6 +180,7 @@ class NonInferior(Paired):
 class Equivalent(Paired):
     """``arm`` and ``versus`` differ by at most the margin (two one-sided tests)."""
 
+    limits: ClassVar[Mapping[str, float | None]] = {"margin": 0.0}
     signed: ClassVar[bool] = True
     relation: Literal["equivalent"]
     margin: float = Field(gt=0)
@@ -194,6 +199,7 @@ class Factor(Paired):
         at_most: The highest.
     """
 
+    limits: ClassVar[Mapping[str, float | None]] = {"at_least": 1.0, "at_most": 1.0}
     is_factor: ClassVar[bool] = True
     at_least: float | None = Field(None, gt=0)
     at_most: float | None = Field(None, gt=0)
@@ -232,6 +238,7 @@ class Identity(Sides):
         tolerance: The largest deviation allowed.
     """
 
+    limits: ClassVar[Mapping[str, float | None]] = {"tolerance": 0.0}
     relation: Literal["identity"]
     value: float | None = None
     tolerance: float = Field(0.0, ge=0)
