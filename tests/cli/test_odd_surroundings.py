@@ -23,6 +23,7 @@ from repro.records.study import Study, find_studies
 from repro.training.execute import _StopRequest
 
 TOY = ["run", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "n_jobs=1"]
+SUPPORT = Path(__file__).parents[1] / "support"
 INSTALLED = [sys.executable, "-P", "-m", "repro.cli.main"]
 
 
@@ -45,8 +46,7 @@ def refusal(*typed: str) -> str:
         ("arm@x=[]", "arm takes one arm or a list of some: sgd"),
         ("hardware.num_nodes=1000", "takes a cluster"),
         ("+hardware.launcher.x.y=1", "hardware.launcher: "),
-        ("+hardware.launcher.x=1", "hardware.launcher: "),
-        ("hardware.launcher={name:joblib,n_job:3}", "Did you mean 'hydra.launcher.n_jobs'?"),
+        ("+hardware.launcher.x=1", "hydra.launcher.x"),
         ("+hardware.launcher._target_=os.system", "hardware.launcher"),
     ],
 )
@@ -142,8 +142,8 @@ def test_the_newest_study_is_the_one_that_was_created_last(tmp_path: Path) -> No
 @pytest.mark.parametrize("verb", ["list", "show toy", "status", "report"])
 def test_a_terminal_that_knows_no_unicode_shows_what_it_can(toy: Path, verb: str) -> None:
     make_study(toy / "outputs", typed=["paper=ü"])
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "POSIX"}
-    done = run([*INSTALLED, *verb.split()], toy, env=environment)
+    poor = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "POSIX"}
+    done = run([*INSTALLED, *verb.split()], toy, **poor)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -155,17 +155,15 @@ def test_who_reads_on_no_longer_is_no_error(toy: Path) -> None:
 
 
 def test_a_full_device_for_output_is_said(toy: Path) -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [*INSTALLED, "list"], cwd=toy, stdout=full, stderr=subprocess.PIPE, check=False
-        )
+    done = run(["bash", "-c", f"{' '.join(INSTALLED)} list > /dev/full"], toy)
     assert done.returncode == 0
     assert b"cannot be written: No space left" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def run(command: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, cwd=folder, capture_output=True, check=False, **options)
+def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), **more}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 import rooms
 import yaml
 from click.testing import CliRunner, Result
+from fake_outputs import rewrite_config, update_json
 from repro.cli.main import cli
 from rooms import prepared
 from torture import note, torture, tries
@@ -112,11 +113,7 @@ def in_config(study: Study, place: str, value: Any) -> None:
     for part in path:
         node = node[part]
     node[last] = {**node[last], **value} if place == "dataset" else value
-    file.write_text(yaml.safe_dump(config))
-
-
-def in_json(file: Path, **changes: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    rewrite_config(study.runs[0], yaml.safe_dump(config))
 
 
 def resume(study: Study, *options: str) -> Result:
@@ -218,12 +215,12 @@ def test_a_launcher_only_shares_out_runs(
     ],
 )
 def test_a_study_only_chooses_a_launcher(study: Study, guard: Guard, texts: list[str]) -> None:
-    in_json(study.record_file, hydra=texts)
+    update_json(study.record_file, hydra=texts)
     refused(study, guard)
 
 
 def test_harmless_choices_of_a_launcher_are_kept(study: Study) -> None:
-    in_json(study.record_file, hydra=["hydra/launcher=basic"])
+    update_json(study.record_file, hydra=["hydra/launcher=basic"])
     assert resume(study).exit_code == 0
 
 
@@ -244,14 +241,14 @@ def test_a_logger_is_as_a_config_has_it(
 
 @pytest.mark.parametrize("name", ["os.system", "repro.training.checkpoints.Watch", "toy_room.Evil"])
 def test_a_callback_is_that_of_a_search(study: Study, guard: Guard, name: str) -> None:
-    in_json(study.runs[0].record_file, callback=name)
+    update_json(study.runs[0].record_file, callback=name)
     refused(study, guard)
 
 
 def test_only_a_run_of_the_study_is_executed(study: Study, guard: Guard, toy: Path) -> None:
     shutil.copytree(study.runs[0].folder, toy / "mine")
     for path in ("../../../../mine", str(toy / "mine"), ""):
-        in_json(study.record_file, layers=[[path]])
+        update_json(study.record_file, layers=[[path]])
         assert "outside of its folder" in refused(study, guard)
 
 
@@ -286,7 +283,7 @@ def test_a_job_is_a_number(study: Study, guard: Guard, job: Any) -> None:
 
 def test_a_scale_is_no_path(study: Study) -> None:
     assert resume(study).exit_code == 0
-    in_json(study.record_file, scale="../../CANARY")
+    update_json(study.record_file, scale="../../CANARY")
     result = CliRunner().invoke(cli, ["record", "--study", str(study.folder)])
     assert result.exit_code == 2
     assert "has no scale" in result.stderr
@@ -372,10 +369,10 @@ def mutated(noise: random.Random, names: list[str]) -> tuple[str, Mutation]:
         return f"{place}: {value}", lambda study: in_config(study, place, value)
     if where < 0.85:
         name = target["_target_"]
-        return f"callback: {name}", lambda s: in_json(s.runs[0].record_file, callback=name)
+        return f"callback: {name}", lambda s: update_json(s.runs[0].record_file, callback=name)
     key = noise.choice(["hydra.launcher.x", "hydra.callbacks.x", "hydra.x", "hydra.launcher"])
     text = f"++{key}={{_target_:{target['_target_']},command:'touch CANARY'}}"
-    return text, lambda study: in_json(study.record_file, hydra=["hydra/launcher=joblib", text])
+    return text, lambda study: update_json(study.record_file, hydra=["hydra/launcher=joblib", text])
 
 
 @torture

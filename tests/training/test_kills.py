@@ -68,7 +68,7 @@ def kill(command: Command, moment: float, number: signal.Signals, group: bool) -
 def test_random_kills_change_no_bit(toy: Path, straight: tuple[dict[str, Any], float]) -> None:
     expected, computed = straight
     noise = random.Random(7)
-    tried = tries(5, 60)
+    tried = tries(4, 60)
     for attempt in range(tried):
         shutil.rmtree(toy / "outputs", ignore_errors=True)
         words, said = STUDY, []

@@ -272,7 +272,7 @@ def _launcher(config: DictConfig) -> Launcher:
         return Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=job, config=config
         )
-    except InstantiationException as error:
+    except (InstantiationException, RuntimeError) as error:  # the latter of what is no launcher
         reason = str(error.__cause__ or error).splitlines()[0]
         raise UserError(f"hardware.launcher: {reason}") from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +190,11 @@ def find_studies(outputs: Path) -> list[Study]:
 
 def _age(study: Study) -> tuple[float, int]:
     """When a study was created; among those of a second, its number."""
-    try:
-        created = study.about.created.timestamp()
-    except ReproError:  # it is damaged: others say so
-        created = study.record_file.stat().st_mtime
+    try:  # without checking all of it: there may be thousands
+        with open(f"{study.folder}/{names.STUDY_RECORD}", "rb") as file:
+            created = datetime.fromisoformat(json.load(file)["created"]).timestamp()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # others say so
+        created = 0.0
     number = study.folder.name.rpartition("_")[2]
     return created, int(number) if number.isdecimal() else 1
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError, UserError
 from repro.planning import trust
-from repro.records import files, provenance
+from repro.records import files, names, provenance
 from repro.records.run import Failure, Run, process_identity
 from repro.records.status import Status
 from repro.records.study import Study
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
+KEPT_SUMS = {names.RUN_CONFIG}  # those of files that an attempt does not write anew
 GRACE_SECONDS = 30.0  # for a process whose parent died
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
@@ -121,6 +122,9 @@ def _execute(run: Run, job: str | None) -> Status:
             started=now(),
             error=None,
             attempts=record.attempts + 1,
+            checksums={
+                name: record.checksums[name] for name in KEPT_SUMS & record.checksums.keys()
+            },
             **process_identity(),
         )
         outcome: dict[str, Any]
