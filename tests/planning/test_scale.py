@@ -21,7 +21,7 @@ from repro.records.study import Study, typical_seconds
         ["paper=dgc", "arm=dgc"],
         ["paper=gsae", "arm=digits_net"],
         ["paper=toy", "arm=sgd", "+x='run-${seed}'", "+y=[${seed},{a:${seed}}]", "+z=${seed}"],
-        ["paper=toy", "arm=sgd", "+t={k3:c,k4:d,k9:e}", "+x='${t.k${seed}}'"],
+        ["paper=toy", "arm=sgd", "+t={k3:c,k4:d,k9:e}", "+k='k${seed}'", "+x='${t.${k}}'"],
         ["paper=toy", "arm=sgd", "+t={a:${seed}}", "+x='${t.a} of them'", "+nan=.nan"],
     ],
 )
