@@ -79,7 +79,7 @@ def _choices(file: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def _defaults(file: Path | None) -> list[Any]:
-    content = parse_yaml(file.read_text()) if file else None
+    content = parse_yaml(file.read_text(encoding="utf-8")) if file else None
     return list((content or {}).get("defaults", []))
 
 
@@ -97,7 +97,7 @@ def _documented(file: Path | None, prefix: str = "") -> Iterator[Knob]:
     """The settings of one file, with the comment beside each, or else the one above it."""
     if file is None:
         return
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
 
     def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Knob]:

@@ -90,7 +90,7 @@ def load_paper(slug: str) -> Paper:
         raise UserError(f"There is no paper '{slug}'.{did_you_mean(slug, known)} See `repro list`.")
     file = known[slug]
     try:
-        content: dict[str, Any] = parse_yaml(file.read_text())
+        content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     try:

@@ -40,7 +40,7 @@ def differences(study: StudyEntry, most: int) -> Differences:
 def read_settings(file: Path) -> dict[str, str]:
     """A run's settings, flattened and as text; nothing if the file cannot be read."""
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         content: Any = files.parse_yaml(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
