@@ -123,3 +123,9 @@ def recorded_verdicts(paper: Paper) -> dict[str, dict[str, int]]:
             given = [claim["verdict"] for claim in files.read_json(file)["claims"]]
             counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
     return counts
+
+
+def recorded_seconds(paper: Paper, scale: str) -> float:
+    """How long the runs of a recorded study took, one after the other."""
+    runs = files.read_json(paper.results_file(scale))["runs"]
+    return float(sum(run["seconds"] or 0 for run in runs))
