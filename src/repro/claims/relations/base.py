@@ -139,6 +139,11 @@ class Check(Strict):
         return any(name.startswith("time/") for name in self.metric_names())
 
     @property
+    def foregone(self) -> str:
+        """Why the check cannot fail, or cannot hold, whatever is measured; may be empty."""
+        return ""
+
+    @property
     def chosen_limits(self) -> dict[str, float]:
         """The margins and bounds that somebody had to choose: `margin_because` is about them."""
         values = {name: getattr(self, name) for name in self.limits}
@@ -232,6 +237,18 @@ class MetricCheck(Check):
         """The effects that there can be: of a difference, those between the ends of the range."""
         low, high = self.metric_range
         return Region(low - high, high - low) if self.signed else Region()
+
+    @property
+    def foregone(self) -> str:
+        """Whether all that is possible lies where the check holds, or nothing of it."""
+        if self.region.contains(*self.possible[:2]):
+            word = "fail"
+        elif self.region.excludes(*self.possible[:2]):
+            word = "hold"
+        else:
+            return ""
+        ends = Region(*self.possible[:2]).text(percent_word(self.percent, self.signed))
+        return f"cannot {word}: {self.claimed} is claimed, and {self.compared} is always {ends}"
 
     def sample(self, evidence: Evidence) -> Sample:
         """The check's number for every seed; logarithms where the effect is a factor.
