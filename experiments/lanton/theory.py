@@ -42,7 +42,7 @@ class NoisyMatrices(Procedure):
         "test/dual_norm": "the same",
         "test/objective": "the objective after the last step",
     }
-    targets_LDD: Tensor
+    targets_LDD: Tensor  # noqa: N815
     KEPT = ("total", "done", "generator_state")
 
     @checked

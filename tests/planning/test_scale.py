@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from fake_outputs import make_study, update_json
@@ -36,11 +37,10 @@ def test_seeds_that_are_filled_in_give_the_configs_that_are_resolved(
 
 
 def test_most_configs_are_not_resolved(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    resolved = []
-    resolve = compose.resolve
-    monkeypatch.setattr(compose, "resolve", lambda c: resolved.append(1) or resolve(c))
+    resolved = Mock(side_effect=compose.resolve)
+    monkeypatch.setattr(compose, "resolve", resolved)
     plan.plan_study(["paper=dgc", "arm=dgc", "seeds=[0,1,2,3,4,5,6,7]"])
-    assert len(resolved) == 2
+    assert resolved.call_count == 2
 
 
 def test_planning_looks_at_few_earlier_studies(
@@ -49,11 +49,11 @@ def test_planning_looks_at_few_earlier_studies(
     study = Study(make_study(tmp_path, seeds=1))
     for number in range(20):
         (study.folder.parent / f"2026-02-01_00-00-{number:02d}").symlink_to(study.folder)
-    read = []
     record = Run.record
-    monkeypatch.setattr(Run, "record", lambda run: read.append(run) or record(run))
+    read = Mock(side_effect=record)
+    monkeypatch.setattr(Run, "record", lambda run: read(run))
     assert typical_seconds(load_paper("dgc"), "mini", tmp_path) == {"dense": 2.5, "dgc": 2.5}
-    assert len(read) <= 10
+    assert read.call_count <= 10
 
 
 def test_ends_are_counted_without_reading_all_of_a_record(
