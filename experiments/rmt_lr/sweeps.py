@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from repro.experiments.rmt_lr.base import Parts, best_of, exponent, grid, largest_below
@@ -23,12 +23,13 @@ from repro.methods.rmt_lr import (
     hessian_noise,
     minimal_damping,
 )
+from repro.methods.rmt_lr.theory import Rule
 from repro.toolbox.ensembles import Ensemble
 from repro.toolbox.linear_algebra.curvature import Curvature
 from repro.toolbox.linear_algebra.lanczos import lanczos
 from repro.toolbox.method import Batch, OptimizerFactory
 
-RULES = ("constant", "root", "linear", "rmt")
+RULES: tuple[Rule, ...] = get_args(Rule)
 CRITERIA = ("best", "below", "stable")
 
 
@@ -137,7 +138,7 @@ class Scaling(Parts):
     def _thresholds(self, rate: float) -> dict[str, float]:
         """Noise along the training at ``tuned_at`` with its best rate."""
         ensemble = Ensemble(self.model, torch.tensor([rate]), self.optimizer_of)
-        found = {}
+        found: dict[str, float] = {}
         for step in range(self.steps + 1):
             name = {0: "start", self.steps // 2: "middle", self.steps: "end"}.get(step)
             if name:

@@ -8,19 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from repro.experiments.barron_pde import sources
-from repro.experiments.barron_pde.measurements import (
-    Convergence,
-    Drift,
-    Growth,
-    Nonlinearity,
-    Theorems,
-    exponential,
-    power_law,
-    steps_to,
-    taylor_error,
-    worst_ratio,
-)
+from repro.experiments.barron_pde import growth, sources, theorems
+from repro.experiments.barron_pde.descents import Convergence, steps_to, worst_ratio
+from repro.experiments.barron_pde.growth import Growth, Nonlinearity, exponential, power_law
+from repro.experiments.barron_pde.theorems import Drift, Theorems, taylor_error
 from rooms import configs, finished, refusal, summaries
 
 from repro.data.base.iterators import generator_for
@@ -184,18 +175,16 @@ def test_the_theorems_hold_and_mutations_of_them_do_not() -> None:
 
 def test_violations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a bound that is a hundred times too small."""
-    from repro.experiments.barron_pde import measurements
-
     for name in ("contraction", "norm_after_step", "polynomial_constant"):
-        bound = getattr(measurements, name)
+        bound = getattr(theorems, name)
         small = lambda *args, bound=bound: 0.001 * bound(*args)  # noqa: E731
-        monkeypatch.setattr(measurements, name, small)
+        monkeypatch.setattr(theorems, name, small)
     found = carried_out(Theorems(cases=4))
     assert found["violations/lemma4"] == found["cases/lemma4"]
     assert found["violations/lemma5"] > 0
     assert found["violations/lemma7"] > 0
-    monkeypatch.setattr(measurements, "drift", lambda *_: 1e-12)
-    monkeypatch.setattr(measurements, "cubic_norm_after_step", lambda *_: 0.0)
+    monkeypatch.setattr(theorems, "drift", lambda *_: 1e-12)
+    monkeypatch.setattr(growth, "cubic_norm_after_step", lambda *_: 0.0)
     assert carried_out(Drift([1], [1], steps=4))["violations/lemma8"] == 2  # none at the first step
     assert carried_out(Growth([2], steps=4, repetitions=2))["violations/norm"] == 3
 
@@ -231,8 +220,11 @@ def test_training_starts_where_it_says_and_improves(tmp_path: Path, study: Study
 
 def test_full_has_the_sizes_of_the_plan() -> None:
     runs = configs("paper=barron_pde", "scale=full", "arm=[cubic,drift,trained_cos]")
-    assert build_module(runs["cubic"]).measurement.jobs == [2, 4, 8, 16, 32, 64]
-    assert (3, 7) in build_module(runs["drift"]).measurement.jobs
+    cubic, drift = (build_module(runs[arm]) for arm in ("cubic", "drift"))
+    assert isinstance(cubic.measurement, Growth)
+    assert isinstance(drift.measurement, Drift)
+    assert cubic.measurement.jobs == [2, 4, 8, 16, 32, 64]
+    assert (3, 7) in drift.measurement.jobs
     ritz: Any = build_module(runs["trained_cos"])
     assert sum(each.numel() for each in ritz.parameters()) == 16384 * (8 + 2) + 1
     assert runs["trained_cos"].dataset.ticks == 50000
