@@ -97,8 +97,22 @@ def _use_config_dir(
         os.environ["PYTHONPATH"] = f"{before}{os.pathsep}{beside}" if before else beside
 
 
+def _name_paper(
+    _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
+) -> tuple[str, ...]:
+    """`repro run dgc` means `repro run paper=dgc`."""
+    from repro.records.papers import paper_files
+
+    known = paper_files() if any("=" not in text for text in overrides) else ()
+    return tuple(f"paper={text}" if text in known else text for text in overrides)
+
+
+overrides_argument = click.argument(
+    "overrides", nargs=-1, callback=_name_paper, shell_complete=complete.overrides
+)
 config_dir_option = click.option(
     "--config-dir",
+    is_eager=True,  # before papers are looked for
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     callback=_use_config_dir,
     expose_value=False,
@@ -116,20 +130,20 @@ outputs_option = click.option(
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-@click.version_option(package_name="repro")
+@click.version_option(package_name="gradient-repro")
 def cli(debug: bool) -> None:
-    r"""Reproduce papers about gradients, and see which of their claims hold.
+    """Reproduce papers about gradients, and see which of their claims hold.
 
     \b
     repro list                             the papers
     repro run paper=dgc                    train the method and its baselines, judge the claims
     repro run paper=dgc arm=dgc seed=3     one run
     repro show dgc                         claims, arms and knobs of a paper
-    """
+    """  # noqa: D301
 
 
 @cli.command()
-@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@overrides_argument
 @click.option("-m", "--multirun", is_flag=True, help="Run the grid that a=1,2 b=x,y spans.")
 @click.option("--cfg", is_flag=True, help="Print the composed config of the first run, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and their expected cost, and stop.")
@@ -147,7 +161,7 @@ def run(
     detach: bool,
     as_json: bool,
 ) -> None:
-    r"""Run a study: every arm and seed of a paper, then the verdicts.
+    """Run a study: every arm and seed of a paper, then the verdicts.
 
     \b
     repro run paper=dgc                                   at scale=mini
@@ -155,7 +169,7 @@ def run(
     repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
-    """
+    """  # noqa: D301
     from repro.planning.plan import plan_study
     from repro.records.study import typical_seconds
 
@@ -182,19 +196,19 @@ def run(
 
 
 @cli.command()
-@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@overrides_argument
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @json_option
 @config_dir_option
 @people_readable
 def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    r"""Search hyper-parameters on validation data; the same command goes on after a kill.
+    """Search hyper-parameters on validation data; the same command goes on after a kill.
 
     \b
     repro sweep paper=dgc 'method.ratio=interval(1e-4,1e-1)' trials=20
     repro sweep paper=dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))' metric=val/loss
     repro sweep paper=dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
-    """
+    """  # noqa: D301
     from repro.search import request as search_request
 
     from . import workflow
@@ -338,7 +352,7 @@ def report(
 @click.option("--link", help="Where the paper is, e.g. 'arXiv 1712.01887'.")
 @people_readable
 def new(slug: str, title: str | None, link: str | None) -> None:
-    r"""Start a paper: its config, its room and a test, which run at once.
+    """Start a paper: its config, its room and a test, which run at once.
 
     In a checkout they go where the other papers are; anywhere else into the current folder, to be
     used with --config-dir.
@@ -349,18 +363,18 @@ def new(slug: str, title: str | None, link: str | None) -> None:
 
 
 @cli.command()
-@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@overrides_argument
 @outputs_option
 @click.option("--study", type=click.Path(path_type=Path), help="Which study; the latest if absent.")
 @config_dir_option
 @people_readable
 def record(overrides: tuple[str, ...], outputs: Path, study: Path | None) -> None:
-    r"""Write a finished study's results into the paper's room, and its table into the README.
+    """Write a finished study's results into the paper's room, and its table into the README.
 
     \b
     repro record paper=dgc
     repro record paper=dgc scale=full
-    """
+    """  # noqa: D301
     from repro.report.record import record as write_record
 
     path = write_record(dict(o.split("=", 1) for o in overrides if "=" in o), outputs, study)

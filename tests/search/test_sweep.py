@@ -226,7 +226,7 @@ def test_ambiguous_arm_is_asked_for(toy: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_missing_extra_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'repro\[sweep\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gradient-repro\[sweep\]'"):
         read_request(["paper=toy", RATE])
 
 

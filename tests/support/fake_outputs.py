@@ -74,6 +74,7 @@ def claim(name: str, verdict: Verdict, statement: str = "It costs no accuracy.")
         seeds=3,
         signed=True,
         percent=True,
+        margin_because=None,
     )
     return ClaimVerdict(
         id=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +22,24 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
     NOT_TESTED = "not tested"
     NOT_AT_SCALE = "not tested at this scale"
+
+    @property
+    def mark(self) -> str:
+        """A sign for it."""
+        signs = {"supported": "✓", "not supported": "✗", "inconclusive": "?"}
+        return signs.get(self, "–")
+
+
+MARKS = tuple(dict.fromkeys(verdict.mark for verdict in Verdict))
+LEGEND = "✓ supported, ✗ not supported, ? inconclusive, – not tested there"
+
+
+def tally(counts: Mapping[str, int]) -> list[str]:
+    """How many claims got which of `MARKS`, from counts by verdict, as cells of a table."""
+    found = dict.fromkeys(MARKS, 0)
+    for verdict, count in counts.items():
+        found[Verdict(verdict).mark] += count
+    return [str(count or "") for count in found.values()]
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:

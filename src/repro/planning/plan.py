@@ -195,7 +195,11 @@ def _declare(slug: str, user: Layer) -> _Declared:
 def _plan_point(
     declared: _Declared, layer: Layer, point: Point, notes: list[str]
 ) -> list[PlannedRun]:
-    """Plans the runs of one grid point."""
+    """Plans the runs of one grid point.
+
+    Raises:
+        UserError: what was typed does not go with an arm.
+    """
     user, settings = layer.pop(*STUDY_KEYS)
     settings = {**declared.settings, **settings}
     seeds = _seeds(settings)
@@ -204,8 +208,12 @@ def _plan_point(
     own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
     runs: list[PlannedRun] = []
     for arm in _with_parents(asked, declared.arms, parents, notes):
-        texts = compose.stack([declared.scale_layer, declared.arms[arm], user])
-        config = declared.composer.compose(texts)
+        texts = _texts(declared, arm, user)
+        try:
+            config = declared.composer.compose(texts)
+        except UserError:
+            _refuse_unknown_settings(declared, arm, asked, user)
+            raise
         if not runs:  # the same in every arm
             _check_types(declared, config, arm, user)
         config["from"] = parents[arm]
@@ -231,13 +239,46 @@ def _plan_point(
     return runs
 
 
+def _refuse_unknown_settings(
+    declared: _Declared, arm: str, asked: Sequence[str], user: Layer
+) -> None:
+    """Says which arms have a setting that one of those asked for lacks.
+
+    Raises:
+        UserError: the user set what this arm does not have.
+    """
+    groups = _group_choices(user)
+    known = {
+        name: compose.flatten(OmegaConf.to_container(config, resolve=False))
+        for name in asked
+        for config in [declared.composer.compose(_texts(declared, name, groups))]
+    }
+    for override in user.overrides:
+        key = override.key_or_group
+        if not compose.sets_a_value(override) or key in known[arm]:
+            continue
+        having = [name for name in asked if key in known[name]]
+        if having:
+            raise UserError(
+                f"Arm '{arm}' has no setting '{key}'. Choose from those that have it: "
+                f"arm=[{','.join(having)}]."
+            )
+        every = [name for keys in known.values() for name in keys]
+        if not any(name.startswith(f"{key}.") for name in every):  # that would be a mapping
+            raise UserError(compose.no_setting(key, every))
+
+
+def _texts(declared: _Declared, arm: str, user: Layer) -> list[str]:
+    return compose.stack([declared.scale_layer, declared.arms[arm], user])
+
+
 def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer) -> None:
     """Compares what the user set with what the config holds without it, but for groups chosen."""
     groups = _group_choices(user)
     if groups == user:
         return
-    texts = compose.stack([declared.scale_layer, declared.arms[arm], groups])
-    compose.check_types(config, declared.composer.compose(texts), user)
+    base = declared.composer.compose(_texts(declared, arm, groups))
+    compose.check_types(config, base, user)
 
 
 def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the files of a study and of its runs are called."""
+"""What the files of a study and of its runs are called, and which names are numbers."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ JOBS = "jobs"  # Slurm's logs and submitit's files
 
 # A folder of studies
 SHARED = (".cache", "mlflow.db", ".mlflow.lock", "mlflow", "wandb")  # what its studies share
+
+
+def is_number(text: str) -> bool:
+    """Whether a name or value is nothing but a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -110,7 +110,6 @@ class MeasuredRun(RunRecord):
     metrics: dict[str, float]
 
 
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _METRICS = TypeAdapter(dict[str, int | float])
 
 
@@ -303,7 +302,7 @@ class Run:
             UserError: config.yaml is missing or damaged.
         """
         try:
-            content = yaml.load(self._verified(self.config_file), Loader=_YamlLoader)
+            content = files.parse_yaml(self._verified(self.config_file))
         except (ValueError, RecursionError, yaml.YAMLError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{self.config_file} cannot be read: {reason}") from error
@@ -399,19 +398,11 @@ class _YamlDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignor
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         """A string, in quotes where OmegaConf alone takes it for a number, as 1e-3."""
-        style = "'" if _is_number(text) else None
+        style = "'" if names.is_number(text) else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _YamlDumper.add_representer(str, _YamlDumper.represent_text)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _as_yaml(content: dict[str, Any] | list[str]) -> str:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import Study, find_studies
-from repro.records.summary import recorded_verdicts
+from repro.records.summary import recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
@@ -134,9 +134,19 @@ def overview_markdown() -> str:
         link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
         for scale, counts in recorded_verdicts(paper).items():
             if set(counts) != {Verdict.NOT_AT_SCALE}:
-                text = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-                rows.append([link, escape_cell(paper.title), scale, text])
-    return "\n".join(markdown_table(("paper", "title", "scale", "verdicts"), rows)) + "\n"
+                minutes = f"{recorded_seconds(paper, scale) / 60:.0f}"
+                rows.append([link, _titled(paper), scale, *tally(counts), minutes])
+    columns = ("paper", "title", "scale", *MARKS, "minutes")
+    return (
+        "\n".join(["", *markdown_table(columns, rows), "", f"{LEGEND}; minutes of one core."])
+        + "\n"
+    )
+
+
+def _titled(paper: Paper) -> str:
+    title = escape_cell(paper.title)
+    number = paper.link.removeprefix("arXiv ")
+    return title if number == paper.link else f"[{title}](https://arxiv.org/abs/{number})"
 
 
 def _latest(wanted: dict[str, str], outputs: Path) -> Study:

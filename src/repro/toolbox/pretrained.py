@@ -217,7 +217,9 @@ class WeightsFile:
                 weights = torch.load(self.file, map_location="cpu", weights_only=True)
             model.load_state_dict(weights)
         except ImportError as error:
-            raise UserError("Reading .safetensors needs: pip install 'repro[hf]'") from error
+            raise UserError(
+                "Reading .safetensors needs: pip install 'gradient-repro[hf]'"
+            ) from error
         except Exception as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{self.file}: not the weights of this model: {reason}") from error

@@ -227,6 +227,70 @@ class Ratio(Factor):
     relation: Literal["ratio"]
 
 
+class GapClosed(MetricCheck):
+    """``arm`` closes more than a share of the way from ``start`` to ``goal``.
+
+    The effect is by how much the arm passes that point, ``start + share (goal - start)``, seed by
+    seed: unlike a quotient it stays harmless on a seed where the two are close.
+
+    Attributes:
+        arm: The arm the claim is about.
+        start: The arm that closes nothing, a control.
+        goal: The arm that closes everything.
+        share: The share, in [0, 1].
+        least_gap: A smaller mean distance from start to goal leaves the check inconclusive: there
+            is nothing to close.
+    """
+
+    signed: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, float | None]] = {"share": 0.0, "least_gap": 0.0}
+    relation: Literal["closes_gap"]
+    arm: Text
+    start: Text
+    goal: Text
+    share: float = Field(0.5, ge=0, le=1)
+    least_gap: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _three_arms(self) -> Self:
+        if len({self.arm, self.start, self.goal}) < 3:
+            raise ValueError("arm, start and goal are three different arms")
+        return self
+
+    @property
+    def compared(self) -> str:
+        """The three arms, the share and the metric."""
+        way = f"[{self.start} + {self.share:g} ({self.goal} − {self.start})]"
+        return f"{self.arm} − {way}, {self.metric}"
+
+    @property
+    def region(self) -> Region:
+        """Beyond the point."""
+        return Region.beyond(0.0, upwards=True)
+
+    def arm_names(self) -> tuple[str, ...]:
+        """All three arms."""
+        return (self.arm, self.start, self.goal)
+
+    def sample(self, evidence: Evidence) -> Sample:
+        """By how much the arm passes the point.
+
+        Raises:
+            UndecidedError: the gap is too small.
+        """
+        arm, start, goal = (self.values(evidence, name) for name in self.arm_names())
+        seeds = common_seeds(arm, start, goal)
+        gap = sum(goal[seed] - start[seed] for seed in seeds) / len(seeds)
+        if gap <= self.least_gap:
+            raise UndecidedError(
+                Verdict.INCONCLUSIVE,
+                f"{self.goal} is {gap:.3g} above {self.start}: no gap to close",
+            )
+        closed = sum(arm[seed] - start[seed] for seed in seeds) / len(seeds) / gap
+        past = [arm[seed] - start[seed] - self.share * (goal[seed] - start[seed]) for seed in seeds]
+        return Sample(past, sentence(f"{closed:.0%} closed", lone_seeds(arm, start, goal)))
+
+
 class Identity(Sides):
     """A number equals a value, or another arm's or metric's number, on every seed.
 
