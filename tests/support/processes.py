@@ -54,6 +54,7 @@ class Command:
     def wait(self) -> int:
         """Waits for the end and returns the exit code, negative for a signal."""
         until(lambda: self.process.exitcode is not None)
+        self.process.join()
         assert self.process.exitcode is not None
         return self.process.exitcode
 

@@ -399,11 +399,11 @@ def _resolved(config: DictConfig, seeds: list[int]) -> Iterator[dict[str, Any]]:
         config.seed = seed
         return compose.resolve(config)
 
+    first = [resolved(seed) for seed in seeds[:2]]
+    yield from first
     if len(seeds) <= 2:
-        yield from map(resolved, seeds)
         return
-    one, other = (resolved(seed) for seed in seeds[:2])
-    yield from (one, other)
+    one, other = first
     is_simple = _differ_in_seed_only(one, other, seeds) and not _names_seed_within(config)
     for seed in seeds[2:]:
         yield _with_seed(one, other, seed) if is_simple else resolved(seed)
