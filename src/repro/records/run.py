@@ -291,7 +291,7 @@ class Run:
             raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
         if missing or not isinstance(config, DictConfig):
             raise UserError(f"{file} is not the config of a run: it has no {', '.join(missing)}.")
-        return config  # type: ignore[return-value]
+        return config
 
     def plain_config(self) -> dict[str, Any]:
         """The composed config as plain YAML: twenty times faster than `config`.
