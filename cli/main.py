@@ -47,7 +47,9 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            function(*args, **kwargs)
+            if _lost_output():
+                sys.exit(1)
         except ReproError as error:
             if _debug():
                 raise
@@ -67,6 +69,11 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1)
 
     return wrapper
+
+
+def _lost_output() -> bool:
+    render = sys.modules.get("repro.cli.render")  # loaded by verbs that print more than a line
+    return render is not None and render.console.lost
 
 
 def _debug() -> bool:

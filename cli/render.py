@@ -44,7 +44,13 @@ COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow
 
 
 class Screen(Console):
-    """Standard output, which may end before the work does: `| head`, a full disk, no terminal."""
+    """Standard output, which may end before the work does: `| head`, a full disk, no terminal.
+
+    Attributes:
+        lost: whether something could not be written that somebody wanted.
+    """
+
+    lost = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Prints as Rich does."""
@@ -82,6 +88,7 @@ def _surviving() -> Iterator[None]:
         _forget_output()
     except OSError as error:
         message(f"What should stand here cannot be written: {error.strerror}.")
+        console.lost = True
         _forget_output()
 
 
