@@ -29,7 +29,6 @@ LAYERS = {  # weight layers, where the name or the paper states them
     "plain_cnn": 6,
     "vgg16": 16,
     "preresnet110": 110,
-    "wrn28_10": 28,
 }
 
 
