@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from repro.cli import OUTPUT_LOST
 from repro.cli.knobs import knobs
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -44,13 +45,7 @@ COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow
 
 
 class Screen(Console):
-    """Standard output, which may end before the work does: `| head`, a full disk, no terminal.
-
-    Attributes:
-        lost: whether something could not be written that somebody wanted.
-    """
-
-    lost = False
+    """Standard output, which may end before the work does: `| head`, a full disk, no terminal."""
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Prints as Rich does."""
@@ -88,8 +83,10 @@ def _surviving() -> Iterator[None]:
         _forget_output()
     except OSError as error:
         message(f"What should stand here cannot be written: {error.strerror}.")
-        console.lost = True
         _forget_output()
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.find_root().meta[OUTPUT_LOST] = True
 
 
 def _forget_output() -> None:
