@@ -19,7 +19,7 @@ import click
 from repro.errors import INTERRUPTED, ReproError, did_you_mean
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
-from . import complete
+from . import OUTPUT_LOST, complete
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
 
@@ -47,7 +47,10 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            function(*args, **kwargs)
+            _end(0)
+        except SystemExit as ended:
+            _end(ended.code)
         except ReproError as error:
             if _debug():
                 raise
@@ -67,6 +70,13 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1)
 
     return wrapper
+
+
+def _end(code: Any) -> None:
+    """Exits with a code, or with 1 if all went well but for what could not be printed."""
+    lost = click.get_current_context().find_root().meta.get(OUTPUT_LOST, False)
+    if code or lost:
+        sys.exit(code or 1)
 
 
 def _debug() -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from repro.cli import OUTPUT_LOST
 from repro.cli.knobs import knobs
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -83,6 +84,9 @@ def _surviving() -> Iterator[None]:
     except OSError as error:
         message(f"What should stand here cannot be written: {error.strerror}.")
         _forget_output()
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.find_root().meta[OUTPUT_LOST] = True
 
 
 def _forget_output() -> None:

@@ -154,11 +154,12 @@ def test_who_reads_on_no_longer_is_no_error(toy: Path) -> None:
         assert (done.returncode, done.stderr) == (0, b""), verb
 
 
-def test_a_full_device_for_output_is_said(toy: Path) -> None:
-    done = run(["bash", "-c", f"{' '.join(INSTALLED)} list > /dev/full"], toy)
-    assert done.returncode == 0
-    assert b"cannot be written: No space left" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_study_goes_on_when_nothing_can_be_printed(toy: Path) -> None:
+    typed = " ".join([*INSTALLED, *TOY, "training.max_steps=1"])
+    done = run(["bash", "-c", f"{typed} > /dev/full"], toy)
+    assert done.returncode == 1
+    assert done.stderr.count(b"cannot be written: No space left") == 1
+    assert [run.status() for s in find_studies(toy / "outputs") for run in s.runs] == ["finished"]
 
 
 def run(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[bytes]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_outputs import make_study, update_json
+from omegaconf import DictConfig
 
 from repro.launching.queue import count_statuses
 from repro.planning import compose, plan
 from repro.records.papers import load_paper
-from repro.records.run import Run
+from repro.records.run import Run, RunRecord
 from repro.records.status import Status
 from repro.records.study import Study, typical_seconds
 
@@ -38,7 +40,12 @@ def test_seeds_that_are_filled_in_give_the_configs_that_are_resolved(
 def test_most_configs_are_not_resolved(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved = []
     resolve = compose.resolve
-    monkeypatch.setattr(compose, "resolve", lambda c: resolved.append(1) or resolve(c))
+
+    def counting(config: DictConfig) -> dict[str, Any]:
+        resolved.append(config)
+        return resolve(config)
+
+    monkeypatch.setattr(compose, "resolve", counting)
     plan.plan_study(["paper=dgc", "arm=dgc", "seeds=[0,1,2,3,4,5,6,7]"])
     assert len(resolved) == 2
 
@@ -51,7 +58,12 @@ def test_planning_looks_at_few_earlier_studies(
         (study.folder.parent / f"2026-02-01_00-00-{number:02d}").symlink_to(study.folder)
     read = []
     record = Run.record
-    monkeypatch.setattr(Run, "record", lambda run: read.append(run) or record(run))
+
+    def counting(run: Run) -> RunRecord:
+        read.append(run)
+        return record(run)
+
+    monkeypatch.setattr(Run, "record", counting)
     assert typical_seconds(load_paper("dgc"), "mini", tmp_path) == {"dense": 2.5, "dgc": 2.5}
     assert len(read) <= 10
 

@@ -53,7 +53,8 @@ class Command:
 
     def wait(self) -> int:
         """Waits for the end and returns the exit code, negative for a signal."""
-        until(lambda: self.process.join(0.05) or self.process.exitcode is not None)
+        until(lambda: self.process.exitcode is not None)
+        self.process.join()
         assert self.process.exitcode is not None
         return self.process.exitcode
 

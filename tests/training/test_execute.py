@@ -390,7 +390,7 @@ def test_a_damaged_config_is_named(toy: Path, finished: Run, content: str) -> No
     run = Run(toy / "run")
     run.folder.mkdir()
     (run.folder / "config.yaml").write_text(content)
-    files.write_json(run.record_file, {"status": "waiting"})
+    files.write_json(run.record_file, {"status": "waiting", "arm": "sgd", "seed": 0})
     with pytest.raises(UserError, match=r"config\.yaml"):
         run.config()
 

@@ -57,9 +57,9 @@ def check_settings(settings: DictConfig) -> None:
     from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
     known = {field.name for field in fields(SlurmQueueConf)}
-    for key in settings:
+    for key in map(str, settings):
         if key not in known:
-            raise UserError(f"There is no hardware.launcher.{key}.{did_you_mean(str(key), known)}")
+            raise UserError(f"There is no hardware.launcher.{key}.{did_you_mean(key, known)}")
 
 
 def submit(

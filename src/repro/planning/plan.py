@@ -403,9 +403,10 @@ def _resolved(config: DictConfig, seeds: list[int]) -> Iterator[dict[str, Any]]:
     yield from first
     if len(seeds) <= 2:
         return
-    is_simple = _differ_in_seed_only(*first, seeds) and not _names_seed_within(config)
+    one, other = first
+    is_simple = _differ_in_seed_only(one, other, seeds) and not _names_seed_within(config)
     for seed in seeds[2:]:
-        yield _with_seed(*first, seed) if is_simple else resolved(seed)
+        yield _with_seed(one, other, seed) if is_simple else resolved(seed)
 
 
 def _names_seed_within(config: DictConfig) -> bool:

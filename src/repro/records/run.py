@@ -279,7 +279,7 @@ class Run:
 
     @cached_property
     def _config(self) -> DictConfig:
-        from omegaconf import OmegaConf
+        from omegaconf import DictConfig, OmegaConf
 
         file = self.config_file
         text = self._verified(file)
@@ -289,7 +289,7 @@ class Run:
             missing = [key for key in CONFIG_PARTS if key not in config]
         except Exception as error:
             raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-        if missing or not OmegaConf.is_dict(config):
+        if missing or not isinstance(config, DictConfig):
             raise UserError(f"{file} is not the config of a run: it has no {', '.join(missing)}.")
         return config
 
