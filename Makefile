@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt $(INDEX) --editable
 
-.PHONY: run test lint types check bench combinations clean
+.PHONY: run test torture lint types check bench combinations clean
 
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
@@ -20,6 +20,10 @@ WITHOUT := not benchmark$(if $(shell which chromium), , and not browser)
 
 test: check
 	$(BIN)/pytest -n 2 --dist loadgroup -m "$(WITHOUT)"
+
+# Accidents by the hundred: kills, flipped bits, full disks, made-up configs and command lines.
+torture: $(DEV)
+	REPRO_TORTURE=1 $(BIN)/pytest -q -m torture
 
 check: lint types
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -17,7 +19,7 @@ import click
 from repro.errors import INTERRUPTED, ReproError, did_you_mean
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
-from . import complete
+from . import OUTPUT_LOST, complete
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
 
@@ -45,20 +47,24 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            function(*args, **kwargs)
+            _end(0)
+        except SystemExit as ended:
+            _end(ended.code)
         except ReproError as error:
             if _debug():
                 raise
             _say_error(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
+            _say_error("Stopped.")
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # `repro list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except Exception as error:
             if _debug():
                 raise
+            if _is_out_of_memory(error):
+                _say_error(f"There is not enough memory: {error}")
+                sys.exit(1)
             _say_error(f"{type(error).__name__}: {error}")
             _say_error("This is a fault of repro; --debug shows where it happened.")
             sys.exit(1)
@@ -66,13 +72,26 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def _end(code: Any) -> None:
+    """Exits with a code, or with 1 if all went well but for what could not be printed."""
+    lost = click.get_current_context().find_root().meta.get(OUTPUT_LOST, False)
+    if code or lost:
+        sys.exit(code or 1)
+
+
 def _debug() -> bool:
     context = click.get_current_context(silent=True)
     return bool(context and context.find_root().params.get("debug"))
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def _say_error(text: str) -> None:
-    click.echo(f"repro: {text}", err=True)
+    with suppress(OSError):  # a terminal that is gone
+        click.echo(f"repro: {text}", err=True)
 
 
 def _use_config_dir(
@@ -175,12 +194,12 @@ def run(
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
     from repro.launching import local
-    from repro.planning.prepare import create_study
+    from repro.planning import trust
 
     workflow.check_claims(plan)
     local.check(plan, detach)
-    study = create_study(plan, outputs)
-    with workflow.discarded_if_refused(study):
+    study = workflow.prepared(plan, outputs)
+    with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
         sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
@@ -264,12 +283,14 @@ def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) ->
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
+@click.option("--trust", "trusted", is_flag=True, help="It is my own, whatever it asks for.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @json_option
 @config_dir_option
 @people_readable
-def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
+def resume(folder: Path | None, outputs: Path, trusted: bool, quiet: bool, as_json: bool) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
+    from repro.planning import trust
     from repro.records.run import Run
     from repro.records.study import Study
 
@@ -277,11 +298,13 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
 
     if folder is None:
         folder = workflow.latest_study(outputs)
-    if Run(folder).record_file.is_file():
-        sys.exit(workflow.continue_run(folder, as_json))
-    study = Study.open(folder.absolute())
-    proceed = workflow.run_and_judge if study.about.search is None else workflow.search
-    sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
+    with trust.trusted(trusted):
+        if Run(folder).record_file.is_file():
+            sys.exit(workflow.continue_run(folder, as_json))
+        study = Study.open(folder.absolute())
+        with workflow.confined(study):
+            proceed = workflow.run_and_judge if study.about.search is None else workflow.search
+            sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command()
@@ -445,8 +468,15 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
+    """Entry point of the `repro` command; SIGTERM and a closed terminal end it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks for
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no error
+            stream.reconfigure(errors="replace")
+    # Workers are `python -m …`, which would import what lies in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     cli(prog_name="repro")
 
 

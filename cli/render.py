@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from repro.cli import OUTPUT_LOST
 from repro.cli.knobs import knobs
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -18,6 +22,7 @@ from repro.records.status import Status
 from repro.records.summary import (
     Scored,
     best_first,
+    by_arm,
     mean_and_spread,
     recorded_seconds,
     recorded_verdicts,
@@ -35,22 +40,59 @@ if TYPE_CHECKING:
     from repro.records.study import Study
     from repro.search.request import Request
 
-console = Console()
 NARROW = 120  # tables are laid out for this width where the output is not a terminal
 COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
 
+
+class Screen(Console):
+    """Standard output, which may end before the work does: `| head`, a full disk, no terminal."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints as Rich does."""
+        with _surviving():
+            super().print(*args, **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on."""
+        _forget_output()
+
+
+console = Screen()
 if not console.is_terminal:
     console.width = max(console.width, NARROW)
 
 
 def message(text: str) -> None:
     """A line for the person, on standard error."""
-    click.echo(f"repro: {text}", err=True)
+    with suppress(OSError):
+        click.echo(f"repro: {text}", err=True)
 
 
 def emit(value: Any) -> None:
     """JSON on standard output."""
-    click.echo(json.dumps(value, indent=1, default=str))
+    with _surviving():
+        click.echo(json.dumps(value, indent=1, default=str))
+
+
+@contextmanager
+def _surviving() -> Iterator[None]:
+    """Goes on where standard output cannot be written to; says so, unless nobody wants it."""
+    try:
+        yield
+    except BrokenPipeError:
+        _forget_output()
+    except OSError as error:
+        message(f"What should stand here cannot be written: {error.strerror}.")
+        _forget_output()
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.find_root().meta[OUTPUT_LOST] = True
+
+
+def _forget_output() -> None:
+    """Lets the output go nowhere, what waits in buffers included."""
+    with suppress(OSError, ValueError):  # ValueError: a test's output has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class PlainTable(Table):
@@ -79,7 +121,8 @@ def config(composed: DictConfig) -> None:
     """The composed config as YAML."""
     from omegaconf import OmegaConf
 
-    click.echo(OmegaConf.to_yaml(composed), nl=False)
+    with _surviving():
+        click.echo(OmegaConf.to_yaml(composed), nl=False)
 
 
 def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
@@ -100,11 +143,7 @@ def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
         return
     shown = table("layer", "arm", "point", "seeds", "overrides", "s/run")
     for number, layer in enumerate(layers):
-        groups: dict[tuple[str, str], list[Any]] = {}
-        for run in layer:
-            point = ", ".join(f"{key}={value}" for key, value in run.point.items())
-            groups.setdefault((run.arm, point), []).append(run)
-        for (arm, point), runs in groups.items():
+        for (arm, point), runs in by_arm(layer).items():
             own = [text for text in runs[0].overrides if not text.startswith(("paper=", "seed="))]
             cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
             seeds = ",".join(str(run.seed) for run in runs)

@@ -225,8 +225,11 @@ def test_training_starts_where_it_says_and_improves(tmp_path: Path, study: Study
 
 def test_full_has_the_sizes_of_the_plan() -> None:
     runs = configs("paper=barron_pde", "scale=full", "arm=[cubic,drift,trained_cos]")
-    assert build_module(runs["cubic"]).measurement.jobs == [2, 4, 8, 16, 32, 64]
-    assert (3, 7) in build_module(runs["drift"]).measurement.jobs
+    cubic, drift = (build_module(runs[arm]) for arm in ("cubic", "drift"))
+    assert isinstance(cubic.measurement, Growth)
+    assert isinstance(drift.measurement, Drift)
+    assert cubic.measurement.jobs == [2, 4, 8, 16, 32, 64]
+    assert (3, 7) in drift.measurement.jobs
     ritz: Any = build_module(runs["trained_cos"])
     assert sum(each.numel() for each in ritz.parameters()) == 16384 * (8 + 2) + 1
     assert runs["trained_cos"].dataset.ticks == 50000

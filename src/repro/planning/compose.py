@@ -293,8 +293,14 @@ def explained(config: DictConfig) -> Iterator[None]:
 
 
 def quoted(value: str) -> str:
-    """A text as a quoted value in Hydra's override grammar."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A text as a quoted value in Hydra's override grammar: no interpolation, whatever is in it."""
+    # Backslashes mean something only before what they could escape.
+    escaped = re.sub(r"(\\*)('|\$\{|\Z)", lambda found: _escaped(*found.groups()), value)
+    return f"'{escaped}'"
+
+
+def _escaped(backslashes: str, special: str) -> str:
+    return 2 * backslashes + (f"\\{special}" if special else "")
 
 
 @functools.cache
@@ -374,7 +380,10 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
             base = compose("config", without)
         except Exception:
             break
-        return no_setting(key, flatten(OmegaConf.to_container(base, resolve=False)))
+        known = flatten(OmegaConf.to_container(base, resolve=False))
+        if key in known:  # then it is not the key that is wrong
+            break
+        return no_setting(key, known)
     return " ".join(message.split("\n")[:2]) or type(error).__name__
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -231,9 +231,9 @@ def _plan_point(
                     *texts,
                     f"seed={seed}",
                 ],
-                content=_resolved(config, seed),
+                content=content,
             )
-            for seed in seeds
+            for seed, content in zip(seeds, _resolved(config, seeds), strict=True)
         ]
         _check_values(runs[-1].content)
     return runs
@@ -312,6 +312,8 @@ def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
     if asked is None:
         return list(arms)
     names = [str(name) for name in (asked if isinstance(asked, list) else [asked])]
+    if not names:
+        raise UserError(f"arm takes one arm or a list of some: {', '.join(arms)}.")
     for name in names:
         if name not in arms:
             raise UserError(
@@ -386,10 +388,51 @@ def _drop_lists(config: DictConfig) -> None:
             config.pop(key, None)
 
 
-def _resolved(config: DictConfig, seed: int) -> dict[str, Any]:
-    """The content of one run's config; ``config`` takes its seed."""
-    config.seed = seed
-    return compose.resolve(config)
+def _resolved(config: DictConfig, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """The contents of runs' configs that differ in their seed only.
+
+    Resolving takes long. What the first two configs have in common all have, and where they have
+    their seeds, all have theirs; where they differ otherwise, each is resolved by itself.
+    """
+
+    def resolved(seed: int) -> dict[str, Any]:
+        config.seed = seed
+        return compose.resolve(config)
+
+    first = [resolved(seed) for seed in seeds[:2]]
+    yield from first
+    if len(seeds) <= 2:
+        return
+    one, other = first
+    is_simple = _differ_in_seed_only(one, other, seeds) and not _names_seed_within(config)
+    for seed in seeds[2:]:
+        yield _with_seed(one, other, seed) if is_simple else resolved(seed)
+
+
+def _names_seed_within(config: DictConfig) -> bool:
+    """Whether the seed is part of a larger value somewhere, such as ``${table.${seed}}``."""
+    texts = compose.flatten(OmegaConf.to_container(config, resolve=False)).values()
+    return any("seed}" in str(text) and text != "${seed}" for text in texts)
+
+
+def _differ_in_seed_only(one: Any, other: Any, seeds: list[int]) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        same = list(one) == list(other)
+        return same and all(_differ_in_seed_only(one[key], other[key], seeds) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(
+            _differ_in_seed_only(*pair, seeds) for pair in zip(one, other, strict=True)
+        )
+    return repr(one) == repr(other) or (one, other) == tuple(seeds[:2])
+
+
+def _with_seed(one: Any, other: Any, seed: int) -> Any:
+    """A content like two others, with a third seed where they have theirs."""
+    if isinstance(one, dict):
+        return {key: _with_seed(value, other[key], seed) for key, value in one.items()}
+    if isinstance(one, list):
+        return [_with_seed(*pair, seed) for pair in zip(one, other, strict=True)]
+    return one if repr(one) == repr(other) else seed
 
 
 def _check_values(content: dict[str, Any]) -> None:

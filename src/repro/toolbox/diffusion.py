@@ -51,8 +51,10 @@ class VPProcess:
         steps: int,
         generator: torch.Generator,
         end: float = 1e-3,
+        start: float = 1.0,
+        first: Tensor | None = None,
     ) -> Tensor:
-        """Samples with the reverse SDE, from time 1 to ``end``; the last step adds no noise.
+        """Samples with the reverse SDE, from ``start`` to ``end``; the last step adds no noise.
 
         Args:
             predict: the noise predictor.
@@ -60,16 +62,18 @@ class VPProcess:
             steps: calls of the predictor.
             generator: of the noise; its device is that of the samples.
             end: where to stop, as the score is not defined at 0.
+            start: the time of the first noise, for processes that do not end at 1.
+            first: what to start from; None: standard normal noise.
         """
-        x = _noise(shape, generator)
-        h = (1 - end) / steps
+        x = _noise(shape, generator) if first is None else first
+        h = (start - end) / steps
         for step in range(steps):
-            time = torch.tensor(1 - step * h, device=x.device)
+            time = torch.tensor(start - step * h, dtype=x.dtype, device=x.device)
             beta = self.beta(time)
             score = -predict(x, time.expand(len(x))) / (1 - self.alpha_bar(time)).sqrt()
             x = x + h * beta * (0.5 * x + score)
             if step < steps - 1:
-                x = x + (h * beta).sqrt() * _noise(shape, generator)
+                x = x + (h * beta).sqrt() * _noise(shape, generator).to(x)
         return x
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ class TrainedOnce:
                 log.info("training the base model: %d steps", self.steps)
                 self._train(model.to(device), stream)
                 weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-                files.write_atomically(file, lambda opened: torch.save(weights, opened))
+                files.write_sealed(file, lambda opened: torch.save(weights, opened))
         model.load_state_dict(weights)
         model.to(device)
 
@@ -175,6 +175,7 @@ class TrainedOnce:
 def _read(file: Path) -> dict[str, Tensor] | None:
     """Kept weights; None where there are none, or where the file is damaged."""
     try:
+        files.check_sealed(file)
         weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return weights
     except FileNotFoundError:
