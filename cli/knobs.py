@@ -102,6 +102,9 @@ def _documented(file: Path | None, prefix: str = "") -> Iterator[Knob]:
 
     def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Knob]:
         for key, value in node.value:
+            if key.value == "<<":  # YAML's merge: the keys of another mapping
+                yield from walk(value, prefix)
+                continue
             if key.value.startswith("_") or key.value in _NO_KNOBS:
                 continue
             if isinstance(value, yaml.MappingNode) and value.value:

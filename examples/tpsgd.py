@@ -7,6 +7,7 @@ grow with depth. Run it: ``python examples/tpsgd.py``.
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from repro.methods.tpsgd import Backprop, TargetProjection
 from repro.models import MLP
@@ -25,12 +26,16 @@ for name, method in methods.items():
     model = MLP(input_shape=[64], classes=10, hidden=[64] * 4, activation="tanh")
     method.attach(model)
     optimizer = method.optimizer(model, lambda groups: torch.optim.SGD(groups, lr=0.3))
+
+    def loss_of(batch: tuple[Tensor, ...], model: torch.nn.Module = model) -> Tensor:
+        return cross_entropy(model(batch[0]), batch[1])
+
     for _ in range(300):
         batch = torch.randint(1400, (32,))
         optimizer.zero_grad()
-        method.backward(None, (x[batch], y[batch]), Tensor.backward)
+        method.backward(loss_of, (x[batch], y[batch]), Tensor.backward)
         optimizer.step()
     with SavedForBackward([*model.parameters(), x]) as saved:
-        method.backward(None, (x[:32], y[:32]), Tensor.backward)
+        method.backward(loss_of, (x[:32], y[:32]), Tensor.backward)
     right = (model(x[1400:]).argmax(1) == y[1400:]).float().mean()
     print(f"{name}: {right:.1%} of the test digits, {saved.peak / 1024:.0f} KB kept at most")

@@ -89,11 +89,15 @@ class Measured(Procedure):
 class Ritz(Procedure):
     """Trains a two-layer network on the energy of a PDE, against its solution by sparse series.
 
+    Networks are not periodic, and what minimises the energy among all functions on a box has no
+    slope at its boundary. The source is even in every variable, so that the periodic solution has
+    none on [0, π]^d, and is what is to be found there.
+
     Args:
         method: must be the plain one.
         optimizer: called with parameters.
         schedule: called with the optimizer and the number of steps.
-        dim: d, and the number of waves of the source.
+        dim: d, at least 2, and the number of waves of the source.
         amplitude: of each wave.
         alpha: α of −Δu + u + αu³ = f.
         units: k.
@@ -137,7 +141,7 @@ class Ritz(Procedure):
         super().__init__(optimizer, schedule)
         refuse_methods(method, NO_METHODS)
         self.loss, self.points, self.seed, self.dim = loss, points, seed, dim
-        f = sources.pairs(dim, dim, amplitude, generator_for(seed, 0))
+        f = sources.even_pairs(dim, dim, amplitude, generator_for(seed, 0))
         self.energy = Reaction(f, SparseRing(tol=solver["tol"], cap=solver["cap"]), alpha)
         self.solver, self.test_points = solver, test_points
         self.u: Spectrum | None = None
@@ -165,7 +169,7 @@ class Ritz(Procedure):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One update at fresh points."""
         generator = generator_for(self.seed, 2, self.global_step)
-        x_ND = 2 * math.pi * torch.rand(self.points, self.dim, generator=generator)
+        x_ND = math.pi * torch.rand(self.points, self.dim, generator=generator)
         find = deep_ritz_loss if self.loss == "ritz" else residual_loss
         loss = find(self.network, self.energy, x_ND.to(self.device))
         self.descend(loss)
@@ -198,7 +202,7 @@ class Ritz(Procedure):
     def _error(self, seed: int) -> float:
         assert self.u is not None
         drawn = qmc.Sobol(self.dim, seed=seed).random(self.test_points)
-        x_ND = 2 * math.pi * torch.from_numpy(drawn).float().to(self.device)
+        x_ND = math.pi * torch.from_numpy(drawn).float().to(self.device)
         exact_N = self.u(x_ND)
         error = (self.network(x_ND) - exact_N).square().mean() / exact_N.square().mean()
         return float(error.sqrt())

@@ -28,6 +28,23 @@ def pairs(
     return Spectrum.of(omega_MD, torch.full((waves,), amplitude, dtype=torch.float64))
 
 
+def even_pairs(D: int, waves: int, amplitude: float, generator: torch.Generator) -> Spectrum:
+    """Σ a cos x_i cos x_j of random i ≠ j: even, so that solutions have no slope on ∂[0, π]^D.
+
+    Args:
+        D: the dimension, at least 2.
+        waves: how many.
+        amplitude: a.
+        generator: of i and j.
+    """
+    omega_MD = torch.zeros(2 * waves, D, dtype=torch.int32)
+    for wave in range(waves):
+        i, j = torch.randperm(D, generator=generator)[:2].tolist()
+        omega_MD[2 * wave : 2 * wave + 2, i] = 1
+        omega_MD[2 * wave, j], omega_MD[2 * wave + 1, j] = 1, -1
+    return Spectrum.of(omega_MD, torch.full((2 * waves,), 0.5 * amplitude, dtype=torch.float64))
+
+
 def product(D: int, amplitude: float) -> Spectrum:
     """The product a Π_j (1 + cos x_j), whose Barron norm grows like 2^D."""
     zero = torch.zeros(1, D, dtype=torch.int32)

@@ -42,7 +42,7 @@ class NoisyMatrices(Procedure):
         "test/dual_norm": "the same",
         "test/objective": "the objective after the last step",
     }
-    targets_LDD: Tensor
+    targets: Tensor
     KEPT = ("total", "done", "generator_state")
 
     @checked
@@ -66,7 +66,7 @@ class NoisyMatrices(Procedure):
         generator = generator_for(seed)
         targets_LDD = torch.randn(len(noise), width, width, generator=generator)
         # Singular values of order 1, whatever the width.
-        self.register_buffer("targets_LDD", targets_LDD / width**0.5)
+        self.register_buffer("targets", targets_LDD / width**0.5)
         self.generator_state = generator.get_state()
         self.weights = nn.ParameterList(torch.zeros(width, width) for _ in noise)
         self.ball = Spectral("none", dual_method="exact")
@@ -97,7 +97,7 @@ class NoisyMatrices(Procedure):
         lanton: Lanton = optimizer.optimizer
         generator = torch.Generator()
         generator.set_state(self.generator_state.cpu())
-        gradient_LDD = torch.stack(list(self.weights)).detach() - self.targets_LDD
+        gradient_LDD = torch.stack(list(self.weights)).detach() - self.targets
         self.total += float(self.ball.dual(gradient_LDD).sum())
         self.done += 1
         if lanton.noise == "independent":
@@ -109,7 +109,7 @@ class NoisyMatrices(Procedure):
         return {"loss": 0.5 * gradient_LDD.square().sum()}
 
     def _noise(self, generator: torch.Generator) -> Tensor:
-        draws = torch.randn(self.targets_LDD.shape, generator=generator).to(self.device)
+        draws = torch.randn(self.targets.shape, generator=generator).to(self.device)
         return draws * (self.sigma.to(self.device) / draws.shape[-1]).view(-1, 1, 1)
 
     def _set(self, gradient_LDD: Tensor) -> None:
@@ -129,5 +129,5 @@ class NoisyMatrices(Procedure):
     def on_test_epoch_end(self) -> None:
         """Logs the mean over training, and where it ended."""
         self.log("test/dual_norm", self.total / max(1, self.done))
-        gap_LDD = torch.stack(list(self.weights)) - self.targets_LDD
+        gap_LDD = torch.stack(list(self.weights)) - self.targets
         self.log("test/objective", 0.5 * gap_LDD.square().sum())

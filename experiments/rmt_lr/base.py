@@ -117,14 +117,9 @@ def grid(base: float, ratio: float, count: int) -> Tensor:
 
 
 def largest_below(grid_K: Tensor, losses_K: Tensor, level: float) -> float:
-    """The largest value of a grid whose loss is at most a level.
-
-    NaN where the grid's end hides the limit: all of them are, or the smallest is not.
-    """
-    good = (losses_K <= level).tolist()
-    if not good[0] or good[-1]:
-        return math.nan
-    return float(grid_K[max(k for k, each in enumerate(good) if each)])
+    """The largest value of a grid whose loss is at most a level; NaN where none or the last is."""
+    good = (losses_K <= level).nonzero().flatten().tolist()
+    return float(grid_K[good[-1]]) if good and good[-1] < len(grid_K) - 1 else math.nan
 
 
 def best_of(grid_K: Tensor, losses_K: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from repro.experiments.rmt_lr.base import Parts, best_of, exponent, grid, largest_below
@@ -23,13 +23,20 @@ from repro.methods.rmt_lr import (
     hessian_noise,
     minimal_damping,
 )
+from repro.methods.rmt_lr.theory import Rule
 from repro.toolbox.ensembles import Ensemble
 from repro.toolbox.linear_algebra.curvature import Curvature
 from repro.toolbox.linear_algebra.lanczos import lanczos
 from repro.toolbox.method import Batch, OptimizerFactory
 
-RULES = ("constant", "root", "linear", "rmt")
+RULES: tuple[Rule, ...] = get_args(Rule)
 CRITERIA = ("best", "below", "stable")
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, data: Batch) -> float:
+    """A network's mean loss on all data."""
+    return float(F.cross_entropy(model(data[0]), data[1]))
 
 
 def noise_of(
@@ -113,7 +120,7 @@ class Scaling(Parts):
             losses_K = self._train(torch.cat([self.rates_K, rules]), part, epochs)
             found[f"epochs/{part}"] = losses_K.tolist()
         if part == self.tuned_at:
-            found["start"] = float(F.cross_entropy(self.model(self.data_set[0]), self.data_set[1]))
+            found["start"] = loss_of(self.model, self.data_set)
             found |= self._thresholds(float(self.rates_K[losses_K.argmin()]))
         return found
 
@@ -137,7 +144,7 @@ class Scaling(Parts):
     def _thresholds(self, rate: float) -> dict[str, float]:
         """Noise along the training at ``tuned_at`` with its best rate."""
         ensemble = Ensemble(self.model, torch.tensor([rate]), self.optimizer_of)
-        found = {}
+        found: dict[str, float] = {}
         for step in range(self.steps + 1):
             name = {0: "start", self.steps // 2: "middle", self.steps: "end"}.get(step)
             if name:
@@ -197,8 +204,8 @@ class Damping(Parts):
 
     Steps go by `damped_step`: gradients of batches, curvature by Lanczos from a larger batch,
     renewed every so many steps. Dampings of a grid are trained at once, from weights that plain SGD
-    has brought some way. The least stable one is the smallest from which on upwards all end at no
-    higher loss than they began with.
+    has brought some way. The least stable one is the smallest that ends at no higher loss than it
+    began with.
 
     Args:
         dampings: ``base``, ``ratio`` and ``count`` of the grid.
@@ -319,8 +326,7 @@ class Learner(Parts):
     median; a loss above that at the start counts as that.
 
     Args:
-        learner: the method that sets rates.
-        line_search: its rival.
+        rivals: methods that set rates, by name; the first, ``learner``, sets the budget.
         rates: ``base``, ``ratio`` and ``count`` of the grid.
         momenta: of the grid.
         sizes: batch sizes.
@@ -331,6 +337,7 @@ class Learner(Parts):
     METRICS: ClassVar = {
         "test/learner/*": "excess loss of the learner by batch size: excess/b16; its rate and"
         " momentum at the end; gradients it took",
+        "test/inverse/*": "likewise with the rate 1/λ' and no momentum",
         "test/line_search/*": "likewise with line searches",
         "test/random/*": "mean excess of the grid: what a rate drawn from it has",
         "test/grid/*": "best and median loss of the grid, nats; number of its runs",
@@ -338,8 +345,7 @@ class Learner(Parts):
 
     def __init__(
         self,
-        learner: SpectralRates,
-        line_search: SpectralRates,
+        rivals: Mapping[str, SpectralRates],
         rates: Mapping[str, Any],
         momenta: Sequence[float],
         sizes: Sequence[int],
@@ -347,7 +353,7 @@ class Learner(Parts):
         **parts: Any,
     ) -> None:
         super().__init__(**parts)
-        self.rivals = {"learner": learner, "line_search": line_search}
+        self.rivals = dict(rivals)
         self.rates_K, self.momenta = grid(**rates), list(momenta)
         self.sizes, self.epochs = list(sizes), epochs
 
@@ -360,7 +366,7 @@ class Learner(Parts):
     def work(self, part: int) -> Mapping[str, Any]:
         """Trains by all rules at one batch size."""
         x, y = self.data_set
-        start = float(F.cross_entropy(self.model(x), y))
+        start = loss_of(self.model, (x, y))
         steps = self.epochs * (len(y) // part)
         found: dict[str, float] = {}
         runs = {name: self._descend(rival, part, steps) for name, rival in self.rivals.items()}
@@ -389,15 +395,15 @@ class Learner(Parts):
         method.attach(model)
         optimizer = method.optimizer(model, heavy_ball(0.0, lr=0.0))
 
-        def loss_of(batch: Batch) -> Tensor:
+        def mean_loss(batch: Batch) -> Tensor:
             return F.cross_entropy(model(batch[0]), batch[1])
 
         for step in range(steps):
             optimizer.zero_grad()
-            method.backward(loss_of, self.batch(size, size, step), Tensor.backward)
+            method.backward(mean_loss, self.batch(size, size, step), Tensor.backward)
             method.before_step(model)
             optimizer.step()
-        return float(loss_of(self.data_set).detach()), method
+        return loss_of(model, self.data_set), method
 
     @override
     def summary(self) -> Mapping[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from repro.methods.score_ntk import (
     ntk,
     rwy_steps,
 )
+from repro.records.names import ARTIFACTS
 from repro.toolbox.exact_scores import PointMixture
 from repro.training.procedure import Procedure
 
@@ -32,7 +34,7 @@ GAP_TIMES = (10, 50)  # steps at which network and kernel are compared, besides 
 Cell = tuple[int, int | None]  # examples, and neurons of a network
 
 
-class Path(NamedTuple):
+class Seen(NamedTuple):
     """What a training went through, looked at after T numbers of steps.
 
     Attributes:
@@ -67,7 +69,7 @@ class Chosen(NamedTuple):
 class ScoreRegression(Procedure):
     """Regresses x_0 on times and noised x_0, for every size, and measures all stopping rules.
 
-    A size is a number of examples for the kernel and a width for networks. Rules read one training's
+    A size is a number of examples for the kernel and a width for networks. The rules read one
     path: ``none`` (all steps), ``one`` (one step), ``fixed``, ``holdout`` (least loss on held-out
     triples), ``rwy`` (Raskutti, Wainwright, Yu, with the noise estimated from the same triples;
     ``rwy_half`` and ``rwy_double`` with so much of it, ``rwy_true`` with the true one), ``oracle``
@@ -84,7 +86,7 @@ class ScoreRegression(Procedure):
         widths: neurons.
         rate: η of the mean loss.
         steps: the most.
-        looks: times, even in the logarithm, at which training is looked at, besides fixed ones.
+        looks: times, even in their logarithm, at which training is looked at.
         fixed: steps of the rule ``fixed``.
         hold_share: held-out triples over training triples; at least 50 are held out.
         test_size: test triples.
@@ -156,6 +158,7 @@ class ScoreRegression(Procedure):
         if model == "network" and (refit or samples):
             raise UserError("score_ntk: refit and samples are for the kernel: model=kernel.")
         self.law_of, self.problem = law, problem
+        self.law: PointMixture | None = None
         self.model, self.labels, self.rate, self.fixed = model, labels, rate, fixed
         self.cells: list[Cell] = (
             [(n, None) for n in sizes] if model == "kernel" else [(size, m) for m in widths]
@@ -232,21 +235,21 @@ class ScoreRegression(Procedure):
                 self._note_gap(name, path, train, test)
         return chosen
 
-    def _path(self, train: Triples, hold: Triples, test: Triples, width: int | None) -> Path:
+    def _path(self, train: Triples, hold: Triples, test: Triples, width: int | None) -> Seen:
         """Trains, and looks at held-out and test triples on the way."""
         z_hold, z_test = self.problem.inputs(hold), self.problem.inputs(test)
         if width is None:
             descent = self._descent(train, self.problem)
             z = self.problem.inputs(train)
             seen = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
-            return Path(descent.eigenvalues, *seen)
+            return Seen(descent.eigenvalues, *seen)
         return self._descend(train, z_hold, z_test, width)
 
     def _descent(self, train: Triples, problem: Regression) -> KernelDescent:
         z = problem.inputs(train)
         return KernelDescent(ntk(z, z), self._targets(train), self.rate)
 
-    def _descend(self, train: Triples, z_hold: Tensor, z_test: Tensor, width: int) -> Path:
+    def _descend(self, train: Triples, z_hold: Tensor, z_test: Tensor, width: int) -> Seen:
         generator = generator_for(self.seed, len(train.t), width)
         z, y = self.problem.inputs(train), self._targets(train)
         network = TwoLayer(
@@ -265,7 +268,7 @@ class ScoreRegression(Procedure):
         holds, tests = zip(*seen, strict=True)
         z = self.problem.inputs(train)
         eigenvalues = torch.linalg.eigvalsh(ntk(z, z)).clamp(min=0) / len(z)
-        return Path(eigenvalues, torch.stack(holds), torch.stack(tests), network.moved())
+        return Seen(eigenvalues, torch.stack(holds), torch.stack(tests), network.moved())
 
     def _train_apart(
         self, train: Triples, hold: Triples, test: Triples, width: int | None
@@ -298,7 +301,7 @@ class ScoreRegression(Procedure):
         )
         return Chosen(steps, values, mean_noise, mean_loss)
 
-    def _choose(self, path: Path, train: Triples, hold: Triples, test: Triples) -> Chosen:
+    def _choose(self, path: Seen, train: Triples, hold: Triples, test: Triples) -> Chosen:
         """Applies every rule to a path."""
         target = self._targets(hold)
         loss_T = _error(path.hold, target)
@@ -342,8 +345,11 @@ class ScoreRegression(Procedure):
         return self.problem.exact(self._law(), triples)
 
     def _law(self) -> PointMixture:
-        law = self.law_of(self.data)
-        return PointMixture(*(self._move(x) for x in (law.points, law.weights)), law.variance)
+        if self.law is None:
+            law = self.law_of(self.data)
+            parts = (self._move(x) for x in (law.points, law.weights))
+            self.law = PointMixture(*parts, law.variance)
+        return self.law
 
     def _move(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.real)
@@ -373,7 +379,7 @@ class ScoreRegression(Procedure):
         for index, value in enumerate(error_MD.square().mean(0)[:8].tolist()):
             self.table[f"test/coordinate/{index}/{name}"] = value
 
-    def _note_gap(self, name: str, path: Path, train: Triples, test: Triples) -> None:
+    def _note_gap(self, name: str, path: Seen, train: Triples, test: Triples) -> None:
         """How far the network is from its kernel, and from that of another network."""
         rival = Regression(
             self.problem.process, self.problem.t_min, self.problem.t_max, not self.problem.bias
@@ -421,9 +427,12 @@ class ScoreRegression(Procedure):
             },
         }
         truth = law.sample(self.samples, generator_for(TEST_SEED, 1))
-        for rule, model in models.items():
-            samples = self._sample(law, model)
+        drawn = {rule: self._sample(law, model) for rule, model in models.items()}
+        for rule, samples in drawn.items():
             self.table[f"test/w2/{rule}"] = wasserstein(samples, truth)
+        folder = Path(self.trainer.default_root_dir) / ARTIFACTS
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "samples.npy", np.concatenate([*map(picture, drawn.values())], axis=1))
 
     def _sample(self, law: PointMixture, model: Callable[[Triples], Tensor]) -> Tensor:
         """The reverse SDE from the true law of x at t_max, and f of where it ends."""
@@ -481,6 +490,13 @@ def wasserstein(samples: Tensor, truth: Tensor) -> float:
     """Wasserstein-2 distance between two samples of equal size, by the best assignment."""
     costs = torch.cdist(samples, truth).square().cpu().numpy()
     return math.sqrt(float(costs[linear_sum_assignment(costs)].mean()))
+
+
+def picture(samples: Tensor) -> np.ndarray:
+    """A square of counts of the first two coordinates within ±1.5, (40, 40)."""
+    x, y = samples[:, :2].cpu().numpy().T
+    counts, *_ = np.histogram2d(y, x, bins=40, range=[[-1.5, 1.5]] * 2)
+    return np.asarray(np.log1p(counts))
 
 
 def _error(f: Tensor, target: Tensor) -> Tensor:

@@ -131,8 +131,10 @@ class LocalRules(Supervised):
             torch.manual_seed(0)
             model = MLP([width], 10, [width] * depth, "tanh").to(self.device)
             x = torch.randn(self.memory_batch, width, device=self.device)
-            labels = torch.randint(10, (self.memory_batch,), device=self.device)
+            labels = torch.arange(self.memory_batch, device=self.device) % 10
         self.meter.attach(model)
+        if isinstance(self.meter, TargetProjection) and self.meter.targets == "class_means":
+            self.meter.fit_targets(x, labels)
         optimizer = self.meter.optimizer(model, lambda groups: torch.optim.SGD(groups, lr=1e-3))
 
         def loss_of(batch: Batch) -> Tensor:

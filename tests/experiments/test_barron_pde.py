@@ -38,6 +38,11 @@ def test_sources_have_the_norms_that_they_are_to_have() -> None:
     f = sources.pairs(8, 8, 0.25, generator_for(0))
     assert f.barron_norm() == pytest.approx((1 + math.sqrt(2)) * 0.25 * 8)
     assert f.band == 1
+    even = sources.even_pairs(3, 4, 0.5, generator_for(0))
+    assert even.barron_norm() == pytest.approx((1 + math.sqrt(2)) * 0.5 * 4)
+    edge = torch.tensor([[math.pi, 1.0, 2.0], [1.0, 0.0, 2.0]], dtype=torch.float64)
+    slopes = even.gradient_at(edge)
+    assert float(slopes[0, 0].abs() + slopes[1, 1].abs()) < 1e-12  # nothing to pay on the boundary
     g = sources.product(5, 1.0)
     assert len(g) == (3**5 + 1) // 2
     assert g.amplitude() == pytest.approx(2**5)
@@ -220,8 +225,11 @@ def test_training_starts_where_it_says_and_improves(tmp_path: Path, study: Study
 
 def test_full_has_the_sizes_of_the_plan() -> None:
     runs = configs("paper=barron_pde", "scale=full", "arm=[cubic,drift,trained_cos]")
-    assert build_module(runs["cubic"]).measurement.jobs == [2, 4, 8, 16, 32, 64]
-    assert (3, 7) in build_module(runs["drift"]).measurement.jobs
+    cubic, drift = (build_module(runs[arm]) for arm in ("cubic", "drift"))
+    assert isinstance(cubic.measurement, Growth)
+    assert isinstance(drift.measurement, Drift)
+    assert cubic.measurement.jobs == [2, 4, 8, 16, 32, 64]
+    assert (3, 7) in drift.measurement.jobs
     ritz: Any = build_module(runs["trained_cos"])
     assert sum(each.numel() for each in ritz.parameters()) == 16384 * (8 + 2) + 1
     assert runs["trained_cos"].dataset.ticks == 50000

@@ -33,7 +33,8 @@ def test_rates_from_losses() -> None:
     assert best_of(grid_K, losses_K) == pytest.approx(0.2)
     assert largest_below(grid_K, losses_K, 1.0) == pytest.approx(0.4)
     assert math.isnan(best_of(grid_K, losses_K.sort().values))  # better ones may lie below
-    assert math.isnan(largest_below(grid_K, losses_K, 9e9 * torch.inf))  # or stable ones above
+    for level in (0.1, torch.inf):  # none is stable, or larger ones may be
+        assert math.isnan(largest_below(grid_K, losses_K, level))
     assert exponent([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
     assert math.isnan(exponent([1, 2], [1, math.nan]))
 
@@ -125,7 +126,7 @@ def test_spectra_of_a_known_fluctuation() -> None:
     predicted = found["noise/e0/b16"] / (1 / (1 / 16 - 1 / 1280)) / found["top/e0"]
     assert found["ratio/e0/b16"] == pytest.approx(predicted / found["shift/e0/b16"])
     assert found["ratio_isotropic/e0/b16"] < 0.2 * found["ratio/e0/b16"]
-    assert 0.5 < found["ratio_projected/e0/b16"] <= 1.01
+    assert 0 < found["ratio_projected/e0/b16"] < 1
     mean = (found["noise/e0/b16"] + found["noise/e0/b64"]) / 2
     assert found["threshold/e0"] == pytest.approx(mean / found["top/e0"] ** 2)
 

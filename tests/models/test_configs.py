@@ -31,7 +31,6 @@ LAYERS = {  # weight layers, where the name or the paper states them
     "vgg16": 16,
     "pooled_cnn": 4,
     "preresnet110": 110,
-    "wrn28_10": 28,
 }
 
 

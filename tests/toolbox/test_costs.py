@@ -1,5 +1,7 @@
 """The memory meter against known sizes and PyTorch's profiler; operations counted by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -125,7 +127,7 @@ def test_saved_activations_are_counted_once_and_until_their_graph_is_freed():
 
 def test_metering_saved_tensors_changes_no_gradient():
     weight = torch.randn(5, 5, requires_grad=True)
-    gradients = []
+    gradients: list[Any] = []
     for metered in (False, True):
         weight.grad = None
         with SavedForBackward() if metered else torch.enable_grad():

@@ -3,7 +3,7 @@
 Denoising score matching, written with ``s(t, x) = (α f(t, x) − x) / h``, is least squares: f
 regresses x_0 on (t, x_t), a label with noise as x_t does not tell x_0. A wide two-layer ReLU
 network that descends this loss follows gradient descent in the space of its tangent kernel, and has
-to be stopped early. Here are that descent at all times at once, the network, and a rule that stops both:
+to be stopped early. Here are descent at all times at once, the network, and a stopping rule:
 
 >>> import torch
 >>> from repro.methods.score_ntk import KernelDescent, Regression, TwoLayer, ntk, rwy_steps

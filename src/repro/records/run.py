@@ -280,7 +280,7 @@ class Run:
 
     @cached_property
     def _config(self) -> DictConfig:
-        from omegaconf import OmegaConf
+        from omegaconf import DictConfig, OmegaConf
 
         file = self.config_file
         text = self._verified(file)
@@ -290,9 +290,9 @@ class Run:
             missing = [key for key in CONFIG_PARTS if key not in config]
         except Exception as error:
             raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
-        if missing or not OmegaConf.is_dict(config):
+        if missing or not isinstance(config, DictConfig):
             raise UserError(f"{file} is not the config of a run: it has no {', '.join(missing)}.")
-        return config  # type: ignore[return-value]
+        return config
 
     def plain_config(self) -> dict[str, Any]:
         """The composed config as plain YAML: twenty times faster than `config`.

@@ -132,7 +132,10 @@ def overview_markdown() -> str:
         if not paper.room_folder.resolve().is_relative_to(rooms):
             continue  # a user's own: a link to it would lead nowhere
         link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
-        for scale, counts in recorded_verdicts(paper).items():
+        recorded = recorded_verdicts(paper)
+        if not recorded:
+            rows.append([link, _titled(paper), "not yet", *[""] * (len(MARKS) + 1)])
+        for scale, counts in recorded.items():
             if set(counts) != {Verdict.NOT_AT_SCALE}:
                 minutes = f"{recorded_seconds(paper, scale) / 60:.0f}"
                 rows.append([link, _titled(paper), scale, *tally(counts), minutes])

@@ -77,8 +77,8 @@ def test_both_are_symmetric_agree_for_a_linear_model_and_only_one_is_positive(
 ) -> None:
     linear = nn.Linear(3, 3).double()
     kinds: tuple[Kind, Kind] = ("hessian", "ggn")
-    same = [Curvature(linear, [batch], kind).matrix() for kind in kinds]
-    assert torch.allclose(*same, atol=1e-12)
+    one, other = (Curvature(linear, [batch], kind).matrix() for kind in kinds)
+    assert torch.allclose(one, other, atol=1e-12)
     H, G = (Curvature(net, [batch], kind).matrix() for kind in kinds)
     assert torch.allclose(H, H.mT)
     assert torch.linalg.eigvalsh(G)[0] > -1e-12

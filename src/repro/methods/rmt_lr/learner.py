@@ -32,8 +32,8 @@ def low_curvature(ritz: Ritz, share: float) -> float:
     values, weights = ritz.values[positive], ritz.weights[positive]
     if not len(values):
         return 0.0
-    reached = weights.cumsum(0) >= share * weights.sum()
-    return float(values[reached.nonzero()[0, 0]])
+    before = int((weights.cumsum(0) < share * weights.sum()).sum())
+    return float(values[min(before, len(values) - 1)])
 
 
 def line_search_rate(product: Product, gradient_P: Tensor) -> float:

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import NonNegative, checked
+from repro.models.parts.chain import Chain
 from repro.models.toys.row_rnn import Recurrent
 from repro.toolbox.method import Batch, LossOf, Method, OptimizerFactory
 
@@ -64,7 +65,7 @@ class Backprop(Method):
                 f"Local rules cannot take {type(model).__name__} apart: it has no chain() of"
                 " layers. Choose mlp, row_rnn, a CNN, a VGG or a ResNet."
             )
-        chain = model.chain()
+        chain: Chain = model.chain()  # type: ignore[operator]
         self.layers, self.head = [chain.stem, *chain.units], chain.head
         linear = [part for part in self.head.modules() if isinstance(part, nn.Linear)]
         if not linear:

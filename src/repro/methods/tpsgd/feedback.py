@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
@@ -38,7 +39,7 @@ class _Route(torch.autograd.Function):
         if isinstance(layer, nn.Linear):
             routed = gradient @ weight
         else:
-            routed = torch.nn.grad.conv2d_input(
+            routed = conv2d_input(
                 ctx.shape,
                 weight,
                 gradient,

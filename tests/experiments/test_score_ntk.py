@@ -1,0 +1,174 @@
+"""What is special to score regression: what its numbers mean, on hand-made paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from repro.experiments.score_ntk.laws import five_points, rows
+from repro.experiments.score_ntk.module import ScoreRegression, Seen, slopes, wasserstein
+from rooms import configs, finished, refusal, summaries
+
+from repro.data.base.iterators import generator_for
+from repro.errors import UserError
+from repro.methods.score_ntk import Regression, Triples
+from repro.records.study import Study
+from repro.toolbox.diffusion import VPProcess
+from repro.training.execute import build_module
+
+PROBLEM = Regression(VPProcess(1.0, 1.0))
+LAW = five_points(None)
+
+
+def module(**knobs: Any) -> ScoreRegression:
+    found = ScoreRegression(five_points, PROBLEM, steps=4, looks=3, fixed=2, **knobs)
+    found.taus = torch.tensor([0, 1, 2, 3, 4])
+    return found
+
+
+def triples(seed: int, size: int = 60) -> Triples:
+    return PROBLEM.draw(LAW, size, generator_for(seed))
+
+
+def path_of(offsets: list[float], hold: Triples, test: Triples, worst: float = 1.0) -> Seen:
+    """A training that is off by a number at each look: from labels there, from f_* here."""
+    by = torch.tensor(offsets).double()[:, None, None]
+    eigenvalues = torch.full((60,), worst, dtype=torch.float64)
+    return Seen(eigenvalues, hold.x0 + by, PROBLEM.exact(LAW, test) + by)
+
+
+def test_every_rule_stops_where_it_says() -> None:
+    train, hold, test = triples(0), triples(1), triples(2)
+    room = module()
+    path = path_of([0.9, 0.5, 0.4, 0.3, 0.7], hold, test)
+    chosen = room._choose(path, train, hold, test)
+    assert {rule: chosen.steps[rule] for rule in ("none", "one", "fixed", "holdout", "oracle")} == {
+        "none": 4, "one": 1, "fixed": 2, "holdout": 3, "oracle": 3,
+    }  # fmt: skip
+    assert chosen.noise == pytest.approx(0.3)
+    assert chosen.loss == pytest.approx(2 * 0.3**2)
+    # All eigenvalues are 1: R(1/sqrt t) = 1/sqrt t from step 1, so sqrt t <= 1/(2 e sigma).
+    assert chosen.steps["rwy"] == 0
+    assert chosen.steps["rwy_half"] == 1
+    assert chosen.values["zero"].abs().max() == 0
+    torch.testing.assert_close(chosen.values["one"], path.test[1])
+
+
+def test_errors_are_those_of_where_the_rule_stopped() -> None:
+    test = triples(2)
+    exact, room = PROBLEM.exact(LAW, test), module(radius=0.1)
+    room._note_errors("holdout/n9", exact + 0.3, exact, test)
+    assert room.table["test/error/holdout/n9"] == pytest.approx(2 * 0.09)
+    assert room.table["test/projected/holdout/n9"] > 0.2
+    alpha, h = PROBLEM.signal(test.t)
+    weighted = 2 * 0.09 * float((alpha / h).square().mean())
+    assert room.table["test/score_error/holdout/n9"] == pytest.approx(weighted)
+    room._note_parts("holdout/n9", torch.where(test.t[:, None] < 0.5, 1.0, 0.0).expand(60, 2), test)
+    assert room.table["test/bin/early/holdout/n9"] == 2
+    assert room.table["test/bin/late/holdout/n9"] == 0
+    assert 0 < room.table["test/coordinate/0/holdout/n9"] < 1
+
+
+def test_a_gap_is_the_distance_from_the_kernel_of_the_same_features() -> None:
+    train, test = triples(0), triples(2)
+    room = module()
+    room.taus = torch.tensor([0, 10, 50])
+    from repro.methods.score_ntk import ntk
+
+    kernel = room._descent(train, PROBLEM).predict(
+        ntk(PROBLEM.inputs(test), PROBLEM.inputs(train)), room.taus
+    )
+    path = Seen(torch.ones(1), kernel, kernel + torch.tensor([0, 0, 0.1])[:, None, None])
+    room._note_gap("m8", path, train, test)
+    assert room.table["test/gap/t10/m8"] == pytest.approx(0, abs=1e-12)
+    assert room.table["test/gap/t50/m8"] == pytest.approx(0.02)
+    assert room.table["test/gap_other/t10/m8"] > 1e-4
+    own = float((kernel[2] - PROBLEM.exact(LAW, test)).square().sum(1).mean())
+    assert room.table["test/gap_share/t50/m8"] == pytest.approx(0.02 / own)
+
+
+def test_slopes_are_of_logarithms() -> None:
+    table = {f"test/error/none/n{n}": 3 * n**-0.5 for n in (100, 200, 800)}
+    table |= {f"test/gap/t50/m{m}": 1 / m for m in (64, 256)} | {"test/error/one/n100": 1.0}
+    found = slopes(table)
+    assert found == pytest.approx({"test/slope/error/none": -0.5, "test/slope/gap/t50": -1.0})
+
+
+def test_wasserstein_is_that_of_the_best_assignment() -> None:
+    x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 1.0]])
+    assert wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-3)
+    assert wasserstein(x, x.flip(0) + torch.tensor([3.0, 4.0])) == pytest.approx(5)
+
+
+def test_smoke_measures_what_claims_read(study: Study) -> None:
+    found = summaries(study)
+    kernel = found["kernel"]
+    assert kernel["test/identity"] < 1e-10 < 0.1 < kernel["test/identity_unweighted"]
+    ratio = kernel["test/error/none/n30"] / kernel["test/error/holdout/n30"]
+    assert kernel["test/overfit/n30"] == pytest.approx(ratio)
+    zero = kernel["test/error/zero/n30"]
+    assert zero == kernel["test/error/zero/n60"] == found["nn"]["test/error/zero/m32"]
+    assert kernel["test/error/holdout/n30"] < zero
+    # More training data, the same choice; cleaner labels, no overfitting.
+    refit = found["kernel_refit"]
+    assert refit["test/tau/holdout/n30"] == kernel["test/tau/holdout/n30"]
+    assert refit["test/error/holdout/n30"] != kernel["test/error/holdout/n30"]
+    assert found["kernel_clean"]["test/overfit/n60"] < 1.05
+    assert found["kernel_short"]["test/noise/true/n30"] < kernel["test/noise/true/n30"]
+    # Networks: paired ones begin at zero, moving less the wider they are.
+    assert found["nn"]["test/moved/m128"] < found["nn"]["test/moved/m32"]
+    assert "test/gap/t50/m32" not in found["resample"]
+    assert found["apart"]["test/bin/early/holdout/m32"] > 0
+    assert {f"test/w2/{rule}" for rule in ("exact", "holdout", "none")} <= found["sampling"].keys()
+
+
+def test_the_exact_score_samples_the_law(tmp_path: Path) -> None:
+    typed = ["arm=sampling", "seed=0", "samples=500", "sizes.one=[60]"]
+    run = finished(tmp_path, "paper=score_ntk", "scale=smoke", *typed)
+    found = run.summary()
+    assert found["test/w2/exact"] < 0.3  # of 500 draws, two samples of the law itself have 0.2
+    assert found["test/w2/exact"] < found["test/w2/holdout"]
+    assert np.load(run.artifacts_folder / "samples.npy").shape == (40, 120)
+
+
+def test_full_has_its_sizes_and_its_laws() -> None:
+    nn: Any = build_module(configs("paper=score_ntk", "scale=full")["nn"].copy())
+    assert nn.cells[-1] == (1000, 65536)
+    assert nn.taus[-1] == 4000
+    config = configs("paper=score_ntk", "scale=full_sizes")["kernel"]
+    room: Any = build_module(config)
+    assert (room.cells[-1], room.rate) == ((20_000, None), 0.1)
+    assert int(room.taus[-1]) == 100_000
+
+
+def test_rows_are_a_law_of_principal_components() -> None:
+    pictures = torch.rand(30, 3, 16, 16)
+    data = SimpleNamespace(name="pictures", splits={"train": (pictures,)})
+    law = rows(data, components=5, limit=20, pool=4)
+    assert law.points.shape == (20, 5)
+    assert float(law.points.norm(dim=1).max()) == pytest.approx(1)
+    products = law.points.T @ law.points
+    torch.testing.assert_close(products, products.diag().diag(), atol=1e-9, rtol=0)
+    assert (products.diag().diff() < 0).all()
+    with pytest.raises(UserError, match="has 16 coordinates"):
+        rows(data, components=17, pool=4)
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("arm=kernel module.labels=resample", "has no fixed kernel matrix"),
+        ("arm=nn module.refit=true", "refit and samples are for the kernel"),
+        ("arm=nn widths.all=[33]", "width=33 is odd"),
+        ("arm=kernel module.rate=5.0", "choose less than"),
+        ("arm=kernel module.problem.t_max=0.05", "is not after t_min"),
+        ("arm=digits laws.digits.components=65", "has 64 coordinates"),
+    ],
+)
+def test_a_bad_knob_is_one_line(tmp_path: Path, typed: str, complaint: str) -> None:
+    refused = refusal(tmp_path, "paper=score_ntk", "scale=smoke", "seed=0", *typed.split())
+    assert complaint in refused
