@@ -26,12 +26,12 @@ claims:
     scales: [mini, full]
     checks:
       - {relation: greater, metric: m, arm: a, versus: b, margin: 1e-2, percent: true}
-      - {relation: less, metric: m, arm: a, versus: b, scales: [mini]}
-      - {relation: non_inferior, metric: m, arm: a, versus: b, margin: 0.01, better: lower}
-      - {relation: equivalent, metric: m, arm: a, versus: b, margin: 0.01, interval: bootstrap}
+      - {relation: less, metric: n, arm: a, versus: b, scales: [mini]}
+      - {relation: non_inferior, metric: m, arm: a, versus: b, margin: 0.02, better: lower}
+      - {relation: equivalent, metric: m, arm: a, versus: b, margin: 0.02, interval: bootstrap}
       - {relation: at_least, metric: m, arm: a, value: 0.9, on_collapse: 0.1}
       - {relation: at_most, metric: m, arm: a, value: 0.9, at: {method.ratio: 0.1}}
-      - {relation: within, metric: m, arm: a, low: 0.1, high: 0.2, level: 0.9, min_seeds: 5}
+      - {relation: within, metric: m, arm: a, low: 0.8, high: 0.95, level: 0.9, min_seeds: 5}
       - {relation: ratio, metric: bytes, arm: a, versus: b, at_least: 277, deterministic: true}
       - {relation: spreads_more, metric: m, arms: [a, b, c], versus: [a, b]}
       - {relation: ordered, metric: m, arms: [a, b, c], direction: increasing}
