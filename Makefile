@@ -4,9 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
+# Where else to look for PyTorch, e.g. the index of its CPU builds: a tenth of the download on Linux.
+TORCH_INDEX ?=
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt $(INDEX) --editable
 
-.PHONY: run test lint types check bench combinations clean
+.PHONY: run test torture lint types check bench combinations clean
 
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
@@ -17,6 +20,10 @@ WITHOUT := not benchmark$(if $(shell which chromium), , and not browser)
 
 test: check
 	$(BIN)/pytest -n 2 --dist loadgroup -m "$(WITHOUT)"
+
+# Accidents by the hundred: kills, flipped bits, full disks, made-up configs and command lines.
+torture: $(DEV)
+	REPRO_TORTURE=1 $(BIN)/pytest -q -m torture
 
 check: lint types
 

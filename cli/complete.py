@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import os
+
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class
 
 from repro.errors import UserError
-from repro.records.papers import config_folders, load_paper, paper_files
+from repro.records.papers import Paper, config_folders, load_paper, paper_files
+
+
+@add_completion_class
+class RejoiningBash(BashComplete):
+    """Bash's completion, for which bash has cut ``paper=d`` into three words."""
+
+    # What ends with an equals sign goes on without a space.
+    source_template = BashComplete.source_template.replace(
+        "COMPREPLY+=($value)",
+        "COMPREPLY+=($value)\n            [[ $value == *= ]] && compopt -o nospace",
+    )
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the cursor, and the one that is being typed, put together again."""
+        words = os.environ["COMP_WORDS"].split("\n")
+        joined: list[str] = []
+        for word in words[: int(os.environ["COMP_CWORD"]) + 1]:
+            if joined and ("=" in (word, joined[-1][-1:])):
+                joined[-1] += word
+            else:
+                joined.append(word)
+        return joined[1:-1], joined[-1]
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Only what bash is to put in: what stands behind the last equals sign."""
+        key, _, value = item.value.rpartition("=")
+        return f"{item.type},{value if key and value else item.value}"
 
 
 def papers(
@@ -28,20 +57,28 @@ def overrides(
 ) -> list[CompletionItem]:
     """``group=choice`` for config groups, and the paper's arms and scales."""
     key, equals, value = incomplete.partition("=")
+    paper = _paper(context.params.get("overrides") or ())
     if not equals:
-        keys = [*_groups(), "arm", "scale", "seed"]
-        return [CompletionItem(f"{name}=") for name in sorted(keys) if name.startswith(key)]
+        keys = [*_groups(), "paper", "arm", "scale", "seed", "seeds", *_knobs(paper)]
+        return [CompletionItem(f"{name}=") for name in dict.fromkeys(keys) if name.startswith(key)]
     values = _options(key)
-    if key in ("arm", "scale"):
-        typed = context.params.get("overrides") or ()
-        slug = next((o.partition("=")[2] for o in typed if o.startswith("paper=")), None)
-        try:
-            paper = load_paper(slug) if slug else None
-        except UserError:
-            paper = None
-        if paper is not None:
-            values = list(paper.arms if key == "arm" else paper.scales)
+    if paper is not None and key in ("arm", "scale"):
+        values = list(paper.arms if key == "arm" else paper.scales)
     return [CompletionItem(f"{key}={name}") for name in values if name.startswith(value)]
+
+
+def _paper(typed: tuple[str, ...]) -> Paper | None:
+    slug = next((text.partition("=")[2] for text in typed if text.startswith("paper=")), None)
+    try:
+        return load_paper(slug) if slug else None
+    except UserError:
+        return None
+
+
+def _knobs(paper: Paper | None) -> list[str]:
+    from . import knobs
+
+    return [] if paper is None else [knob.key for knob in knobs.knobs(paper)]
 
 
 def _groups() -> list[str]:

@@ -18,13 +18,13 @@ from repro.records.papers import load_papers
 from . import render
 
 EXTRAS = {
-    "datasets": "benchmark data sets: pip install 'repro[data]'",
-    "tokenizers": "published language models: pip install 'repro[hf]'",
-    "optuna": "repro sweep: pip install 'repro[sweep]'",
-    "tensorboard": "logger=tensorboard: pip install 'repro[tensorboard]'",
-    "mlflow-skinny": "logger=mlflow: pip install 'repro[mlflow]'",
-    "wandb": "logger=wandb: pip install 'repro[wandb]'",
-    "hydra-submitit-launcher": "Slurm: pip install 'repro[slurm]'",
+    "datasets": "benchmark data sets: pip install 'gradient-repro[data]'",
+    "tokenizers": "published language models: pip install 'gradient-repro[hf]'",
+    "optuna": "repro sweep: pip install 'gradient-repro[sweep]'",
+    "tensorboard": "logger=tensorboard: pip install 'gradient-repro[tensorboard]'",
+    "mlflow-skinny": "logger=mlflow: pip install 'gradient-repro[mlflow]'",
+    "wandb": "logger=wandb: pip install 'gradient-repro[wandb]'",
+    "hydra-submitit-launcher": "Slurm: pip install 'gradient-repro[slurm]'",
 }
 
 

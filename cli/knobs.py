@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from repro.records.files import YamlLoader, parse_yaml
 from repro.records.layers import key_of
 from repro.records.papers import Paper, config_folders, is_group
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DEFAULT_SCALE = "mini"
 _NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "figures", "info")
 
@@ -79,7 +79,7 @@ def _choices(file: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def _defaults(file: Path | None) -> list[Any]:
-    content = yaml.load(file.read_text(), Loader=_Loader) if file else None
+    content = parse_yaml(file.read_text(encoding="utf-8")) if file else None
     return list((content or {}).get("defaults", []))
 
 
@@ -97,11 +97,14 @@ def _documented(file: Path | None, prefix: str = "") -> Iterator[Knob]:
     """The settings of one file, with the comment beside each, or else the one above it."""
     if file is None:
         return
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
 
     def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Knob]:
         for key, value in node.value:
+            if key.value == "<<":  # YAML's merge: the keys of another mapping
+                yield from walk(value, prefix)
+                continue
             if key.value.startswith("_") or key.value in _NO_KNOBS:
                 continue
             if isinstance(value, yaml.MappingNode) and value.value:
@@ -112,7 +115,7 @@ def _documented(file: Path | None, prefix: str = "") -> Iterator[Knob]:
             meaning = _comment(lines, key.start_mark, key.end_mark if is_long else value.end_mark)
             yield Knob(f"{prefix}{key.value}", "…" if is_long else written, meaning)
 
-    node = yaml.compose(text, Loader=_Loader)
+    node = yaml.compose(text, Loader=YamlLoader)
     if isinstance(node, yaml.MappingNode):
         yield from walk(node, prefix)
 
@@ -136,7 +139,7 @@ def _value(text: str) -> str:
 
 def _flat(key: str, value: str) -> Iterator[tuple[str, str]]:
     """The settings that one override changes: several where its value is ``{a:1,b:2}``."""
-    inside = yaml.safe_load(value.replace(":", ": ")) if value.startswith("{") else value
+    inside = parse_yaml(value.replace(":", ": ")) if value.startswith("{") else value
     if isinstance(inside, dict):
         for name, part in inside.items():
             yield from _flat(f"{key}.{name}", str(part))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
@@ -17,7 +19,7 @@ import click
 from repro.errors import INTERRUPTED, ReproError, did_you_mean
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
-from . import complete
+from . import OUTPUT_LOST, complete
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
 
@@ -45,20 +47,24 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            function(*args, **kwargs)
+            _end(0)
+        except SystemExit as ended:
+            _end(ended.code)
         except ReproError as error:
             if _debug():
                 raise
             _say_error(str(error))
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
+            _say_error("Stopped.")
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # `repro list | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
         except Exception as error:
             if _debug():
                 raise
+            if _is_out_of_memory(error):
+                _say_error(f"There is not enough memory: {error}")
+                sys.exit(1)
             _say_error(f"{type(error).__name__}: {error}")
             _say_error("This is a fault of repro; --debug shows where it happened.")
             sys.exit(1)
@@ -66,13 +72,26 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def _end(code: Any) -> None:
+    """Exits with a code, or with 1 if all went well but for what could not be printed."""
+    lost = click.get_current_context().find_root().meta.get(OUTPUT_LOST, False)
+    if code or lost:
+        sys.exit(code or 1)
+
+
 def _debug() -> bool:
     context = click.get_current_context(silent=True)
     return bool(context and context.find_root().params.get("debug"))
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    words = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def _say_error(text: str) -> None:
-    click.echo(f"repro: {text}", err=True)
+    with suppress(OSError):  # a terminal that is gone
+        click.echo(f"repro: {text}", err=True)
 
 
 def _use_config_dir(
@@ -88,8 +107,22 @@ def _use_config_dir(
         os.environ["PYTHONPATH"] = f"{before}{os.pathsep}{beside}" if before else beside
 
 
+def _name_paper(
+    _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
+) -> tuple[str, ...]:
+    """`repro run dgc` means `repro run paper=dgc`."""
+    from repro.records.papers import paper_files
+
+    known = paper_files() if any("=" not in text for text in overrides) else ()
+    return tuple(f"paper={text}" if text in known else text for text in overrides)
+
+
+overrides_argument = click.argument(
+    "overrides", nargs=-1, callback=_name_paper, shell_complete=complete.overrides
+)
 config_dir_option = click.option(
     "--config-dir",
+    is_eager=True,  # before papers are looked for
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     callback=_use_config_dir,
     expose_value=False,
@@ -107,20 +140,20 @@ outputs_option = click.option(
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-@click.version_option(package_name="repro")
+@click.version_option(package_name="gradient-repro")
 def cli(debug: bool) -> None:
-    r"""Reproduce papers about gradients, and see which of their claims hold.
+    """Reproduce papers about gradients, and see which of their claims hold.
 
     \b
     repro list                             the papers
     repro run paper=dgc                    train the method and its baselines, judge the claims
     repro run paper=dgc arm=dgc seed=3     one run
     repro show dgc                         claims, arms and knobs of a paper
-    """
+    """  # noqa: D301
 
 
 @cli.command()
-@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@overrides_argument
 @click.option("-m", "--multirun", is_flag=True, help="Run the grid that a=1,2 b=x,y spans.")
 @click.option("--cfg", is_flag=True, help="Print the composed config of the first run, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and their expected cost, and stop.")
@@ -138,7 +171,7 @@ def run(
     detach: bool,
     as_json: bool,
 ) -> None:
-    r"""Run a study: every arm and seed of a paper, then the verdicts.
+    """Run a study: every arm and seed of a paper, then the verdicts.
 
     \b
     repro run paper=dgc                                   at scale=mini
@@ -146,7 +179,7 @@ def run(
     repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
-    """
+    """  # noqa: D301
     from repro.planning.plan import plan_study
     from repro.records.study import typical_seconds
 
@@ -161,31 +194,31 @@ def run(
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
         return
     from repro.launching import local
-    from repro.planning.prepare import create_study
+    from repro.planning import trust
 
     workflow.check_claims(plan)
     local.check(plan, detach)
-    study = create_study(plan, outputs)
-    with workflow.discarded_if_refused(study):
+    study = workflow.prepared(plan, outputs)
+    with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
         sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command()
-@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@overrides_argument
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @json_option
 @config_dir_option
 @people_readable
 def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    r"""Search hyper-parameters on validation data; the same command goes on after a kill.
+    """Search hyper-parameters on validation data; the same command goes on after a kill.
 
     \b
     repro sweep paper=dgc 'method.ratio=interval(1e-4,1e-1)' trials=20
     repro sweep paper=dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))' metric=val/loss
     repro sweep paper=dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
-    """
+    """  # noqa: D301
     from repro.search import request as search_request
 
     from . import workflow
@@ -250,12 +283,14 @@ def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) ->
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
+@click.option("--trust", "trusted", is_flag=True, help="It is my own, whatever it asks for.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @json_option
 @config_dir_option
 @people_readable
-def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> None:
+def resume(folder: Path | None, outputs: Path, trusted: bool, quiet: bool, as_json: bool) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
+    from repro.planning import trust
     from repro.records.run import Run
     from repro.records.study import Study
 
@@ -263,11 +298,13 @@ def resume(folder: Path | None, outputs: Path, quiet: bool, as_json: bool) -> No
 
     if folder is None:
         folder = workflow.latest_study(outputs)
-    if Run(folder).record_file.is_file():
-        sys.exit(workflow.continue_run(folder, as_json))
-    study = Study.open(folder.absolute())
-    proceed = workflow.run_and_judge if study.about.search is None else workflow.search
-    sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
+    with trust.trusted(trusted):
+        if Run(folder).record_file.is_file():
+            sys.exit(workflow.continue_run(folder, as_json))
+        study = Study.open(folder.absolute())
+        with workflow.confined(study):
+            proceed = workflow.run_and_judge if study.about.search is None else workflow.search
+            sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
 
 
 @cli.command()
@@ -325,7 +362,7 @@ def report(
 @click.option("--link", help="Where the paper is, e.g. 'arXiv 1712.01887'.")
 @people_readable
 def new(slug: str, title: str | None, link: str | None) -> None:
-    r"""Start a paper: its config, its room and a test, which run at once.
+    """Start a paper: its config, its room and a test, which run at once.
 
     In a checkout they go where the other papers are; anywhere else into the current folder, to be
     used with --config-dir.
@@ -336,18 +373,18 @@ def new(slug: str, title: str | None, link: str | None) -> None:
 
 
 @cli.command()
-@click.argument("overrides", nargs=-1, shell_complete=complete.overrides)
+@overrides_argument
 @outputs_option
 @click.option("--study", type=click.Path(path_type=Path), help="Which study; the latest if absent.")
 @config_dir_option
 @people_readable
 def record(overrides: tuple[str, ...], outputs: Path, study: Path | None) -> None:
-    r"""Write a finished study's results into the paper's room, and its table into the README.
+    """Write a finished study's results into the paper's room, and its table into the README.
 
     \b
     repro record paper=dgc
     repro record paper=dgc scale=full
-    """
+    """  # noqa: D301
     from repro.report.record import record as write_record
 
     path = write_record(dict(o.split("=", 1) for o in overrides if "=" in o), outputs, study)
@@ -431,8 +468,15 @@ def completion(shell: str) -> None:
 
 
 def main() -> None:
-    """Entry point of the `repro` command; SIGTERM ends it as Ctrl-C does."""
+    """Entry point of the `repro` command; SIGTERM and a closed terminal end it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks for
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no error
+            stream.reconfigure(errors="replace")
+    # Workers are `python -m …`, which would import what lies in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
     cli(prog_name="repro")
 
 

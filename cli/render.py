@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
+from repro.cli import OUTPUT_LOST
 from repro.cli.knobs import knobs
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from repro.records.files import read_json
 from repro.records.papers import Paper
 from repro.records.status import Status
 from repro.records.summary import (
     Scored,
     best_first,
+    by_arm,
     mean_and_spread,
+    recorded_seconds,
     recorded_verdicts,
     scores,
 )
@@ -33,30 +40,80 @@ if TYPE_CHECKING:
     from repro.records.study import Study
     from repro.search.request import Request
 
-console = Console()
 NARROW = 120  # tables are laid out for this width where the output is not a terminal
 COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
 
+
+class Screen(Console):
+    """Standard output, which may end before the work does: `| head`, a full disk, no terminal."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints as Rich does."""
+        with _surviving():
+            super().print(*args, **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on."""
+        _forget_output()
+
+
+console = Screen()
 if not console.is_terminal:
     console.width = max(console.width, NARROW)
 
 
 def message(text: str) -> None:
     """A line for the person, on standard error."""
-    click.echo(f"repro: {text}", err=True)
+    with suppress(OSError):
+        click.echo(f"repro: {text}", err=True)
 
 
 def emit(value: Any) -> None:
     """JSON on standard output."""
-    click.echo(json.dumps(value, indent=1, default=str))
+    with _surviving():
+        click.echo(json.dumps(value, indent=1, default=str))
 
 
-def table(*columns: str, title: str | None = None) -> Table:
+@contextmanager
+def _surviving() -> Iterator[None]:
+    """Goes on where standard output cannot be written to; says so, unless nobody wants it."""
+    try:
+        yield
+    except BrokenPipeError:
+        _forget_output()
+    except OSError as error:
+        message(f"What should stand here cannot be written: {error.strerror}.")
+        _forget_output()
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.find_root().meta[OUTPUT_LOST] = True
+
+
+def _forget_output() -> None:
+    """Lets the output go nowhere, what waits in buffers included."""
+    with suppress(OSError, ValueError):  # ValueError: a test's output has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class PlainTable(Table):
+    """A table of what people wrote: square brackets in it are no markup."""
+
+    def add_row(self, *cells: RenderableType | None, **settings: Any) -> None:
+        """Adds a row; text stays as it is."""
+        plain = [Text(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*plain, **settings)
+
+
+def table(*columns: str, title: str | None = None) -> PlainTable:
     """A table in the house style."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    name = None if title is None else Text(title)
+    made = PlainTable(
+        title=name, title_justify="left", header_style="bold", box=None, pad_edge=False
+    )
     for number, column in enumerate(columns):
         # Metrics are named like comm/bytes_per_step: the slash is a good place to break.
-        made.add_column(column.replace("/", "/\n"), overflow="fold", no_wrap=number == 0)
+        header = Text(column.replace("/", "/\n"))
+        made.add_column(header, overflow="fold", no_wrap=number == 0)
     return made
 
 
@@ -64,7 +121,8 @@ def config(composed: DictConfig) -> None:
     """The composed config as YAML."""
     from omegaconf import OmegaConf
 
-    click.echo(OmegaConf.to_yaml(composed), nl=False)
+    with _surviving():
+        click.echo(OmegaConf.to_yaml(composed), nl=False)
 
 
 def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
@@ -85,11 +143,7 @@ def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
         return
     shown = table("layer", "arm", "point", "seeds", "overrides", "s/run")
     for number, layer in enumerate(layers):
-        groups: dict[tuple[str, str], list[Any]] = {}
-        for run in layer:
-            point = ", ".join(f"{key}={value}" for key, value in run.point.items())
-            groups.setdefault((run.arm, point), []).append(run)
-        for (arm, point), runs in groups.items():
+        for (arm, point), runs in by_arm(layer).items():
             own = [text for text in runs[0].overrides if not text.startswith(("paper=", "seed="))]
             cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
             seeds = ",".join(str(run.seed) for run in runs)
@@ -113,19 +167,46 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
             ]
         )
         return
-    shown = table("slug", "paper", "recorded verdicts")
-    for paper_, counts in rows:
-        text = "; ".join(
-            f"{scale}: " + ", ".join(f"{n} {verdict}" for verdict, n in found.items())
-            for scale, found in counts.items()
-        )
-        shown.add_row(paper_.slug, f"{paper_.title} ({paper_.link})", text or "–")
+    from repro.claims.verdicts import LEGEND, MARKS, tally
+
+    shown = table("slug", "scale", *MARKS, "minutes", "paper")
+    for paper_, recorded_ in rows:
+        title = f"{paper_.title} ({paper_.link})"
+        for scale, counts in recorded_.items():
+            minutes = f"{recorded_seconds(paper_, scale) / 60:.0f}"
+            shown.add_row(paper_.slug, scale, *tally(counts), minutes, title)
+        if not recorded_:
+            shown.add_row(paper_.slug, *["–"] * (len(MARKS) + 2), title)
     console.print(shown)
+    console.print(f"{LEGEND}; minutes of one core", highlight=False)
     console.print("Look closer: repro show SLUG. Run one: repro run paper=SLUG")
 
 
+def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
+    """The recorded verdicts on a paper's claims, by scale, but for claims out of reach."""
+    from repro.claims.verdicts import ClaimVerdict, Verdict
+
+    found = {}
+    for scale in paper.scales:
+        file = paper.results_file(scale)
+        if file.is_file():
+            verdicts = [ClaimVerdict.from_dict(claim) for claim in read_json(file)["claims"]]
+            found[scale] = [v for v in verdicts if v.verdict is not Verdict.NOT_AT_SCALE]
+    return found
+
+
+def recorded_table(scale: str, verdicts: Iterable[ClaimVerdict]) -> Table:
+    """What was measured of a paper, narrow enough for 80 columns."""
+    shown = table("claim", "verdict", "measured", "statement", title=f"\nRecorded at scale={scale}")
+    for claim in verdicts:
+        verdict = Text(f"{claim.verdict.mark} {claim.verdict}", COLOURS.get(claim.verdict, ""))
+        effects = "\n".join(check.effect_text for check in claim.checks)
+        shown.add_row(claim.id, verdict, effects, claim.statement)
+    return shown
+
+
 def paper(shown: Paper, as_json: bool) -> None:
-    """A paper's question, claims, arms, scales and knobs."""
+    """What was measured of a paper, then its question, claims, arms, scales and knobs."""
     from repro.claims.file import load_claims
 
     claims = load_claims(shown.claims_file).claims
@@ -139,6 +220,10 @@ def paper(shown: Paper, as_json: bool) -> None:
                 "question": shown.question,
                 "arms": shown.arms,
                 "scales": shown.scales,
+                "recorded": {
+                    scale: [verdict.to_dict() for verdict in verdicts]
+                    for scale, verdicts in recorded(shown).items()
+                },
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
                     {"key": key, "default": default, "meaning": meaning}
@@ -147,9 +232,11 @@ def paper(shown: Paper, as_json: bool) -> None:
             }
         )
         return
-    console.print(f"[bold]{shown.title}[/bold]  {shown.link}", highlight=False)
+    console.print(Text.assemble((shown.title, "bold"), f"  {shown.link}"))
     if shown.question:
-        console.print(shown.question, highlight=False)
+        console.print(shown.question, markup=False, highlight=False)
+    for scale, verdicts in recorded(shown).items():
+        console.print(recorded_table(scale, verdicts))
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:
         scales = ", ".join(claim.scales) or "–"
@@ -230,8 +317,10 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
         return
     console.print(summary_table(study))
     if points:
-        console.print(f"\n[bold]Best first, by {metric}[/bold]", highlight=False)
+        console.print(Text(f"\nBest first, by {metric}", "bold"))
         console.print(scores_table(("arm",), points, metric, mode))
+    if study.scale == "smoke":
+        console.print("smoke only shows that things run; what they mean is judged at other scales.")
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:

@@ -14,6 +14,8 @@ from repro.launching import progress
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
 from repro.launching.slurm import Refused
+from repro.planning import trust
+from repro.planning.prepare import create_study
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study, find_studies
@@ -32,9 +34,23 @@ SHOWN = 3  # logs of failed or lost jobs
 LAST_LINES = 5
 
 
+def prepared(plan: Plan, outputs: Path) -> Study:
+    """Prepares a study.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it, and nothing of it is left.
+    """
+    try:
+        return create_study(plan, outputs)
+    except KeyboardInterrupt:
+        render.message("Nothing was started.")
+        raise
+
+
 def submit(study: Study, as_json: bool) -> int:
     """Leaves what is left of a study to Slurm's jobs, and says how to come back to it."""
-    run_study(study, wait=False)
+    with study.held():
+        run_study(study, wait=False)
     render.submitted(study, as_json)
     return 0
 
@@ -54,6 +70,16 @@ def discarded_if_refused(study: Study) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def confined(study: Study) -> Iterator[None]:
+    """Meanwhile a study writes nothing outside of its folder, unless it is the user's own."""
+    if trust.is_trusted():
+        yield
+        return
+    with study.confined():
+        yield
+
+
 def latest_study(outputs: Path) -> Path:
     """The folder of the youngest study.
 
@@ -67,6 +93,12 @@ def latest_study(outputs: Path) -> Path:
 
 
 def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
+    """Runs what is left of a study and reports it; see `_run_and_judge`."""
+    with study.held():
+        return _run_and_judge(study, quiet, as_json)
+
+
+def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     """Runs what is left of a study and reports it.
 
     Returns:
@@ -116,7 +148,12 @@ def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_js
     from repro.search import loop
 
     local.check(plan, detach=False)
-    return search(loop.start(request, plan, outputs), quiet, as_json)
+    study = loop.find(request, outputs)
+    if study is not None:
+        with confined(study):
+            return search(study, quiet, as_json)
+    with trust.trusted():
+        return search(loop.create(request, plan, outputs), quiet, as_json)
 
 
 def search(study: Study, quiet: bool, as_json: bool) -> int:
@@ -176,10 +213,17 @@ def check_claims(plan: Plan) -> None:
 
 
 def continue_run(folder: Path, as_json: bool) -> int:
-    """Continues one run in this process."""
+    """Continues one run in this process.
+
+    Raises:
+        UserError: the run's study is being executed.
+    """
     from repro.training.execute import execute
 
     run = Run.open(folder.absolute())
+    study = Study.above(run.folder)
+    if study is not None and study.executor is not None:
+        raise UserError(f"{study.folder} is being executed by {study.executor}.")
     status = execute(run.folder)
     render.run_result(run, as_json)
     if status is Status.FAILED:
@@ -241,7 +285,7 @@ def _show_end(log: Path) -> None:
     if not log.is_file():
         render.message(f"It never started: there is no {_short(log)}.")
         return
-    lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     render.message("\n    ".join([f"The end of {_short(log)}:", *lines]))
 
 

@@ -24,10 +24,10 @@ for ratio in (1.0, 0.01):
         model, lambda parameters, **settings: torch.optim.SGD(parameters, lr=0.1, **settings)
     )
 
-    def loss_of(batch: tuple[Tensor, Tensor], model: torch.nn.Module = model) -> Tensor:
+    def loss_of(batch: tuple[Tensor, ...], model: torch.nn.Module = model) -> Tensor:
         return cross_entropy(model(batch[0]), batch[1])
 
-    for epoch in range(15):
+    for epoch in range(60):
         method.start_epoch(epoch)
         for batch in zip(x[:1400].split(64), y[:1400].split(64), strict=True):
             optimizer.zero_grad()

@@ -4,6 +4,8 @@ It explains the hidden layer of a trained digit reader; what counts is how littl
 output changes when it reads the reconstruction. Run it: ``python examples/gsae.py``.
 """
 
+from functools import partial
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -47,7 +49,7 @@ for selector in (Magnitude(), GradientAugmented(beta=1.0)):
         sae.before_step()
         optimizer.step()
         sae.after_step()
-    with site.replace(lambda hidden, sae=sae: sae(hidden, selector=Magnitude())):
+    with site.replace(partial(sae, selector=Magnitude())):
         spliced = model(x[1400:])
     change = kl_divergence(model(x[1400:]), spliced).mean()
     print(f"{type(selector).__name__}: 4 of 128 latents change the output by {change:.3f} nats")

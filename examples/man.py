@@ -3,8 +3,12 @@
 No gradient crosses from one block to the next. Run it: ``python examples/man.py``.
 """
 
+from typing import Any
+
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from repro.methods.man import LocalLearning
 from repro.models import MLP
@@ -12,7 +16,11 @@ from repro.models import MLP
 images, labels = load_digits(return_X_y=True)
 x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
 
-recipes = {"end to end": {"modules": 1}, "local": {"ema": False, "bias": False}, "MAN": {}}
+recipes: dict[str, dict[str, Any]] = {
+    "end to end": {"modules": 1},
+    "local": {"ema": False, "bias": False},
+    "MAN": {},
+}
 for name, settings in recipes.items():
     torch.manual_seed(0)
     model = MLP(input_shape=[64], classes=10, hidden=[32, 32, 32])
@@ -21,10 +29,14 @@ for name, settings in recipes.items():
     optimizer = method.optimizer(
         model, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
     )
-    for _ in range(15):
+
+    def loss_of(batch: tuple[Tensor, ...], model: torch.nn.Module = model) -> Tensor:
+        return cross_entropy(model(batch[0]), batch[1])
+
+    for _ in range(60):
         for batch in zip(x[:1400].split(64), y[:1400].split(64), strict=True):
             optimizer.zero_grad()
-            method.backward(None, batch, torch.Tensor.backward)
+            method.backward(loss_of, batch, torch.Tensor.backward)
             optimizer.step()
     right = (model(x[1400:]).argmax(1) == y[1400:]).float().mean()
     print(f"{name}: {right:.1%} of the test digits are read right")

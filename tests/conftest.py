@@ -32,6 +32,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in a line what came of `make torture`."""
+    import torture
+
+    if torture.IS_LONG and torture.figures:
+        said = ", ".join(f"{well}/{all_} {kind}" for kind, (well, all_) in torture.figures.items())
+        terminalreporter.write_line(f"torture: {said}")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """Whatever a test starts ends with it."""
+    yield
+    if "processes" in sys.modules:
+        sys.modules["processes"].end_all()
+
+
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Makes the toy paper known, and an empty folder the current one; returns the folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -49,6 +50,16 @@ def needed() -> set[str]:
 
 
 @pytest.mark.slow
+def test_no_command_installs_somebody_elses_package() -> None:
+    """The index has another `repro`: extras are those of this distribution, by its own name."""
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=REPOSITORY)
+    texts = [REPOSITORY / name for name in listed.splitlines() if not name.startswith("tests/")]
+    foreign = re.compile(r"""(pip|uv|pipx) [a-z ]*install [^`\n]*(?<![-\w/.])repro\b|['"]repro\[""")
+    for file in texts:
+        if file.suffix in (".py", ".md", ".yaml", ".toml", ".j2", "") and file.is_file():
+            assert not foreign.search(file.read_text()), file
+
+
 def test_the_wheel_holds_modules_configs_claims_and_records(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     assert needed() <= held, sorted(needed() - held)

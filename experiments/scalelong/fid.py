@@ -20,7 +20,7 @@ def require_inception() -> None:
     """
     if importlib.util.find_spec("torch_fidelity") is None:
         raise UserError(
-            "module.sampling.fid_samples needs: pip install 'repro[fid]' (or set it to 0)."
+            "module.sampling.fid_samples needs: pip install 'gradient-repro[fid]' (or set it to 0)."
         )
 
 

@@ -127,15 +127,20 @@ def _has_rule(hint: Any) -> bool:
 
 
 def _allows(adapter: TypeAdapter[Any], value: Any) -> bool:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = list(value)  # OmegaConf has containers of its own
-    if isinstance(value, Mapping):
-        value = dict(value)
     try:
-        adapter.validate_python(value)
+        adapter.validate_python(_plain(value))
     except ValidationError:
         return False
     return True
+
+
+def _plain(value: Any) -> Any:
+    """The same in plain lists and dictionaries: OmegaConf has containers of its own."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value
 
 
 def _complaint(value: object, hint: Any) -> str:

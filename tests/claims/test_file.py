@@ -37,6 +37,7 @@ claims:
       - {relation: ordered, metric: m, arms: [a, b, c], direction: increasing}
       - {relation: trend, metric: m, arms: {a: 1, b: 2, c: 4}, direction: decreasing}
       - {relation: slope, metric: m, arm: a, over: model.width, low: -0.6, high: -0.4}
+      - {relation: closes_gap, metric: m, arm: a, start: b, goal: c, share: 0.5}
       - {relation: collapses_more, arm: a, versus: b}
       - {relation: collapses_less, arm: a, versus: b, collapse: {metric: loss, above: 9}}
       - {relation: identity, metric: m, arm: a, versus: b, tolerance: 1e-6}

@@ -65,7 +65,7 @@ class TestMedian:
     SKEWED = (0.1, 0.2, 0.15, 0.12, 0.18, 0.11, 90.0)
 
     def test_one_wild_seed_decides_nothing(self, build):
-        check = {"relation": "at_least", "arm": "a", "value": 0.05}
+        check = {"relation": "at_least", "arm": "a", "value": 0.05, "range": [0, 100]}
         assert build.verdict(check, {"a": self.SKEWED}).verdict is INCONCLUSIVE
         outcome = build.verdict({**check, "statistic": "median"}, {"a": self.SKEWED})
         assert outcome.verdict is SUPPORTED
@@ -264,3 +264,35 @@ def test_a_name_belongs_to_one_relation():
 
         class Another(MetricCheck):
             relation: Literal["ratio"]
+
+
+class TestGapClosed:
+    CHECK: ClassVar = {"relation": "closes_gap", "arm": "a", "start": "b", "goal": "c"}
+
+    @staticmethod
+    def runs(a: float, b: float = 0.5, c: float = 0.9) -> dict[str, list[float]]:
+        noises = (NOISE, NOISE[::-1], NOISE[2:] + NOISE[:2])
+        return {
+            arm: [mean + e for e in noise]
+            for arm, mean, noise in zip("abc", (a, b, c), noises, strict=True)
+        }
+
+    @pytest.mark.parametrize(
+        ("a", "expected"),
+        [(0.8, SUPPORTED), (0.7, INCONCLUSIVE), (0.6, NOT_SUPPORTED), (0.5, NOT_SUPPORTED)],
+    )
+    def test_half_of_the_way(self, build, a, expected):
+        outcome = build.verdict(self.CHECK, self.runs(a))
+        assert outcome.verdict is expected
+        assert outcome.checks[0].effect == pytest.approx(a - 0.7)
+
+    def test_the_share_counts(self, build):
+        assert build.verdict({**self.CHECK, "share": 0.9}, self.runs(0.8)).verdict is NOT_SUPPORTED
+        assert build.verdict({**self.CHECK, "share": 0.6}, self.runs(0.8)).verdict is SUPPORTED
+
+    def test_no_gap_is_no_evidence(self, build):
+        check = {**self.CHECK, "least_gap": 0.1}
+        assert build.verdict(check, self.runs(0.95, c=0.55)).verdict is INCONCLUSIVE
+
+    def test_the_arms_differ(self, build):
+        assert "three different arms" in complaint(build, {**self.CHECK, "goal": "b"})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from repro.cli.main import cli
 
+from repro.records.papers import load_paper
 from repro.records.study import Study, find_studies
 
 CONFIG = Path(__file__).parents[1] / "support" / "toy_project" / "conf"
@@ -198,6 +201,7 @@ def test_completion_scripts(shell: str) -> None:
         ("repro run paper=toy arm=tuned_", "arm=tuned_twice"),
         ("repro run paper=toy scale=sm", "scale=smoke"),
         ("repro run opt", "optimizer="),
+        ("repro run paper=toy training.ep", "training.epochs="),
         ("repro run optimizer=adamw", "optimizer=adamw"),
         ("repro run method=skeleton/s", "method=skeleton/soft"),
         ("repro show to", "toy"),
@@ -209,9 +213,9 @@ def test_completion_knows_papers_arms_and_groups(
 ) -> None:
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
-    monkeypatch.setenv("_REPRO_COMPLETE", "bash_complete")
+    monkeypatch.setenv("_REPRO_COMPLETE", "zsh_complete")
     result = CliRunner().invoke(cli, [], prog_name="repro", complete_var="_REPRO_COMPLETE")
-    assert f"plain,{expected}" in result.stdout
+    assert f"plain\n{expected}\n" in result.stdout
 
 
 HEAVY = ("torch", "lightning", "hydra", "omegaconf", "scipy", "sklearn", "matplotlib", "datasets")
@@ -230,6 +234,37 @@ def test_looking_around_imports_nothing_heavy(toy: Path, arguments: str) -> None
         [sys.executable, "-c", code], env=environment, text=True, capture_output=True
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_help_keeps_its_lines() -> None:
+    """Examples stand below each other, as they are written."""
+    for arguments in ("", "run", "sweep", "record"):
+        shown = call(*arguments.split(), "--help").stdout
+        assert "\\b" not in shown
+        assert re.search(r"^ +repro [a-z]+ .*\n +repro [a-z]+ ", shown, re.M), shown
+
+
+def test_a_paper_is_named_without_saying_that_it_is_one(toy: Path) -> None:
+    shown = call("run", "toy", "scale=smoke", "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "Nothing was started." in shown.stdout
+
+
+def test_brackets_are_text_and_no_markup(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    title = "Bounds in [/l, u], errors in [low, high]"
+    paper = replace(load_paper("toy"), title=title, question=title)
+    monkeypatch.setattr("repro.records.papers.load_papers", lambda: [paper])
+    monkeypatch.setattr("repro.records.papers.load_paper", lambda slug: paper)
+    for shown in (call("list"), call("show", "toy")):
+        assert shown.exit_code == 0, shown.output
+        assert title in " ".join(shown.stdout.split())
+
+
+def test_show_begins_with_what_was_measured() -> None:
+    shown = call("show", "dgc").stdout
+    assert 0 < shown.index("Recorded at scale=mini") < shown.index("\nClaims")
+    recorded = json.loads(call("show", "dgc", "--json").stdout)["recorded"]["mini"]
+    assert {"C1", "C3"} <= {claim["id"] for claim in recorded}
 
 
 def test_a_reader_that_leaves_early_is_no_error(toy: Path) -> None:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from repro.cli.main import cli
+from torture import note, torture, tries
 
 KEYS = ["paper", "scale", "arm", "seed", "seeds", "from", "model", "optimizer", "optimizer.lr"]
 KEYS += ["training.epochs", "training", "n_jobs", "outputs", "hydra/launcher", "arms.x", "scales.x"]
@@ -26,8 +27,9 @@ overrides = st.one_of(
 )
 
 
+@torture
 @settings(
-    max_examples=40,
+    max_examples=tries(40, 1000),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -47,6 +49,7 @@ def test_any_command_line_ends_well(
     if result.exit_code == 2:
         assert 1 <= len(result.stderr.strip().splitlines()) <= 3
     assert not list(toy.iterdir()), "a dry run writes nothing"
+    note("fuzzed lines ended well", 1, 1)
 
 
 @pytest.mark.parametrize("arguments", [["-z"], ["--sclae", "mini"], ["--config-dir", "/nowhere"]])

@@ -11,6 +11,7 @@ import pytest
 from repro.launching.local import run_study
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
+from repro.planning.trust import TRUST_VARIABLE
 from repro.records.study import Study
 
 
@@ -22,8 +23,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(outputs: Path) -> Iterator[None]:
-    """Keeps what rooms compute out of the user's cache."""
+    """Keeps what rooms compute out of the user's cache; they may share it across studies."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TRUST_VARIABLE, "1")
         patch.setenv("REPRO_CACHE", str(outputs / "cache"))
         yield
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from published import write_llama
 from rooms import configs, finished, prepared, refusal, summaries
 
 from repro.launching.local import run_study
-from repro.models import Llama
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
@@ -106,57 +103,18 @@ def test_the_small_decoder_has_the_stated_size() -> None:
     assert sum(p.numel() for p in instantiate(config.model).parameters()) == 163_520
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """A folder of downloads: a tiny LLaMA with its tokenizer, documents, and WikiText-2."""
-    safetensors = pytest.importorskip("safetensors.torch")
-    tokenizers = pytest.importorskip("tokenizers")
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    lines = ["the cat sat on the mat .", "", "a dog ran after the cat , and the cat ran ."] * 60
-    folder = tmp_path / "huggyllama" / "llama-7b"
-    folder.mkdir(parents=True)
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<s>"], show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(lines, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    torch.manual_seed(0)
-    model = Llama(tokenizer.get_vocab_size(), 16, 2, 2, mlp_width=32)
-    safetensors.save_file(model.state_dict(), folder / "model.safetensors")
-    config: dict[str, Any] = {
-        "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 16,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-        "rms_norm_eps": 1e-5,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    documents = tmp_path / "allenai" / "c4" / "en" / "c4-train.00000-of-01024.json.gz"
-    documents.parent.mkdir(parents=True)
-    with gzip.open(documents, "wt") as file:
-        file.writelines(json.dumps({"text": " ".join(lines[:n])}) + "\n" for n in (2, 30, 50))
-    wikitext = tmp_path / "Salesforce" / "wikitext" / "wikitext-2-raw-v1"
-    wikitext.mkdir(parents=True)
-    for split in ("validation", "test"):
-        table = pyarrow.table({"text": lines})
-        parquet.write_table(table, wikitext / f"{split}-00000-of-00001.parquet")
-    return tmp_path
-
-
-def full(published: Path, *typed: str) -> list[str]:
-    config = json.loads((published / "huggyllama" / "llama-7b" / "config.json").read_text())
+def full(root: Path, *typed: str) -> list[str]:
     return [
-        "paper=gblm", "scale=full", "seed=0", f"data.root={published}", "hardware=cpu",
-        "model.parameters=null", f"dataset.vocab_size={config['vocab_size']}",
-        "dataset.sequence_length=32", "module.calibration.sequences=3", f"outputs={published}",
+        "paper=gblm", "scale=full", "seed=0", f"data.root={root}", "hardware=cpu",
+        "model.parameters=null", f"dataset.vocab_size={write_llama(root)}",
+        "dataset.sequence_length=32", "module.calibration.sequences=3", f"outputs={root}",
         *typed,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
-def test_full_prunes_a_published_checkpoint(published: Path, stream: str) -> None:
-    run = finished(published / "outputs", *full(published, "arm=gblm", f"module.stream={stream}"))
+def test_full_prunes_a_published_checkpoint(tmp_path: Path, stream: str) -> None:
+    run = finished(tmp_path / "outputs", *full(tmp_path, "arm=gblm", f"module.stream={stream}"))
     assert run.summary()["pruned/fraction_4of8"] == 0.5
     data = run.record().data
     assert data is not None
@@ -172,10 +130,10 @@ def test_full_prunes_a_published_checkpoint(published: Path, stream: str) -> Non
         ("Salesforce/wikitext/wikitext-2-raw-v1/test-00000-of-00001.parquet", "repro data fetch"),
     ],
 )
-def test_what_is_missing_at_full_is_one_line(published: Path, gone: str, complaint: str) -> None:
-    typed = full(published, "arm=wanda")
-    (published / gone).unlink()
-    assert re.search(complaint, refusal(published / "outputs", *typed, lines=3))
+def test_what_is_missing_at_full_is_one_line(tmp_path: Path, gone: str, complaint: str) -> None:
+    typed = full(tmp_path, "arm=wanda")
+    (tmp_path / gone).unlink()
+    assert re.search(complaint, refusal(tmp_path / "outputs", *typed, lines=3))
 
 
 @pytest.mark.parametrize(

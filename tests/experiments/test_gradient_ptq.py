@@ -15,7 +15,7 @@ from repro.errors import UserError
 from repro.models import ResNetCIFAR
 from repro.records.papers import load_paper
 from repro.records.study import Study
-from repro.toolbox.pretrained import Given, WeightsFile
+from repro.toolbox.pretrained import Given
 from repro.training.execute import build_module
 
 PAPER = load_paper("gradient_ptq")
@@ -143,18 +143,3 @@ def test_calibration_examples() -> None:
     assert 0 <= int(drawn.min()) <= int(drawn.max()) < 40
     with pytest.raises(UserError, match="needs classes"):
         Protocol(Given(), source="unbalanced").calibration(tokens, None)
-
-
-def test_weights_files(tmp_path: Path) -> None:
-    model, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-    torch.save(model.state_dict(), tmp_path / "w.pth")
-    WeightsFile("w.pth", root=tmp_path)(other, None, torch.device("cpu"))
-    assert torch.equal(model.weight, other.weight)
-    from safetensors.torch import save_file
-
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    WeightsFile(tmp_path / "w.safetensors")(torch.nn.Linear(2, 3), None, torch.device("cpu"))
-    with pytest.raises(UserError, match="not the weights of this model"):
-        WeightsFile(tmp_path / "w.pth")(torch.nn.Linear(9, 3), None, torch.device("cpu"))
-    with pytest.raises(UserError, match=r"base\.file="):
-        WeightsFile("none.pth", root=tmp_path)(other, None, torch.device("cpu"))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from interruptions import same_after_a_kill
+from published import write_gpt2
 from repro.experiments.gsae.module import Dictionary
 from rooms import configs, finished, refusal, summaries
 
@@ -43,7 +43,7 @@ def test_a_missing_gpt2_is_a_clear_message(tmp_path: Path) -> None:
 
 def test_full_runs_on_a_tiny_gpt2(tmp_path: Path) -> None:
     """The whole path of scale=full: checkpoint, tokenizer and shards in the hub's layout."""
-    _write_tiny_hub(tmp_path)
+    write_gpt2(tmp_path)
     small = [
         "model.parameters=null", "dataset.vocab_size=300", "dataset.sequence_length=16",
         "dataset.held_out=0.2", "training.steps_per_epoch=4",
@@ -55,32 +55,6 @@ def test_full_runs_on_a_tiny_gpt2(tmp_path: Path) -> None:
     summary = finished(tmp_path / "out", *typed, *small).summary()
     assert 0 < summary["test/l0/sampled"] <= 4
     assert summary["test/steering"] > 0
-
-
-def _write_tiny_hub(root: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    folder = root / "openai-community" / "gpt2"
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": 300, "n_positions": 16, "n_embd": 24, "n_layer": 3}
-    transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(**sizes, n_head=2, initializer_range=0.3)
-    ).save_pretrained(folder)
-    words = tokenizers.Tokenizer(tokenizers.models.BPE())
-    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
-    )
-    words.train_from_iterator(["some words"], trainer)
-    words.save(str(folder / "tokenizer.json"))
-    shards = root / "Skylion007" / "openwebtext" / "plain_text"
-    shards.mkdir(parents=True)
-    texts = [f"{number} {'some words ' * 20}" for number in range(60)]
-    parquet.write_table(pa.table({"text": texts}), shards / "train-00000-of-00080.parquet")
 
 
 def test_a_killed_run_ends_with_the_same_numbers(outputs: Path, tmp_path: Path) -> None:

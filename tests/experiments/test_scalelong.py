@@ -191,5 +191,5 @@ def test_fid_of_equal_images_is_nought_and_its_package_is_named(
     other = frechet_inception_distance([images], [images * 0.1], device, Pixels())
     assert abs(same) < 1e-3 < abs(other)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"repro\[fid\]"):
+    with pytest.raises(UserError, match=r"gradient-repro\[fid\]"):
         frechet_inception_distance([images], [images], device)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fake_outputs import rewrite_config
 from repro.cli.main import cli
 
 from repro.launching import local, queue
@@ -150,7 +151,7 @@ def test_a_local_child_waits_for_its_parents_job(
     study = create_study(plan_study(["paper=toy", "scale=smoke", "arm=tuned", "seed=0"]), commands)
     parent, child = study.runs
     config = parent.config_file.read_text()
-    parent.config_file.write_text(config.replace("name: basic", "name: submitit_slurm"))
+    rewrite_config(parent, config.replace("name: basic", "name: submitit_slurm"))
     executed: list[Run] = []
 
     def end_job(_: float) -> None:

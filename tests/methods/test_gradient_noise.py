@@ -59,7 +59,7 @@ def test_weights_walk_with_the_summed_variance(steps: int, eta: float) -> None:
     assert abs(weights.mean().item()) < 5 * math.sqrt(expected / len(weights))
 
 
-def test_standard_deviations_of_the_dossier() -> None:
+def test_standard_deviations() -> None:
     method = GradientNoise(eta=0.01)
     assert method.std == pytest.approx(0.1)
     method = GradientNoise(eta=1.0)
@@ -71,7 +71,7 @@ def test_standard_deviations_of_the_dossier() -> None:
     assert noise_variance(41, 0.3, 0.55) == pytest.approx(0.3 / 42**0.55)
 
 
-def test_escape_times_of_the_dossier() -> None:
+def test_escape_times() -> None:
     for eta, steps in ((1.0, 4), (0.3, 54), (0.1, 613), (0.05, 2.9e3), (0.01, 1.0e5)):
         assert escape_time(50, 0.1, eta) == pytest.approx(steps, rel=0.1)
     assert escape_time(50, 0.1, 0.01, init_std=0.3) == 0

@@ -27,6 +27,10 @@ LAYERS = {  # weight layers, where the name or the paper states them
     "mobilenet": 28,
     "small_cnn": 4,
     "plain_cnn": 6,
+    "vgg11": 11,
+    "vgg16": 16,
+    "pooled_cnn": 4,
+    "preresnet110": 110,
 }
 
 
@@ -54,7 +58,11 @@ def test_it_gives_a_number_for_each_class_or_next_token(name: str) -> None:
 def test_has_the_depth_of_its_name(name: str) -> None:
     with torch.device("meta"):
         model = hydra.utils.instantiate(compose(name).model)
-    weights = [n for n, p in model.named_parameters() if p.ndim > 1 and "downsample" not in n]
+    weights = [
+        n
+        for n, p in model.named_parameters()
+        if p.ndim > 1 and "downsample" not in n and "shortcut" not in n
+    ]
     assert len(weights) == LAYERS[name]
 
 

@@ -348,3 +348,18 @@ def test_every_arm_and_scale_is_checked_when_its_paper_is_loaded(
         load_paper("toy")
     assert "toy.yaml" in str(error.value)
     assert f"{kind[:-1]}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("optimizer.momentum=0.5", r"Arm 'adam' has no setting 'optimizer.momentum'.*arm=\[sgd"),
+        ("optimizer.momentun=0.5", "no setting 'optimizer.momentun'. Did you mean 'optimizer.mo"),
+        ("optimizer=3", "There is no optimizer '3'"),
+    ],
+)
+def test_a_setting_that_an_arm_lacks_names_the_arms_that_have_it(
+    toy: Path, typed: str, complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        plan_study(["paper=toy", "scale=smoke", typed])

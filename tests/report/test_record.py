@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fake_outputs import claim
 
@@ -50,3 +52,13 @@ def test_reasons_of_margins_stand_below_the_table() -> None:
 
 def test_every_config_file_of_a_paper_is_listed() -> None:
     assert {load_paper(slug).slug for slug in paper_files()} == set(paper_files())
+
+
+def test_a_paper_from_elsewhere_is_not_in_the_overview(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "recorded_verdicts", lambda paper: {"mini": {"supported": 1}})
+    monkeypatch.setattr(record, "recorded_seconds", lambda paper, scale: 60.0)
+    overview = record.overview_markdown()
+    assert "[`dgc`]" in overview
+    assert "toy" not in overview

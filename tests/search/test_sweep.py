@@ -21,7 +21,7 @@ from repro.records.series import read_series
 from repro.records.study import Study, find_studies
 from repro.records.summary import Scored, best_first
 from repro.search import database
-from repro.search.loop import request_of, start
+from repro.search.loop import create, request_of
 from repro.search.request import read_request
 from repro.search.space import read_space
 
@@ -78,7 +78,7 @@ def test_killed_search_goes_on_to_the_same_trials(toy: Path, tmp_path: Path) -> 
 def test_hopeless_trials_are_pruned_and_spare_their_other_seeds(toy: Path) -> None:
     overrides = ["seeds=[5,6]", "optimizer.lr=choice(0.3,1e-06)", "sweep.pruner.n_startup_trials=1"]
     request, plan = read_request([*BASE, *overrides, "trials=3"])
-    study = start(request, plan, toy / "outputs")
+    study = create(request, plan, toy / "outputs")
     with database.opened(study.folder, request) as known:
         for rate in ("0.3", "1e-06", "1e-06"):
             known.enqueue_trial({"optimizer.lr": rate})
@@ -166,7 +166,7 @@ def test_damaged_database_is_named(toy: Path) -> None:
 
 def test_a_search_is_not_run_twice_at_a_time(toy: Path) -> None:
     request, plan = read_request([*SMALL, "trials=1"])
-    study = start(request, plan, toy / "outputs")
+    study = create(request, plan, toy / "outputs")
     with exclusive_lock(study.folder / ".lock"):
         code, output = repro(["resume"], toy)
     assert code == 2
@@ -226,7 +226,7 @@ def test_ambiguous_arm_is_asked_for(toy: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_missing_extra_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'repro\[sweep\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gradient-repro\[sweep\]'"):
         read_request(["paper=toy", RATE])
 
 

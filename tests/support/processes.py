@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import time
@@ -13,7 +16,10 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-TIMEOUT = 180  # of a machine that does other things too
+# On a machine that does other things too, seconds say nothing: what counts is the work done.
+WORK = 180  # seconds of computing after which something should have happened
+SILENCE = 180  # seconds without any computing after which nothing will happen
+PR_SET_PDEATHSIG = 1
 # Importing torch and Lightning takes seconds: the server does it once for all its forks.
 PRELOADED = [
     "matplotlib.backends.backend_agg",
@@ -47,9 +53,21 @@ class Command:
 
     def wait(self) -> int:
         """Waits for the end and returns the exit code, negative for a signal."""
-        self.process.join(TIMEOUT)
-        assert self.process.exitcode is not None, f"it hangs:\n{self.output()}"
+        until(lambda: self.process.exitcode is not None)
+        self.process.join()
+        assert self.process.exitcode is not None
         return self.process.exitcode
+
+    def seconds(self) -> float:
+        """How long it has computed, its workers included, as long as they live."""
+        return sum(map(_seconds, _members(self.process.pid)))
+
+    def end(self) -> None:
+        """Kills it and its workers, if they are still there."""
+        for member in _members(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        self.process.join()
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal to the process."""
@@ -61,12 +79,55 @@ class Command:
         return self.log.read_text()
 
 
-def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> None:
-    """Waits until something becomes true."""
-    deadline = time.monotonic() + seconds
+_started: list[Command] = []
+
+
+def end_all() -> None:
+    """Ends every command that a test started: none outlives it."""
+    while _started:
+        _started.pop().end()
+
+
+def until(condition: Callable[[], bool], silence: float = SILENCE) -> None:
+    """Waits until something becomes true, as long as the commands under way make progress.
+
+    Args:
+        condition: what.
+        silence: seconds for which nobody has to compute.
+    """
+    worked = last = 0.0
+    changed_at = time.monotonic()
     while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+        now = sum(command.seconds() for command in _started)
+        if now != last:
+            worked += max(0.0, now - last)
+            last, changed_at = now, time.monotonic()
+        said = "".join(command.output() for command in _started)
+        assert worked < WORK, f"it never happened:\n{said}"
+        assert time.monotonic() < changed_at + silence, f"it hangs:\n{said}"
         time.sleep(0.02)
+
+
+def _members(group: int | None) -> list[int]:
+    """The processes of a group, as far as they live."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(_stat(folder.name)[2]) == group:
+                found.append(int(folder.name))
+    return found
+
+
+def _seconds(process: int) -> float:
+    """How long a process has computed."""
+    with contextlib.suppress(OSError):
+        return sum(map(int, _stat(process)[11:13])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _stat(process: int | str) -> list[str]:
+    """What /proc says of a process, from its state on; names before that may hold anything."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
 
 
 def start(
@@ -79,7 +140,9 @@ def start(
         args=(list(arguments), str(folder), str(log), {**os.environ, **(environment or {})}),
     )
     process.start()
-    return Command(process, log)
+    log.touch()
+    _started.append(Command(process, log))
+    return _started[-1]
 
 
 def repro(
@@ -92,7 +155,12 @@ def repro(
 
 def _main(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
     os.setpgrp()  # like a shell's job: a signal to the group reaches its workers too
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # should the tests be killed
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    limit = environment.get("TEST_FILE_LIMIT")
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

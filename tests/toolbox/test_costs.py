@@ -1,11 +1,13 @@
 """The memory meter against known sizes and PyTorch's profiler; operations counted by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from repro.toolbox.costs import PeakMemory, count_operations
+from repro.toolbox.costs import PeakMemory, SavedForBackward, count_operations
 
 CPU = torch.device("cpu")
 MB = 2**20
@@ -108,3 +110,37 @@ def test_factorisations_are_counted_and_named():
     for decompose in (torch.linalg.cholesky, torch.linalg.svd, torch.linalg.qr, torch.linalg.eigh):
         assert sum(count_operations(decompose, A).solves.values()) == 1
     assert count_operations(torch.add, A, A).solves == {}
+
+
+def test_saved_activations_are_counted_once_and_until_their_graph_is_freed():
+    """tanh saves its output, which the next layer saves again as its input."""
+    layers = [nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 10)]
+    model, x = nn.Sequential(*layers), torch.randn(32, 64)
+    with SavedForBackward([*model.parameters(), x]) as saved:
+        loss = model(x).sum()
+        assert saved.live == saved.peak == 2 * 32 * 256 * 4
+        loss.backward()
+        assert saved.live == 0
+        model(x)  # nobody keeps the output
+    assert (saved.live, saved.peak) == (0, 2 * 32 * 256 * 4)
+
+
+def test_metering_saved_tensors_changes_no_gradient():
+    weight = torch.randn(5, 5, requires_grad=True)
+    gradients: list[Any] = []
+    for metered in (False, True):
+        weight.grad = None
+        with SavedForBackward() if metered else torch.enable_grad():
+            (weight.tanh() @ weight).square().sum().backward()
+        gradients.append(weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_parameters_and_what_is_without_gradient_are_not_counted():
+    model, x = nn.Linear(8, 8), torch.randn(4, 8)
+    with SavedForBackward(model.parameters()) as saved:
+        model(x)
+        assert saved.peak == x.nbytes
+        with torch.no_grad():
+            model(torch.randn(400, 8))
+    assert saved.peak == x.nbytes

@@ -14,7 +14,7 @@ from repro.data.base.modules import TextData
 from repro.errors import UserError
 from repro.models import Llama
 from repro.records.files import exclusive_lock
-from repro.toolbox.pretrained import Given, TrainedOnce
+from repro.toolbox.pretrained import Given, TrainedOnce, WeightsFile
 
 CPU = torch.device("cpu")
 RECIPE: dict[str, Any] = {"steps": 5, "batch_size": 4, "sequence_length": 8, "lr": 0.01}
@@ -115,3 +115,17 @@ def test_a_given_model_stays_as_it_is(data: TextData) -> None:
     before = nn.utils.parameters_to_vector(model.parameters())
     Given()(model, data, CPU)
     assert torch.equal(before, nn.utils.parameters_to_vector(model.parameters()))
+
+
+def test_weights_files(tmp_path: Path) -> None:
+    model, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    WeightsFile("w.pth", root=tmp_path)(other, None, CPU)
+    assert torch.equal(model.weight, other.weight)
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(model.state_dict(), tmp_path / "w.safetensors")
+    WeightsFile(tmp_path / "w.safetensors")(nn.Linear(2, 3), None, CPU)
+    with pytest.raises(UserError, match="not the weights of this model"):
+        WeightsFile(tmp_path / "w.pth")(nn.Linear(9, 3), None, CPU)
+    with pytest.raises(UserError, match=r"base\.file="):
+        WeightsFile("none.pth", root=tmp_path)(other, None, CPU)

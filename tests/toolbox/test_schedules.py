@@ -52,6 +52,13 @@ def test_cosine_after_warm_up_spans_what_is_left() -> None:
     assert used[30] == pytest.approx(1.0)
 
 
+def test_linear_decay_may_end_early_and_above_zero() -> None:
+    used = rates(schedules.linear_decay, start=0.5, stop=0.9, low=0.01)
+    assert used[0] == used[len(used) // 2] == pytest.approx(used[-1] * 100)
+    with pytest.raises(UserError, match=r"stop=0\.5 has to be above"):
+        rates(schedules.linear_decay, start=0.5, stop=0.5)
+
+
 def test_linear_decay_is_flat_and_then_a_line_to_zero() -> None:
     used = rates(schedules.linear_decay, start=0.6)
     assert used == pytest.approx([2.0] * 30 + [2.0 * (STEPS - n) / 20 for n in range(30, STEPS)])

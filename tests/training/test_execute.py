@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from fake_outputs import rewrite_config
 from omegaconf import OmegaConf
 from processes import repro, start, until
 
@@ -252,7 +253,7 @@ def test_a_series_repeats_no_row_after_a_resume(tmp_path: Path) -> None:
         series.log_metrics({f"m{step}": 1.0}, step)
     series.finalize("")
     resumed = CsvLogger(file)
-    resumed.continue_from(5)
+    resumed.continue_from(series.text(), 5)
     resumed.log_metrics({"m9": 2.0}, 9)
     resumed.finalize("")
     assert read_series(file) == [
@@ -362,7 +363,7 @@ def test_a_config_changed_by_somebody_else_executes_nothing(toy: Path, place: st
     config = OmegaConf.load(run.folder / "config.yaml")
     evil = {"_target_": "os.system", "command": "touch it-was-executed"}
     OmegaConf.update(config, place, evil, merge=False, force_add=True)
-    OmegaConf.save(config, run.folder / "config.yaml")
+    rewrite_config(run, OmegaConf.to_yaml(config))
     assert execute_here(run) == Status.FAILED
     error = run.record().error
     assert error is not None
@@ -389,7 +390,7 @@ def test_a_damaged_config_is_named(toy: Path, finished: Run, content: str) -> No
     run = Run(toy / "run")
     run.folder.mkdir()
     (run.folder / "config.yaml").write_text(content)
-    files.write_json(run.record_file, {"status": "waiting"})
+    files.write_json(run.record_file, {"status": "waiting", "arm": "sgd", "seed": 0})
     with pytest.raises(UserError, match=r"config\.yaml"):
         run.config()
 

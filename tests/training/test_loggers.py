@@ -111,7 +111,7 @@ def test_failed_run_is_failed_in_mlflow(toy: Path) -> None:
 
 def test_missing_tracker_is_one_line(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"wandb is not installed.*pip install 'repro\[wandb\]'"):
+    with pytest.raises(UserError, match=r"wandb is not inst.*'gradient-repro\[wandb\]'"):
         plan_study(["paper=toy", "scale=smoke", "logger=wandb"])
     plan = plan_study(["paper=toy", "scale=smoke", "logger=csv"])
     assert not plan.runs[0].config.logger.loggers

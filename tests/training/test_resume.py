@@ -146,6 +146,7 @@ def test_killed_run_ends_with_the_same_bits(
         ("SIGTERM", "epochs", "step 40"),  # the last step of an epoch
         ("SIGTERM", "epochs", "validation 0"),
         ("SIGINT", "max_steps", "step 35"),
+        ("SIGHUP", "epochs", "step 30"),  # a terminal that was closed
     ],
 )
 def test_a_signal_saves_at_once_and_the_resumed_run_has_the_same_bits(

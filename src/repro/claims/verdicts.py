@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +22,24 @@ class Verdict(StrEnum):
     INCONCLUSIVE = "inconclusive"
     NOT_TESTED = "not tested"
     NOT_AT_SCALE = "not tested at this scale"
+
+    @property
+    def mark(self) -> str:
+        """A sign for it."""
+        signs = {"supported": "✓", "not supported": "✗", "inconclusive": "?"}
+        return signs.get(self, "–")
+
+
+MARKS = tuple(dict.fromkeys(verdict.mark for verdict in Verdict))
+LEGEND = "✓ supported, ✗ not supported, ? inconclusive, – not tested there"
+
+
+def tally(counts: Mapping[str, int]) -> list[str]:
+    """How many claims got which of `MARKS`, from counts by verdict, as cells of a table."""
+    found = dict.fromkeys(MARKS, 0)
+    for verdict, count in counts.items():
+        found[Verdict(verdict).mark] += count
+    return [str(count or "") for count in found.values()]
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
@@ -153,7 +171,7 @@ def format_effect(
         >>> format_effect(0.00831, -0.00213, 0.01875, signed=True)
         '+0.008 [-0.002, +0.019]'
         >>> format_effect(0.00831, -0.00213, 0.01875, signed=True, percent=True)
-        '+0.8 [-0.2, +1.9] %'
+        '+0.8 [-0.2, +1.9] points'
         >>> format_effect(597.3, 590.1, 604.6, unit="×")
         '597 [590, 605] ×'
         >>> format_effect(None)
@@ -185,7 +203,12 @@ def format_effect(
         below = "−∞" if low is None else write(low)
         above = "∞" if high is None else write(high)
         text += f" [{below}, {above}]"
-    return " ".join(part for part in (text, "%" if percent else "", unit) if part)
+    return " ".join(part for part in (text, percent_word(percent, signed), unit) if part)
+
+
+def percent_word(percent: bool, signed: bool) -> str:
+    """What stands behind a percentage: a difference of two is one of points."""
+    return ("points" if signed else "%") if percent else ""
 
 
 def _decimals(spread: float, centre: float) -> int:

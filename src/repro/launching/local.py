@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 
 from repro.errors import ReproError, UserError
 from repro.launching import queue, slurm
-from repro.planning import compose
+from repro.planning import compose, trust
 from repro.records.run import Run
 from repro.records.study import Study
 from repro.training.execute import PARENT_VARIABLE, job
@@ -63,7 +64,11 @@ def check(plan: Plan, detach: bool) -> None:
     groups = _by_launcher(plan.runs, lambda run: run.content, plan.hydra_overrides)
     with compose.hydra_ready():
         for overrides in groups:
-            _launcher_config(overrides, Path("none"))
+            config = _launcher_config(overrides, Path("none"))
+            if uses_slurm(overrides):
+                slurm.check_settings(config.hydra.launcher)
+            else:
+                _launcher(config)
     if any(map(uses_slurm, groups)):
         slurm.check_available()
     if detach and not all(map(uses_slurm, groups)):
@@ -89,11 +94,13 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     runs = [run for layer in layers for run in layer]
     if not runs:
         return
-    settings = {run: run.plain_config() for run in runs}
+    _check_free(runs)
+    settings = {run: _settings(run) for run in runs}
     layers = _exclusive_last(layers, settings)
     groups = _by_launcher(runs, settings.__getitem__, study.about.hydra, n_jobs)
     chosen = {run: overrides for overrides, some in groups.items() for run in some}
     with compose.hydra_ready():
+        _check_trusted(study, [some[0] for some in groups.values()])
         configs = {overrides: _launcher_config(overrides, study.folder) for overrides in groups}
         slurms = {key: config for key, config in configs.items() if uses_slurm(key)}
         locals_ = {key: _launcher(config) for key, config in configs.items() if key not in slurms}
@@ -115,6 +122,44 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
                     wait_for(earlier)  # a parent may be a job
                     _launch_together(launcher, part, study, done)
                     done += len(part)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What a run's config says about how it is launched, and nothing else: there may be thousands.
+
+    Raises:
+        UserError: it does not say so.
+    """
+    config = run.plain_config()
+    hardware = config.get("hardware")
+    if not (isinstance(hardware, dict) and isinstance(hardware.get("launcher"), dict)):
+        raise UserError(f"{run.config_file} is not the config of a run: no hardware.launcher.")
+    missing = {"num_nodes", "accelerator", "strategy"} - hardware.keys()
+    if missing or "name" not in hardware["launcher"]:
+        raise UserError(f"{run.config_file} is not the config of a run: hardware lacks something.")
+    n_jobs = config.get("n_jobs")
+    if n_jobs != "auto" and not isinstance(n_jobs, int):
+        raise UserError(f"{run.config_file} is not the config of a run: n_jobs={n_jobs!r}.")
+    return {"hardware": hardware, "n_jobs": n_jobs, "exclusive": config.get("exclusive")}
+
+
+def _check_free(runs: Iterable[Run]) -> None:
+    """Makes sure, before anything starts, that nobody executes one of some runs by itself.
+
+    Raises:
+        UserError: somebody does.
+    """
+    for run in runs:
+        if run.is_held and not queue.is_submitted(run):
+            raise UserError(f"{run.folder} is being executed by {run.executor}.")
+
+
+def _check_trusted(study: Study, runs: Iterable[Run]) -> None:
+    """Makes sure that launchers do no more than share out runs, unless the study is one's own."""
+    if not trust.is_trusted():
+        trust.check_hydra(study.about.hydra)
+        for run in runs:
+            trust.check_launcher(_settings(run)["hardware"]["launcher"])
 
 
 def _exclusive_last(
@@ -143,6 +188,8 @@ def _by_launcher(
     groups: dict[Overrides, list[AnyRun]] = {}
     for key, some in alike.items():
         overrides = tuple(launcher_overrides(*settings[key], typed, len(some)))
+        if not uses_slurm(overrides):
+            _check_nodes(settings[key][0]["num_nodes"])
         groups.setdefault(overrides, []).extend(some)
     return groups
 
@@ -165,7 +212,7 @@ def launcher_overrides(
         return list(typed)
     launcher = dict(hardware["launcher"])
     name = launcher.pop("name")
-    if name == "basic":
+    if name == "basic" and not launcher:
         jobs = local_jobs(hardware, n_jobs, runs)
         if jobs > 1:
             name, launcher = "joblib", {"n_jobs": jobs}
@@ -197,23 +244,44 @@ def _typed(value: Any) -> str:
     return compose.quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
+def _check_nodes(several: int) -> None:
+    """Refuses to wait for machines that nobody is going to start.
+
+    Raises:
+        UserError: a run takes several nodes, and this process is not one of several.
+    """
+    if several != 1 and not any(name in os.environ for name in ("SLURM_NNODES", "NODE_RANK")):
+        raise UserError(
+            f"hardware.num_nodes={several} takes a cluster: choose hardware=slurm_multinode, or "
+            "start this on every node with MASTER_ADDR and NODE_RANK set."
+        )
+
+
 def _launcher(config: DictConfig) -> Launcher:
+    """The launcher that a config describes.
+
+    Raises:
+        UserError: it does not take its settings.
+    """
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    return Plugins.instance().instantiate_launcher(
-        # A callback has the methods that launchers call of Hydra's list of them.
-        hydra_context=HydraContext(hydra.config_loader, Callback()),  # type: ignore[arg-type]
-        task_function=job,
-        config=config,
-    )
+    # A callback has the methods that launchers call of Hydra's list of them.
+    context = HydraContext(hydra.config_loader, Callback())  # type: ignore[arg-type]
+    try:
+        return Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=job, config=config
+        )
+    except (InstantiationException, RuntimeError) as error:  # the latter of what is no launcher
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"hardware.launcher: {reason}") from error
 
 
 def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, first: int) -> None:
-    """Launches runs and raises what one of them raised: runs record failures of their own.
+    """Launches runs and raises what one of them could not record: failures are recorded by runs.
 
     Raises:
-        ReproError: a worker process was killed.
+        ReproError: there is such a thing, or a worker process was killed.
     """
     where = f"study={compose.quoted(str(study.folder))}"
     jobs = [[f"run={compose.quoted(str(run.folder))}", where] for run in runs]
@@ -227,7 +295,8 @@ def _launch_together(launcher: Launcher, runs: Sequence[Run], study: Study, firs
             ) from error
         raise
     for done in returned:
-        _ = done.return_value  # raises what the job raised
+        if done.return_value is not None:  # or raises what the job raised
+            raise done.return_value
 
 
 def local_jobs(hardware: Mapping[str, Any], n_jobs: int | str, runs: int) -> int:

@@ -57,7 +57,7 @@ def jobs_of(runs: Iterable[Run]) -> list[str]:
 
 def count_statuses(runs: Sequence[Run]) -> dict[str, int]:
     """How many runs stand where, in the order of `Status`."""
-    seen = [current_record(run).status for run in runs]
+    seen = [run.end() or current_record(run).status for run in runs]
     return {str(status): seen.count(status) for status in Status if status in seen}
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from repro.errors import UserError, did_you_mean
 from repro.launching import queue
 from repro.launching.jobs import RunJob
+from repro.records import files
 from repro.records.run import Run
 from repro.records.study import Study
 
@@ -42,6 +43,23 @@ def check_available() -> None:
             "There is no Slurm on this machine (sbatch is missing). Run this where jobs are "
             "submitted, or choose other hardware: hardware=cpu, hardware=gpu, hardware=ddp."
         )
+
+
+def check_settings(settings: DictConfig) -> None:
+    """Refuses settings of a job that submitit does not know.
+
+    Args:
+        settings: the config of Hydra's ``submitit_slurm`` launcher.
+
+    Raises:
+        UserError: there is one.
+    """
+    from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+    known = {field.name for field in fields(SlurmQueueConf)}
+    for key in map(str, settings):
+        if key not in known:
+            raise UserError(f"There is no hardware.launcher.{key}.{did_you_mean(key, known)}")
 
 
 def submit(
@@ -100,6 +118,7 @@ def _submit_array(
     values["srun_args"] = ["--kill-on-bad-exit=1"]
     # Parents that failed count as done: their children say so themselves, the others run.
     values["dependency"] = ":".join(["afterany", *after]) if after else None
+    files.make_folder(study.jobs_folder)
     executor = submitit.AutoExecutor(
         study.jobs_folder, cluster="slurm", slurm_max_num_timeout=timeouts
     )

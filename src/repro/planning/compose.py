@@ -7,7 +7,7 @@ import difflib
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +69,10 @@ class _ReadOnce:
         return found
 
     def drop(self, *keys: str) -> None:
-        """Takes top-level keys out of all that was parsed: copies of large blocks take long."""
-        for found in self.parsed.values():
-            if found is not None and isinstance(found.config, DictConfig):
+        """Takes top-level keys out of the papers' files: copies of large blocks take long."""
+        for path, found in self.parsed.items():
+            is_global = path == "config" or path.startswith("paper/")
+            if found is not None and is_global and isinstance(found.config, DictConfig):
                 with flag_override(found.config, ["struct", "readonly"], False):
                     for key in keys:
                         found.config.pop(key, None)
@@ -221,8 +222,8 @@ class Composer:
     def compose(self, texts: Sequence[str]) -> DictConfig:
         """Like `compose_config`, for these overrides besides the fixed ones."""
         overrides = Layer.parse(texts, "override").overrides
-        values = [o for o in overrides if _sets_a_value(o)]
-        groups = tuple(o.input_line or "" for o in overrides if not _sets_a_value(o))
+        values = [o for o in overrides if sets_a_value(o)]
+        groups = tuple(o.input_line or "" for o in overrides if not sets_a_value(o))
         if groups not in self.composed:
             self.composed[groups] = compose_config([*self.fixed, *groups])
         config = copy.deepcopy(self.composed[groups])
@@ -234,7 +235,7 @@ class Composer:
         return config
 
 
-def _sets_a_value(override: Override) -> bool:
+def sets_a_value(override: Override) -> bool:
     """Whether it is an ordinary ``key=value``: no group, nothing added or deleted."""
     changes = not (override.is_add() or override.is_force_add() or override.is_delete())
     return changes and override.package is None and not is_group(override.key_or_group)
@@ -292,8 +293,14 @@ def explained(config: DictConfig) -> Iterator[None]:
 
 
 def quoted(value: str) -> str:
-    """A text as a quoted value in Hydra's override grammar."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A text as a quoted value in Hydra's override grammar: no interpolation, whatever is in it."""
+    # Backslashes mean something only before what they could escape.
+    escaped = re.sub(r"(\\*)('|\$\{|\Z)", lambda found: _escaped(*found.groups()), value)
+    return f"'{escaped}'"
+
+
+def _escaped(backslashes: str, special: str) -> str:
+    return 2 * backslashes + (f"\\{special}" if special else "")
 
 
 @functools.cache
@@ -332,7 +339,7 @@ def check_launcher(name: str) -> None:
     """
     known = launcher_names()
     if name not in known:
-        extra = " It comes with: pip install 'repro[slurm]'." if "submitit" in name else ""
+        extra = " It comes with: pip install 'gradient-repro[slurm]'." if "submitit" in name else ""
         raise UserError(
             f"There is no Hydra launcher '{name}'.{did_you_mean(name, known)}{extra} "
             f"Installed: {', '.join(known)}."
@@ -349,6 +356,16 @@ def _explain_missing(error: MissingConfigException) -> str:
     )
 
 
+def no_setting(key: str, known: Iterable[str]) -> str:
+    """What to say of a key that no config has; ``known`` are those that one has."""
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+        candidate for candidate in known if candidate.endswith("." + key)
+    ]
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"There is no setting '{key}'.{hint} To add a new one write +{key}=…"
+
+
 def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
     message = str(error)
     for override in Layer.parse(overrides, "override").overrides:
@@ -363,12 +380,10 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
             base = compose("config", without)
         except Exception:
             break
-        known = list(flatten(OmegaConf.to_container(base, resolve=False)))
-        close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
-            candidate for candidate in known if candidate.endswith("." + key)
-        ]
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        return f"There is no setting '{key}'.{hint} To add a new one write +{key}=…"
+        known = flatten(OmegaConf.to_container(base, resolve=False))
+        if key in known:  # then it is not the key that is wrong
+            break
+        return no_setting(key, known)
     return " ".join(message.split("\n")[:2]) or type(error).__name__
 
 

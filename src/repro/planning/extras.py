@@ -23,6 +23,5 @@ def require(packages: Iterable[str]) -> None:
     """
     for package in packages:
         if package in EXTRAS and find_spec(package) is None:
-            raise UserError(
-                f"{package} is not installed. Get it with: pip install 'repro[{EXTRAS[package]}]'"
-            )
+            command = f"pip install 'gradient-repro[{EXTRAS[package]}]'"
+            raise UserError(f"{package} is not installed. Get it with: {command}")

@@ -12,10 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import ReproError, UserError, did_you_mean
 from repro.knobs import KnobError
+from repro.planning import trust
 from repro.records.papers import load_papers
 
-# A run directory may come from somebody else: its config must not be able to name, say,
-# os.system. Only these packages may be named, and what a name leads to must live in them too.
+# No config is able to name, say, os.system: only these packages may be named, no name may begin
+# with an underscore, and what it leads to must live in them too. A run directory that may come
+# from somebody else can name far less than that: see `repro.planning.trust`.
 TRUSTED = (
     "repro",
     "torch.nn",
@@ -28,11 +30,13 @@ TRUSTED = (
 )
 
 
-def instantiate(config: DictConfig, **extra: Any) -> Any:
+def instantiate(config: DictConfig, role: trust.Role | None = None, **extra: Any) -> Any:
     """Builds what ``config._target_`` names, nested targets included.
 
     Args:
         config: a config with a ``_target_``.
+        role: what is built, if the config comes from a run directory: then it may name only what is
+            registered for that, unless the directory is the user's own.
         **extra: further keyword arguments of the target.
 
     Raises:
@@ -41,6 +45,9 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
     nodes = list(targets(config))
     for node in nodes:
         _check_target(node["_target_"])
+    if role is not None and not trust.is_trusted():
+        plain = OmegaConf.to_container(config, resolve=True)
+        trust.check_targets(plain, [node["_target_"] for node in nodes], role)
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -59,10 +66,16 @@ def instantiate(config: DictConfig, **extra: Any) -> Any:
 
 
 def targets(node: Any) -> Iterator[dict[str, Any]]:
-    """Every part of a config that names what it builds."""
+    """Every part of a config that names what it builds, the outermost first.
+
+    Raises:
+        UserError: one of them does not name it by a text.
+    """
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if isinstance(plain, dict):
-        if isinstance(plain.get("_target_"), str):
+        if "_target_" in plain:
+            if not isinstance(plain["_target_"], str):
+                raise UserError(f"_target_ takes the name of a class, not {plain['_target_']!r}.")
             yield plain
         for value in plain.values():
             yield from targets(value)
@@ -81,6 +94,8 @@ def _check_target(target: str) -> None:
             f"The config names '{target}', which is outside the packages a config may use "
             f"({', '.join(dict.fromkeys(trusted))})."
         )
+    if any(part.startswith("_") for part in target.split(".")):
+        raise UserError(f"The config names '{target}', which is private.")
     module_name, _, attribute = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), attribute)

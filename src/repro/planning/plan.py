@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -195,7 +195,11 @@ def _declare(slug: str, user: Layer) -> _Declared:
 def _plan_point(
     declared: _Declared, layer: Layer, point: Point, notes: list[str]
 ) -> list[PlannedRun]:
-    """Plans the runs of one grid point."""
+    """Plans the runs of one grid point.
+
+    Raises:
+        UserError: what was typed does not go with an arm.
+    """
     user, settings = layer.pop(*STUDY_KEYS)
     settings = {**declared.settings, **settings}
     seeds = _seeds(settings)
@@ -204,8 +208,12 @@ def _plan_point(
     own_point = {key: value for key, value in point.items() if key not in STUDY_KEYS}
     runs: list[PlannedRun] = []
     for arm in _with_parents(asked, declared.arms, parents, notes):
-        texts = compose.stack([declared.scale_layer, declared.arms[arm], user])
-        config = declared.composer.compose(texts)
+        texts = _texts(declared, arm, user)
+        try:
+            config = declared.composer.compose(texts)
+        except UserError:
+            _refuse_unknown_settings(declared, arm, asked, user)
+            raise
         if not runs:  # the same in every arm
             _check_types(declared, config, arm, user)
         config["from"] = parents[arm]
@@ -223,12 +231,45 @@ def _plan_point(
                     *texts,
                     f"seed={seed}",
                 ],
-                content=_resolved(config, seed),
+                content=content,
             )
-            for seed in seeds
+            for seed, content in zip(seeds, _resolved(config, seeds), strict=True)
         ]
         _check_values(runs[-1].content)
     return runs
+
+
+def _refuse_unknown_settings(
+    declared: _Declared, arm: str, asked: Sequence[str], user: Layer
+) -> None:
+    """Says which arms have a setting that one of those asked for lacks.
+
+    Raises:
+        UserError: the user set what this arm does not have.
+    """
+    groups = _group_choices(user)
+    known = {
+        name: compose.flatten(OmegaConf.to_container(config, resolve=False))
+        for name in asked
+        for config in [declared.composer.compose(_texts(declared, name, groups))]
+    }
+    for override in user.overrides:
+        key = override.key_or_group
+        if not compose.sets_a_value(override) or key in known[arm]:
+            continue
+        having = [name for name in asked if key in known[name]]
+        if having:
+            raise UserError(
+                f"Arm '{arm}' has no setting '{key}'. Choose from those that have it: "
+                f"arm=[{','.join(having)}]."
+            )
+        every = [name for keys in known.values() for name in keys]
+        if not any(name.startswith(f"{key}.") for name in every):  # that would be a mapping
+            raise UserError(compose.no_setting(key, every))
+
+
+def _texts(declared: _Declared, arm: str, user: Layer) -> list[str]:
+    return compose.stack([declared.scale_layer, declared.arms[arm], user])
 
 
 def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer) -> None:
@@ -236,8 +277,8 @@ def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer)
     groups = _group_choices(user)
     if groups == user:
         return
-    texts = compose.stack([declared.scale_layer, declared.arms[arm], groups])
-    compose.check_types(config, declared.composer.compose(texts), user)
+    base = declared.composer.compose(_texts(declared, arm, groups))
+    compose.check_types(config, base, user)
 
 
 def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:
@@ -271,6 +312,8 @@ def _arm_names(asked: Any, arms: dict[str, Layer], slug: str) -> list[str]:
     if asked is None:
         return list(arms)
     names = [str(name) for name in (asked if isinstance(asked, list) else [asked])]
+    if not names:
+        raise UserError(f"arm takes one arm or a list of some: {', '.join(arms)}.")
     for name in names:
         if name not in arms:
             raise UserError(
@@ -345,10 +388,51 @@ def _drop_lists(config: DictConfig) -> None:
             config.pop(key, None)
 
 
-def _resolved(config: DictConfig, seed: int) -> dict[str, Any]:
-    """The content of one run's config; ``config`` takes its seed."""
-    config.seed = seed
-    return compose.resolve(config)
+def _resolved(config: DictConfig, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """The contents of runs' configs that differ in their seed only.
+
+    Resolving takes long. What the first two configs have in common all have, and where they have
+    their seeds, all have theirs; where they differ otherwise, each is resolved by itself.
+    """
+
+    def resolved(seed: int) -> dict[str, Any]:
+        config.seed = seed
+        return compose.resolve(config)
+
+    first = [resolved(seed) for seed in seeds[:2]]
+    yield from first
+    if len(seeds) <= 2:
+        return
+    one, other = first
+    is_simple = _differ_in_seed_only(one, other, seeds) and not _names_seed_within(config)
+    for seed in seeds[2:]:
+        yield _with_seed(one, other, seed) if is_simple else resolved(seed)
+
+
+def _names_seed_within(config: DictConfig) -> bool:
+    """Whether the seed is part of a larger value somewhere, such as ``${table.${seed}}``."""
+    texts = compose.flatten(OmegaConf.to_container(config, resolve=False)).values()
+    return any("seed}" in str(text) and text != "${seed}" for text in texts)
+
+
+def _differ_in_seed_only(one: Any, other: Any, seeds: list[int]) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        same = list(one) == list(other)
+        return same and all(_differ_in_seed_only(one[key], other[key], seeds) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(
+            _differ_in_seed_only(*pair, seeds) for pair in zip(one, other, strict=True)
+        )
+    return repr(one) == repr(other) or (one, other) == tuple(seeds[:2])
+
+
+def _with_seed(one: Any, other: Any, seed: int) -> Any:
+    """A content like two others, with a third seed where they have theirs."""
+    if isinstance(one, dict):
+        return {key: _with_seed(value, other[key], seed) for key, value in one.items()}
+    if isinstance(one, list):
+        return [_with_seed(*pair, seed) for pair in zip(one, other, strict=True)]
+    return one if repr(one) == repr(other) else seed
 
 
 def _check_values(content: dict[str, Any]) -> None:

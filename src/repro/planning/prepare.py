@@ -13,7 +13,7 @@ from repro.records import files, provenance
 from repro.records.run import Code, Run, RunRecord
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord
-from repro.records.typed import now
+from repro.records.typed import now, write_record
 
 
 def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None) -> Study:
@@ -27,6 +27,15 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
     A `UserError` says so if ``outputs`` cannot be written to.
     """
     study = Study(_new_folder(outputs / plan.paper.slug / plan.scale))
+    try:
+        _prepare(study, plan, search)
+    except BaseException:  # a folder without study.json would be found by nobody
+        study.discard()
+        raise
+    return study
+
+
+def _prepare(study: Study, plan: Plan, search: dict[str, Any] | None) -> None:
     _prepare_runs(plan, study.folder)
     record: dict[str, Any] = {
         "paper": plan.paper.slug,
@@ -43,8 +52,7 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
     if search is not None:
         record["search"] = search
     # Written last: a folder without study.json was never completely prepared.
-    files.write_json(study.record_file, StudyRecord(**record).content())
-    return study
+    write_record(study.record_file, StudyRecord(**record))
 
 
 def add_runs(study: Study, plan: Plan) -> list[list[Run]]:

@@ -1,4 +1,4 @@
-"""What the files of a study and of its runs are called."""
+"""What the files of a study and of its runs are called, and which names are numbers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ SUMMARY = "summary.json"
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"  # while the run is not done
 BEST_CHECKPOINT = "best.ckpt"
 ARTIFACTS = "artifacts"
-LOCK = ".lock"  # held by the process that executes the run, or the search
+LOCK = ".lock"  # held by the process that executes the run, or the study
 
 # A study's folder
 STUDY_RECORD = "study.json"
@@ -22,3 +23,15 @@ VERDICTS = "verdicts.json"
 SEARCH = "search.json"
 FIGURES = "figures"
 JOBS = "jobs"  # Slurm's logs and submitit's files
+
+# A folder of studies
+SHARED = (".cache", "mlflow.db", ".mlflow.lock", "mlflow", "wandb")  # what its studies share
+
+
+def is_number(text: str) -> bool:
+    """Whether a name or value is nothing but a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

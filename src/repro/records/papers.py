@@ -13,9 +13,9 @@ import yaml
 
 from repro.errors import UserError, did_you_mean
 from repro.records import layers
+from repro.records.files import parse_yaml
 
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def load_paper(slug: str) -> Paper:
         raise UserError(f"There is no paper '{slug}'.{did_you_mean(slug, known)} See `repro list`.")
     file = known[slug]
     try:
-        content: dict[str, Any] = yaml.load(file.read_text(), Loader=_Loader)
+        content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     try:

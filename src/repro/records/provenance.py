@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("repro", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scipy")
+PACKAGES = ("gradient-repro", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scipy")
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,36 @@ def read_series(
     A `ValueError` says so if a cell is not a number, unless ``up_to_damage``.
     """
     rows: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError, *(_DAMAGE if up_to_damage else ())):
-        rows.extend(_read_rows(file, wanted))
+    harmless = (FileNotFoundError, *(_DAMAGE if up_to_damage else ()))
+    with suppress(*harmless), file.open(newline="", encoding="utf-8") as lines:
+        rows.extend(rows_of(lines, wanted, str(file)))
     return rows
 
 
-def _read_rows(file: Path, wanted: Collection[str] | None) -> Iterator[dict[str, Any]]:
-    with file.open(newline="") as lines:
-        reader = csv.reader(lines)
-        columns = [
-            (number, name, _whole if name in KEYS else float)
-            for number, name in enumerate(next(reader, []))
-            if wanted is None or name in wanted or name in KEYS
-        ]
-        last = max((number for number, *_ in columns), default=0)
-        for cells in reader:
-            if len(cells) <= last:
-                raise ValueError(f"{file}, line {reader.line_num}: cells are missing")
-            yield {name: read(cells[number]) for number, name, read in columns if cells[number]}
+def rows_of(
+    lines: Iterable[str], wanted: Collection[str] | None = None, origin: str = "a series"
+) -> Iterator[dict[str, Any]]:
+    """Reads the lines of a metrics.csv, as `read_series` does.
+
+    Args:
+        lines: of the file.
+        wanted: the metrics to read; all by default.
+        origin: what is read, for error messages.
+
+    Raises:
+        ValueError: a cell is missing or not a number.
+    """
+    reader = csv.reader(lines)
+    columns = [
+        (number, name, _whole if name in KEYS else float)
+        for number, name in enumerate(next(reader, []))
+        if wanted is None or name in wanted or name in KEYS
+    ]
+    last = max((number for number, *_ in columns), default=0)
+    for cells in reader:
+        if len(cells) <= last:
+            raise ValueError(f"{origin}, line {reader.line_num}: cells are missing")
+        yield {name: read(cells[number]) for number, name, read in columns if cells[number]}
 
 
 def _whole(text: str) -> int:

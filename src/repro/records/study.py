@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from repro.errors import UserError
+from repro.errors import ReproError, UserError
 from repro.records import files, names
+from repro.records.locks import held_alone, holder_of
 from repro.records.papers import Paper, load_paper
 from repro.records.run import Code, Run
 from repro.records.status import Status
 from repro.records.typed import Moment, Record, read_record, update_record
+
+NEWEST = 5  # studies that say how long runs take
 
 
 class StudyRecord(Record):
@@ -60,10 +67,18 @@ class Study:
         Raises:
             UserError: it belongs to none.
         """
+        study = cls.above(folder)
+        if study is None:
+            raise UserError(f"{folder} belongs to no study: no {names.STUDY_RECORD} is above it.")
+        return study
+
+    @classmethod
+    def above(cls, folder: Path) -> Study | None:
+        """The study that a run directory belongs to, if it belongs to one."""
         for parent in folder.absolute().parents:
             if (parent / names.STUDY_RECORD).is_file():
                 return cls(parent)
-        raise UserError(f"{folder} belongs to no study: no {names.STUDY_RECORD} is above it.")
+        return None
 
     @property
     def record_file(self) -> Path:
@@ -98,7 +113,14 @@ class Study:
 
     @property
     def layers(self) -> list[list[Run]]:
-        """The runs, parents before children."""
+        """The runs, parents before children.
+
+        Raises:
+            UserError: study.json names a folder outside of the study.
+        """
+        for path in (path for layer in self.about.layers for path in layer):
+            if not path or path[0] == "/" or ".." in path.split("/"):
+                raise UserError(f"{self.record_file} names a run outside of its folder: {path!r}.")
         return [[Run(self.folder / path) for path in layer] for layer in self.about.layers]
 
     @property
@@ -121,6 +143,30 @@ class Study:
         """Where the pictures are kept."""
         return self.folder / names.FIGURES
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes this process the only one that executes the study.
+
+        A `UserError` says so if another one does.
+        """
+        with held_alone(self.folder / names.LOCK):
+            files.remove_leftovers(self.figures_folder)
+            yield
+
+    @property
+    def executor(self) -> str | None:
+        """Who executes the study, as far as this machine can see."""
+        return holder_of(self.folder / names.LOCK)
+
+    @contextmanager
+    def confined(self) -> Iterator[None]:
+        """Meanwhile nothing is written but below the study, and what studies beside it share."""
+        place = self.folder.absolute()
+        in_outputs = place.parts[-3:-1] == (self.about.paper, self.scale)
+        shared = [place.parents[2] / name for name in names.SHARED] if in_outputs else []
+        with files.confined(self.folder, *shared):
+            yield
+
     @property
     def jobs_folder(self) -> Path:
         """Where Slurm's logs are kept."""
@@ -138,22 +184,31 @@ class Study:
 
 def find_studies(outputs: Path) -> list[Study]:
     """All studies under ``outputs``, oldest first."""
-    return sorted(
-        (Study(file.parent) for file in outputs.glob(f"*/*/*/{names.STUDY_RECORD}")),
-        key=lambda study: study.folder.name,
-    )
+    files = outputs.glob(f"*/*/*/{names.STUDY_RECORD}")
+    return sorted((Study(file.parent) for file in files), key=_age)
+
+
+def _age(study: Study) -> tuple[float, int]:
+    """When a study was created; among those of a second, its number."""
+    try:  # without checking all of it: there may be thousands
+        with open(f"{study.folder}/{names.STUDY_RECORD}", "rb") as file:
+            created = datetime.fromisoformat(json.load(file)["created"]).timestamp()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # others say so
+        created = 0.0
+    number = study.folder.name.rpartition("_")[2]
+    return created, int(number) if number.isdecimal() else 1
 
 
 def typical_seconds(paper: Paper, scale: str, outputs: Path) -> dict[str, float]:
-    """Median seconds of a run of each arm, from earlier studies or the recorded results."""
+    """Median seconds of a run of each arm, from the newest studies or the recorded results."""
     times: dict[str, list[float]] = {}
-    for study in find_studies(outputs):
-        if (study.about.paper, study.scale) != (paper.slug, scale):
-            continue
-        for run in study.runs:
-            record = run.record()
-            if record.status is Status.FINISHED and record.seconds is not None:
-                times.setdefault(record.arm, []).append(record.seconds)
+    folders = sorted(outputs.glob(f"{paper.slug}/{scale}/*"), reverse=True)
+    for folder in folders[:NEWEST]:
+        with suppress(ReproError):  # what is damaged says nothing
+            for run in Study.open(folder).runs:
+                record = run.record()
+                if record.status is Status.FINISHED and record.seconds is not None:
+                    times.setdefault(record.arm, []).append(record.seconds)
     if not times and paper.results_file(scale).is_file():
         for row in files.read_json(paper.results_file(scale))["runs"]:
             times.setdefault(row["arm"], []).append(row["seconds"])

@@ -6,15 +6,29 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from repro.records import files
 from repro.records.papers import Paper
 from repro.records.status import Status
 
 if TYPE_CHECKING:
-    from repro.records.run import MeasuredRun
     from repro.records.study import Study
+
+
+class OfArm(Protocol):
+    """A run that is planned, or that was made."""
+
+    @property
+    def arm(self) -> str:
+        """Its arm."""
+
+    @property
+    def point(self) -> Mapping[str, Any]:
+        """Its grid point: values by key."""
+
+
+R = TypeVar("R", bound=OfArm)
 
 
 @dataclass(frozen=True)
@@ -71,13 +85,13 @@ def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:
     return sorted(rows, key=rank)
 
 
-def by_arm(runs: Iterable[MeasuredRun]) -> dict[tuple[str, str], list[MeasuredRun]]:
+def by_arm(runs: Iterable[R]) -> dict[tuple[str, str], list[R]]:
     """Groups runs that differ only in their seed.
 
     Returns:
         The runs by arm and grid point, the point as text: ``key=value, …``, or nothing.
     """
-    groups: dict[tuple[str, str], list[MeasuredRun]] = {}
+    groups: dict[tuple[str, str], list[R]] = {}
     for run in runs:
         point = ", ".join(f"{key}={value}" for key, value in run.point.items())
         groups.setdefault((run.arm, point), []).append(run)
@@ -123,3 +137,9 @@ def recorded_verdicts(paper: Paper) -> dict[str, dict[str, int]]:
             given = [claim["verdict"] for claim in files.read_json(file)["claims"]]
             counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
     return counts
+
+
+def recorded_seconds(paper: Paper, scale: str) -> float:
+    """How long the runs of a recorded study took, one after the other."""
+    runs = files.read_json(paper.results_file(scale))["runs"]
+    return float(sum(run["seconds"] or 0 for run in runs))

@@ -156,7 +156,7 @@ def table(study: Study) -> Table:
                 arm=record.arm,
                 seed=record.seed,
                 folder=run.folder,
-                metrics=run.summary(),
+                metrics=run.summary(record),
                 diverged=record.status == Status.DIVERGED,
                 point=" ".join(f"{key}={value}" for key, value in record.point.items()),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,15 +26,23 @@ class Record(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
+CHECKSUM = "checksum"  # of the other keys; a file without it, written by hand, is believed
+
 RecordType = TypeVar("RecordType", bound=Record)
 
 
 def read_record(kind: type[RecordType], file: Path) -> RecordType:
     """Reads a record.
 
-    A `UserError` says so if the file is missing or not JSON, or a value in it is of the wrong kind.
+    A `UserError` says so if the file is missing, damaged or not JSON, or a value in it is of the
+    wrong kind.
     """
-    return _validated(kind, file, files.read_json(file))
+    return _validated(kind, file, _read(file))
+
+
+def write_record(file: Path, record: Record) -> None:
+    """Writes a record's file."""
+    _write(file, record.content())
 
 
 def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> None:
@@ -48,9 +57,35 @@ def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> No
     if unknown:
         raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
     with files.replacing(file):
-        before = files.read_json(file)
+        before = _read(file)
         after = _validated(kind, file, {**before, **changes}).content()
-        files.write_json(file, before | {key: after[key] for key in changes})
+        _write(file, before | {key: after[key] for key in changes})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A record's file as JSON has it, without the checksum.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    content = files.read_json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file} cannot be read: it holds no mapping.")
+    expected = content.pop(CHECKSUM, None)
+    if expected is not None and expected != _checksum(content):
+        raise UserError(
+            f"{file} is damaged: its checksum is wrong. If you changed it yourself, take the line "
+            f'"{CHECKSUM}" out of it.'
+        )
+    return content
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    files.write_json(file, {**content, CHECKSUM: _checksum(content)})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return files.checksum(json.dumps(content).encode())
 
 
 def _validated(kind: type[RecordType], file: Path, content: Any) -> RecordType:

@@ -16,6 +16,7 @@ from repro.records.papers import load_paper
 from repro.records.run import MeasuredRun, Run
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord, find_studies
+from repro.records.summary import by_arm
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,7 @@ class StudyEntry:
     @property
     def groups(self) -> dict[str, list[MeasuredRun]]:
         """The runs by what they have in common but the seed."""
-        groups: dict[str, list[MeasuredRun]] = {}
-        for run in self.runs:
-            groups.setdefault(run.group, []).append(run)
-        return groups
+        return {runs[0].group: runs for runs in by_arm(self.runs).values()}
 
     @property
     def statuses(self) -> dict[Status, int]:

@@ -198,7 +198,9 @@ def generate() -> str:
 def main() -> int:
     """Rewrites the page."""
     page = document()
-    files.write_text(page, record.fill(page.read_text(), "combinations", generate()))
+    files.write_text(
+        page, record.fill(page.read_text(encoding="utf-8"), "combinations", generate())
+    )
     print(f"Wrote {page}")
     return 0
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from repro.records import names
+from repro.records import files, names
 from repro.report.collect import StudyEntry
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_SETTINGS = ("arm", "seed", "paper", "module")  # names, and pointers at the settings themselves
 
 
@@ -41,8 +40,8 @@ def differences(study: StudyEntry, most: int) -> Differences:
 def read_settings(file: Path) -> dict[str, str]:
     """A run's settings, flattened and as text; nothing if the file cannot be read."""
     try:
-        text = file.read_text()
-        content: Any = yaml.load(text, Loader=_Loader)
+        text = file.read_text(encoding="utf-8")
+        content: Any = files.parse_yaml(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     if not isinstance(content, dict) or _has_aliases(text):
@@ -62,7 +61,8 @@ def _has_aliases(text: str) -> bool:
     """Whether parts repeat others by reference: ours do not, and a few can stand for gigabytes."""
     if "&" not in text or "*" not in text:
         return False
-    return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader))
+    events = yaml.parse(text, Loader=files.YamlLoader)
+    return any(isinstance(event, yaml.AliasEvent) for event in events)
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -240,7 +240,7 @@ def _tally(study: StudyEntry) -> list[tuple[str, int]]:
 
 
 def _asset(name: str) -> Markup:
-    return Markup((package_files("repro.report") / "templates" / name).read_text())
+    return Markup((package_files("repro.report") / "templates" / name).read_text(encoding="utf-8"))
 
 
 def _hash_source(text: str) -> str:

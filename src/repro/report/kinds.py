@@ -26,7 +26,7 @@ from pydantic import (
 from typing_extensions import override
 
 from repro.errors import did_you_mean
-from repro.records.names import ARTIFACTS
+from repro.records.names import ARTIFACTS, is_number
 from repro.records.table import Curve, Table
 from repro.report import style
 from repro.report.style import Look
@@ -349,7 +349,7 @@ class Swept(Panels):
         lines = [line for line in panel.content if list(line.x) != [""]]
         found = {name for line in lines for name in line.x}
         names = [n for n in self.values if n in found] or sorted(found, key=_by_numbers)
-        is_numeric = all(map(_is_number, names))
+        is_numeric = all(map(is_number, names))
         places = {name: float(name) if is_numeric else i for i, name in enumerate(names)}
         axes.set(xlabel=self.x.label, ylabel=panel.axis.label, xscale=self.x.kind)
         style.name_ticks(axes, list(places.values()), [self.values.get(n) or n for n in names])
@@ -621,7 +621,7 @@ def _placed(line: Line, places: Mapping[str, float], shift: float) -> Line:
     parts: list[tuple[np.ndarray, ...]] = []
     for name in (name for name in places if name in line.x):
         at = list(line.x).index(name)
-        if not _is_number(name):
+        if not is_number(name):
             parts.append((gap, gap, gap, gap))
         values = (line.y, line.low, line.high)
         parts.append((np.array([places[name] + shift]), *(each[at : at + 1] for each in values)))
@@ -703,8 +703,4 @@ def _matches(pattern: str, names: Iterable[str]) -> list[str]:
 
 def _by_numbers(name: str) -> tuple[bool, list[float], str]:
     """Sorts by the numbers in a name, those that are nothing but a number first."""
-    return not _is_number(name), [float(n) for n in re.findall(r"\d+\.?\d*", name)], name
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", text) is not None
+    return not is_number(name), [float(n) for n in re.findall(r"\d+\.?\d*", name)], name

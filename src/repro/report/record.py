@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import Study, find_studies
-from repro.records.summary import recorded_verdicts
+from repro.records.summary import recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
@@ -55,10 +55,14 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     if study.about.is_grid:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     paper, scale = study.paper, study.scale
+    if scale not in paper.scales:
+        raise UserError(f"{study.folder}: {paper.slug} has no scale {scale!r}.")
     target = paper.results_file(scale)
+    with study.confined():
+        content, figures = _content(study), draw_study(study)
     files.make_folder(target.parent)
-    files.write_json(target, _content(study))
-    for figure in draw_study(study):
+    files.write_json(target, content)
+    for figure in figures:
         if figure.suffix == ".png":
             picture = target.parent / f"{scale}_{figure.name}"
             files.write_bytes(picture, figure.read_bytes())
@@ -70,10 +74,12 @@ def update_readmes(paper: Paper) -> None:
     """Rewrites the generated tables of the room's README and of the project's, where they are."""
     room = paper.room_folder / "README.md"
     if room.is_file():
-        files.write_text(room, with_tables(room.read_text(), paper))
+        files.write_text(room, with_tables(room.read_text(encoding="utf-8"), paper))
     project = project_readme()
     if project.is_file():
-        files.write_text(project, fill(project.read_text(), "overview", overview_markdown()))
+        files.write_text(
+            project, fill(project.read_text(encoding="utf-8"), "overview", overview_markdown())
+        )
 
 
 def project_readme() -> Path:
@@ -119,15 +125,31 @@ def results_markdown(recorded: dict[str, Any]) -> str:
 
 
 def overview_markdown() -> str:
-    """The table of all papers for the project's README: of the studies that judge a claim."""
+    """The table of the project's papers for its README: of the studies that judge a claim."""
     rows = []
+    rooms = project_readme().parent / "experiments"
     for paper in load_papers():
+        if not paper.room_folder.resolve().is_relative_to(rooms):
+            continue  # a user's own: a link to it would lead nowhere
         link = f"[`{paper.slug}`](experiments/{paper.slug}/README.md)"
-        for scale, counts in recorded_verdicts(paper).items():
+        recorded = recorded_verdicts(paper)
+        if not recorded:
+            rows.append([link, _titled(paper), "not yet", *[""] * (len(MARKS) + 1)])
+        for scale, counts in recorded.items():
             if set(counts) != {Verdict.NOT_AT_SCALE}:
-                text = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-                rows.append([link, escape_cell(paper.title), scale, text])
-    return "\n".join(markdown_table(("paper", "title", "scale", "verdicts"), rows)) + "\n"
+                minutes = f"{recorded_seconds(paper, scale) / 60:.0f}"
+                rows.append([link, _titled(paper), scale, *tally(counts), minutes])
+    columns = ("paper", "title", "scale", *MARKS, "minutes")
+    return (
+        "\n".join(["", *markdown_table(columns, rows), "", f"{LEGEND}; minutes of one core."])
+        + "\n"
+    )
+
+
+def _titled(paper: Paper) -> str:
+    title = escape_cell(paper.title)
+    number = paper.link.removeprefix("arXiv ")
+    return title if number == paper.link else f"[{title}](https://arxiv.org/abs/{number})"
 
 
 def _latest(wanted: dict[str, str], outputs: Path) -> Study:

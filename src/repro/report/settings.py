@@ -35,7 +35,7 @@ class Settings(BaseModel):
             if not file.is_file():
                 continue
             try:
-                merged |= yaml.safe_load(file.read_text()) or {}
+                merged |= yaml.safe_load(file.read_text(encoding="utf-8")) or {}
                 settings = cls.model_validate(merged)
             except (yaml.YAMLError, TypeError) as error:
                 raise UserError(f"{file} is not a YAML mapping: {error}") from error

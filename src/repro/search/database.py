@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from repro.errors import ReproError, UserError
 from repro.planning.instantiate import instantiate
+from repro.records import files
 from repro.search.request import Request
 
 FILE = "trials.db"
@@ -58,6 +59,7 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = folder / FILE
+    files.check_allowed(file)
     with _explained(file), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         # NullPool-like care is not needed, but a lock must not be waited for without end.
@@ -69,7 +71,7 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
             optuna.create_study(
                 storage=storage, study_name=NAME, direction=direction, load_if_exists=True
             )
-            pruner = instantiate(OmegaConf.create(request.settings["pruner"]))
+            pruner = instantiate(OmegaConf.create(request.settings["pruner"]), "sweep")
             yield Trials(storage, sampler=sampler(request, 0), pruner=pruner)
         finally:
             storage.engine.dispose()
@@ -79,7 +81,7 @@ def sampler(request: Request, number: int) -> Any:
     """The sampler for one trial: its own seed each, so that a search goes on as if never killed."""
     config = OmegaConf.create(request.settings["sampler"])
     config.seed = config.get("seed", 0) + number
-    return instantiate(config)
+    return instantiate(config, "sweep")
 
 
 @contextmanager

@@ -14,15 +14,14 @@ from repro.errors import ReproError, UserError
 from repro.launching.local import launch, local_jobs, wait_for
 from repro.planning.plan import Plan
 from repro.planning.prepare import add_runs, create_study
-from repro.records import files, names
+from repro.planning.trust import PRUNING
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study, find_studies
 from repro.search import database
-from repro.search.pruning import PruneHopeless, unknown_metric
+from repro.search.pruning import unknown_metric
 from repro.search.request import Request, request_of
 
-PRUNING = f"{PruneHopeless.__module__}.{PruneHopeless.__qualname__}"
 Layers = list[list[Run]]
 
 
@@ -41,8 +40,8 @@ class Outcome:
     reason: str = ""
 
 
-def start(request: Request, plan: Plan, outputs: Path) -> Study:
-    """Continues the search that the same command began, or creates a new one.
+def find(request: Request, outputs: Path) -> Study | None:
+    """The unfinished search that the same command began, which is to have as many trials as asked.
 
     The number of trials may differ: more of them make a finished search go on.
     """
@@ -51,9 +50,16 @@ def start(request: Request, plan: Plan, outputs: Path) -> Study:
         kept = study.about.search
         if kept is None or _without_trials(study.about.typed) != wanted:
             continue
-        if _is_unfinished(study, request.trials):
+        with study.confined():
+            unfinished = _is_unfinished(study, request.trials)
+        if unfinished:
             study.update(typed=request.typed, search=kept | {"trials": request.trials})
             return study
+    return None
+
+
+def create(request: Request, plan: Plan, outputs: Path) -> Study:
+    """Creates a search that has no trial yet."""
     empty = replace(plan, runs=[], notes=[], typed=request.typed)
     return create_study(empty, outputs, search=request.to_dict())
 
@@ -75,7 +81,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
     request = request_of(study)
     side_by_side = _side_by_side(request)
     with (
-        files.exclusive_lock(study.folder / names.LOCK),
+        study.held(),
         database.opened(study.folder, request) as trials,
     ):
         while batch := _next_batch(trials, request, side_by_side):

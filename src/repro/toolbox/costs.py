@@ -90,6 +90,60 @@ class _Births(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
+class SavedForBackward:
+    """Measures what autograd keeps for backward passes inside a ``with`` block, in bytes.
+
+    Every tensor that an operation saves is counted from then until its graph is freed, by its
+    storage: an activation that two operations save counts once. The same on every device, because
+    nothing is measured but sizes.
+
+    Args:
+        besides: tensors that are there anyway (parameters, buffers) and do not count.
+
+    Attributes:
+        live: bytes that are kept now.
+        peak: the most that was kept at one time.
+    """
+
+    def __init__(self, besides: Iterable[Tensor] = ()) -> None:
+        self.live = self.peak = 0
+        self._besides = {identity(tensor.untyped_storage()) for tensor in besides}
+        self._savers: dict[int, int] = {}  # storage -> how many graphs' nodes keep it
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept.tensor)
+
+    def __enter__(self) -> SavedForBackward:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._hooks.__exit__(*exception)
+
+    def _pack(self, tensor: Tensor) -> _Kept:
+        kept = _Kept(tensor.detach())
+        storage = tensor.untyped_storage()
+        key, size = identity(storage), storage.nbytes()
+        if key not in self._besides:
+            self._savers[key] = self._savers.get(key, 0) + 1
+            if self._savers[key] == 1:
+                self.live += size
+                self.peak = max(self.peak, self.live)
+            weakref.finalize(kept, self._freed, key, size)
+        return kept
+
+    def _freed(self, key: int, size: int) -> None:
+        self._savers[key] -= 1
+        if self._savers[key] == 0:
+            del self._savers[key]
+            self.live -= size
+
+
+class _Kept:
+    """A saved tensor whose end can be noticed: nothing but the graph holds it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
 class CountOperations(TorchDispatchMode):
     """Counts the real multiplications of all PyTorch operations inside a ``with`` block.
 

@@ -125,7 +125,7 @@ class TrainedOnce:
                 log.info("training the base model: %d steps", self.steps)
                 self._train(model.to(device), stream)
                 weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-                files.write_atomically(file, lambda opened: torch.save(weights, opened))
+                files.write_sealed(file, lambda opened: torch.save(weights, opened))
         model.load_state_dict(weights)
         model.to(device)
 
@@ -175,6 +175,7 @@ class TrainedOnce:
 def _read(file: Path) -> dict[str, Tensor] | None:
     """Kept weights; None where there are none, or where the file is damaged."""
     try:
+        files.check_sealed(file)
         weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
         return weights
     except FileNotFoundError:
@@ -216,7 +217,9 @@ class WeightsFile:
                 weights = torch.load(self.file, map_location="cpu", weights_only=True)
             model.load_state_dict(weights)
         except ImportError as error:
-            raise UserError("Reading .safetensors needs: pip install 'repro[hf]'") from error
+            raise UserError(
+                "Reading .safetensors needs: pip install 'gradient-repro[hf]'"
+            ) from error
         except Exception as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{self.file}: not the weights of this model: {reason}") from error

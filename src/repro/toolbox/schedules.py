@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from repro.errors import UserError
-from repro.knobs import Fraction, Inside, Natural, checked
+from repro.knobs import Fraction, Inside, Natural, Share, checked
 
 
 @checked
@@ -74,7 +74,12 @@ def cosine(optimizer: Optimizer, steps: int, warmup: Fraction = 0.0) -> LambdaLR
 
 @checked
 def linear_decay(
-    optimizer: Optimizer, steps: int, start: Fraction = 0.7, warmup: Fraction = 0.0
+    optimizer: Optimizer,
+    steps: int,
+    start: Fraction = 0.7,
+    warmup: Fraction = 0.0,
+    stop: Share = 1.0,
+    low: Fraction = 0.0,
 ) -> LambdaLR:
     """The configured rate, and from a fraction ``start`` of training on a line down to zero.
 
@@ -83,10 +88,19 @@ def linear_decay(
         steps: updates in the whole training.
         start: fraction of training after which the rate falls, in [0, 1).
         warmup: see `constant`.
+        stop: fraction of training, above ``start``, after which it falls no more.
+        low: factor on the rate from then on.
+
+    Raises:
+        UserError: ``stop`` is not above ``start``.
     """
-    return _by_progress(
-        optimizer, steps, warmup, lambda done: min(1.0, max(0.0, (1 - done) / (1 - start)))
-    )
+    if stop <= start:
+        raise UserError(f"schedule.stop={stop} has to be above schedule.start={start}.")
+
+    def factor(done: float) -> float:
+        return low + (1 - low) * min(1.0, max(0.0, (stop - done) / (stop - start)))
+
+    return _by_progress(optimizer, steps, warmup, factor)
 
 
 @checked

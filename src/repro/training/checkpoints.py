@@ -101,7 +101,7 @@ class Watch(Callback):
 
 
 class AtomicFiles(TorchCheckpointIO):
-    """Writes each checkpoint whole or not at all."""
+    """Writes each checkpoint whole or not at all, and with a checksum."""
 
     @override
     def save_checkpoint(
@@ -109,14 +109,14 @@ class AtomicFiles(TorchCheckpointIO):
     ) -> None:
         """Replaces the file in one step."""
         files.make_folder(Path(path).parent)
-        files.write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        files.write_sealed(Path(path), lambda file: torch.save(checkpoint, file))
 
 
 class Checkpoints(Checkpoint):
-    """Keeps ``last.ckpt`` and ``best.ckpt``, each replaced in one atomic step.
+    """Keeps ``last.ckpt``, the one before it, and ``best.ckpt``, each replaced in one atomic step.
 
     ``last.ckpt`` carries the state of all random number generators, so that a resumed run
-    continues with the numbers the straight run would have drawn.
+    continues with the numbers the straight run would have drawn, and the series so far.
 
     Args:
         folder: where the checkpoints go.
@@ -212,6 +212,15 @@ class Checkpoints(Checkpoint):
         else:  # the checkpoint was that of a training already over: nothing was trained
             self._restore_random_state()
 
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the series, because metrics.csv goes on and may be lost or damaged."""
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                checkpoint["series"] = logger.text()
+
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, the latest metrics, and the random number generators."""
         return {
@@ -266,6 +275,8 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.should_stop(), all=False)
 
     def _save_last(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            files.keep_as(self.folder / names.LAST_CHECKPOINT, names.PREVIOUS_CHECKPOINT)
         self._save(trainer, names.LAST_CHECKPOINT, weights_only=False)
         for logger in trainer.loggers:
             if isinstance(logger, CsvLogger):

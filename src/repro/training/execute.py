@@ -13,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -23,9 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import ReproError, UserError
-from repro.records import files, provenance
+from repro.planning import trust
+from repro.records import files, names, provenance
 from repro.records.run import Failure, Run, process_identity
 from repro.records.status import Status
+from repro.records.study import Study
 from repro.records.typed import now
 from repro.training.startup import import_lightning
 
@@ -38,28 +41,36 @@ if TYPE_CHECKING:
     from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
+KEPT_SUMS = {names.RUN_CONFIG}  # those of files that an attempt does not write anew
+GRACE_SECONDS = 30.0  # for a process whose parent died
 PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
 
-def job(config: DictConfig) -> str:
+def job(config: DictConfig) -> ReproError | None:
     """What a Hydra launcher calls for each run of a study.
+
+    Returns:
+        Why nothing could be recorded of the run, if so: of what is raised Hydra prints many lines.
 
     Raises:
         KeyboardInterrupt: somebody asked to stop, so that the launcher starts no further run.
     """
     parent = _worker_of()
     try:
-        return str(execute(Path(config.run)))
+        execute(Path(config.run))
+    except ReproError as error:
+        return error
     except KeyboardInterrupt:
         if parent is not None and os.getppid() != parent:
             os._exit(1)  # nobody is left to tell; a worker would wait for work for minutes
         raise
+    return None
 
 
 def execute(folder: Path) -> Status:
     """Executes or continues the run in ``folder``; several devices get a process of their own.
 
-    A `KeyboardInterrupt` says so if SIGINT or SIGTERM asked to stop, although the run may have
+    A `KeyboardInterrupt` says so if a signal asked to stop, although the run may have
     ended all the same; a `UserError`, if another process executes the run.
     """
     run = Run.open(folder)
@@ -78,11 +89,21 @@ def execute_here(run: Run, job: str | None = None) -> Status:
     A `ReproError` says so if the outcome could not be recorded (the disk is full, say); a
     `UserError`, if another process executes the run.
 
+    A `KeyboardInterrupt` says so if a signal asked to stop; the run may have ended all the
+    same.
+    """
+    import_lightning()  # now, because it sets up loggers that are redirected below
+    with _confined(run):
+        return _execute(run, job)
+
+
+def _execute(run: Run, job: str | None) -> Status:
+    """Does what `execute_here` promises.
+
     Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM asked to stop. The run may have ended all the same.
+        KeyboardInterrupt: A signal asked to stop. The run may have ended all the same.
     """
     started = time.monotonic()
-    import_lightning()  # now, because it sets up loggers that are redirected below
     if not is_main_process():
         status = run.status()
         if status.is_final:
@@ -101,6 +122,9 @@ def execute_here(run: Run, job: str | None = None) -> Status:
             started=now(),
             error=None,
             attempts=record.attempts + 1,
+            checksums={
+                name: record.checksums[name] for name in KEPT_SUMS & record.checksums.keys()
+            },
             **process_identity(),
         )
         outcome: dict[str, Any]
@@ -121,9 +145,29 @@ def execute_here(run: Run, job: str | None = None) -> Status:
             seconds=round(seconds, 3),
             peak_memory_mb=_peak_memory_mb(),
         )
+        if outcome["status"].is_final:
+            run.previous_checkpoint.unlink(missing_ok=True)
     if stop.requested:
         raise KeyboardInterrupt
     return Status(outcome["status"])
+
+
+@contextmanager
+def _confined(run: Run) -> Iterator[None]:
+    """Keeps a run that may be somebody else's from writing elsewhere.
+
+    Raises:
+        UserError: there is a link in its directory.
+    """
+    if trust.is_trusted():
+        yield
+        return
+    links = [path for path in run.folder.rglob("*") if path.is_symlink()]
+    if links:
+        raise UserError(f"{links[0]} is a link, which could lead anywhere. {trust.TRUST}")
+    study = Study.above(run.folder)
+    with files.confined(run.folder) if study is None else study.confined():
+        yield
 
 
 def is_main_process() -> bool:
@@ -175,7 +219,7 @@ def build_module(config: DictConfig, data: Any = None) -> pl.LightningModule:
     """
     from repro.planning.instantiate import instantiate
 
-    module: pl.LightningModule = instantiate(config.module)
+    module: pl.LightningModule = instantiate(config.module, "module")
     if data is not None:
         module.data = data
     return module
@@ -233,7 +277,7 @@ def _train_and_test(
             log.warning("diverged: %s", lost)
             outcome = {"status": Status.DIVERGED, "reason": lost}
     if is_main:
-        _summarise(fit, final)
+        outcome["checksums"] = run.record().checksums | _summarise(fit, final)
         fingerprint = getattr(fit.data, "fingerprint", None)
         outcome["data"] = None if fingerprint is None else fingerprint()
     return outcome
@@ -270,7 +314,7 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
-    data = instantiate(config.dataset)
+    data = instantiate(config.dataset, "dataset")
     module = build_module(config, data)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
@@ -301,9 +345,9 @@ def _train(fit: _Fit) -> dict[str, Any]:
     from repro.training.checkpoints import Diverged, Interrupted
 
     last = fit.run.last_checkpoint
-    resume_from = _readable_checkpoint(last)
+    resume_from = _newest_state(fit.run)
     if resume_from is not None:
-        fit.series.continue_from(resume_from["global_step"])
+        fit.series.continue_from(resume_from.get("series"), resume_from["global_step"])
         log.info("continuing after step %d", resume_from["global_step"])
     try:
         fit.trainer.fit(
@@ -340,12 +384,14 @@ def _test(fit: _Fit) -> dict[str, float]:
     return scalars(fit.trainer.logged_metrics)
 
 
-def _summarise(fit: _Fit, metrics: dict[str, float]) -> None:
-    """Writes metrics.csv and summary.json."""
+def _summarise(fit: _Fit, metrics: dict[str, float]) -> dict[str, str]:
+    """Writes metrics.csv and summary.json; returns their checksums."""
     fit.series.write()
     final = {name: value for name, value in metrics.items() if math.isfinite(value)}
     final |= {"steps": fit.trainer.global_step, **fit.watch.times()}
     files.write_json(fit.run.summary_file, dict(sorted(final.items())))
+    written = (fit.run.series_file, fit.run.summary_file)
+    return {file.name: files.checksum(file.read_bytes()) for file in written}
 
 
 @contextmanager
@@ -370,8 +416,8 @@ def _own_callback(run: Run) -> list[Any]:
     name = run.record().callback
     if name is None:
         return []
-    # A run directory may come from somebody else: only what configs may name can be called.
-    return [instantiate(OmegaConf.create({"_target_": name, "_partial_": True}))(run)]
+    callback = OmegaConf.create({"_target_": name, "_partial_": True})
+    return [instantiate(callback, "callback")(run)]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
@@ -411,6 +457,26 @@ def _load_for_test(run: Run, module: pl.LightningModule, config: DictConfig) -> 
         module.load_state_dict(checkpoint["state_dict"])
 
 
+def _newest_state(run: Run) -> dict[str, Any] | None:
+    """The content of last.ckpt, which becomes the checkpoint before it if it is damaged.
+
+    Returns:
+        The state to go on from; None if there is none.
+
+    Raises:
+        UserError: every checkpoint is damaged.
+    """
+    try:
+        return _readable_checkpoint(run.last_checkpoint)
+    except UserError as error:
+        if not run.previous_checkpoint.is_file():
+            raise
+        state = _readable_checkpoint(run.previous_checkpoint)
+        log.warning("%s", str(error).splitlines()[0])
+        run.previous_checkpoint.replace(run.last_checkpoint)
+        return state
+
+
 def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
     """Loads a checkpoint without executing anything in it; None if there is none.
 
@@ -431,6 +497,7 @@ def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
 def _load_checkpoint(file: Path) -> dict[str, Any]:
     import torch
 
+    files.check_sealed(file)
     checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint or "global_step" not in checkpoint:
         raise ValueError("it holds no training state")
@@ -456,8 +523,14 @@ def _worker_of() -> int | None:
     return parent if os.environ.get(PARENT_VARIABLE) == str(parent) else None
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class _StopRequest:
-    """Turns the first SIGINT or SIGTERM into a polite request; a second one is final.
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a polite request; a second one is final.
+
+    A closed terminal (SIGHUP) says so more than once, and is no second request. Who asked for it to
+    be ignored, as nohup does, gets that.
 
     The death of the command that started this process for a run is such a request, too.
     """
@@ -469,7 +542,9 @@ class _StopRequest:
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             try:
                 self.previous[number] = signal.signal(number, self._handle)
             except ValueError:  # not in the main thread: its owner handles signals
@@ -488,7 +563,7 @@ class _StopRequest:
     def _handle(self, number: int, _frame: Any) -> None:
         if self.tell is not None:
             self.tell(number)
-        elif self.signalled:
+        elif self.signalled and number != signal.SIGHUP:
             raise KeyboardInterrupt
         self.signalled = True
 
@@ -496,7 +571,7 @@ class _StopRequest:
 @contextmanager
 def _logged_to(file: Path) -> Iterator[None]:
     """Sends log messages and warnings of a run to its log.txt instead of the terminal."""
-    handler = logging.FileHandler(file)
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     levels = {
         "repro": logging.INFO,
@@ -522,8 +597,19 @@ def _logged_to(file: Path) -> Iterator[None]:
         handler.close()
 
 
+def _do_not_outlive(parent: int) -> None:
+    """Ends this process some time after its parent, should it be waiting for something else."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(GRACE_SECONDS)  # in which training saves its state
+    os._exit(1)
+
+
 def main() -> int:
     """Executes the run directory given on the command line."""
+    parent = _worker_of()
+    if parent is not None:
+        threading.Thread(target=_do_not_outlive, args=(parent,), daemon=True).start()
     try:
         status = execute_here(Run.open(Path(sys.argv[1])))
     except KeyboardInterrupt:

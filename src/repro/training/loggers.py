@@ -37,7 +37,7 @@ def loggers(config: DictConfig, subject: Subject) -> list[Logger]:
     A `UserError` says so if a package is missing.
     """
     extras.require(config.logger.loggers)
-    made = [instantiate(each) for each in config.logger.loggers.values()]
+    made = [instantiate(each, "logger") for each in config.logger.loggers.values()]
     return [each(subject) if isinstance(each, partial) else each for each in made]
 
 
@@ -64,6 +64,7 @@ def mlflow(subject: Subject, tracking_uri: str | None, experiment: str) -> MLFlo
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     outputs = _study(subject).folder.parents[2]
+    files.check_allowed(outputs / "mlflow.db")
     uri = tracking_uri or f"sqlite:///{outputs / 'mlflow.db'}"
     with files.exclusive_lock(
         outputs / ".mlflow.lock", wait=True
@@ -92,6 +93,7 @@ def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
     from wandb import Settings
 
     study = _study(subject).folder
+    files.check_allowed(study.parents[2] / "wandb")
     made = WandbLogger(
         project=project,
         group=f"{'/'.join(_names(subject).values())}/{study.name}",
@@ -154,7 +156,7 @@ def attach_to_tensorboard(
         if path.suffix == ".png":
             logger.experiment.add_image(path.stem, imread(path), dataformats="HWC")
         elif path.suffix in (".json", ".yaml"):
-            logger.experiment.add_text(path.name, f"```\n{path.read_text()}\n```")
+            logger.experiment.add_text(path.name, f"```\n{path.read_text(encoding='utf-8')}\n```")
     for name, text in texts.items():
         logger.experiment.add_text(name, text)
     logger.experiment.flush()

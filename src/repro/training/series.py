@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from repro.records import files
-from repro.records.series import KEYS, read_series
+from repro.records.series import KEYS, read_series, rows_of
 
 SECONDS_BETWEEN_WRITES = 1.0
 
@@ -62,12 +62,16 @@ class CsvLogger(Logger):
     def write(self) -> None:
         """Writes all rows."""
         self.written_at = time.monotonic()
+        files.write_text(self.file, self.text())
+
+    def text(self) -> str:
+        """All rows, as the file holds them."""
         columns = dict.fromkeys(KEYS) | dict.fromkeys(key for row in self.rows for key in row)
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        files.write_text(self.file, buffer.getvalue())
+        return buffer.getvalue()
 
     @override
     @rank_zero_only
@@ -75,6 +79,12 @@ class CsvLogger(Logger):
         """Writes all rows at the end."""
         self.write()
 
-    def continue_from(self, step: int) -> None:
-        """Takes over the rows of an earlier part of the run, up to ``step``."""
-        self.rows = [row for row in read_series(self.file) if row["step"] <= step]
+    def continue_from(self, text: str | None, step: int) -> None:
+        """Takes over the rows of an earlier part of the run, up to ``step``.
+
+        Args:
+            text: what `text` gave then; None, of an earlier version: the file's rows.
+            step: updates done then.
+        """
+        rows = read_series(self.file) if text is None else list(rows_of(io.StringIO(text)))
+        self.rows = [row for row in rows if row["step"] <= step]

@@ -70,7 +70,7 @@ def test_fetch_offline_is_one_clear_message(tmp_path, monkeypatch):
 
 def test_fetch_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'repro\[data\]'"):
+    with pytest.raises(UserError, match=r"pip install 'gradient-repro\[data\]'"):
         catalog.fetch("mnist", tmp_path)
 
 

@@ -152,7 +152,7 @@ class TestMessages:
     @pytest.mark.parametrize("module", ["pyarrow", "PIL"])
     def test_extra_not_installed(self, dataset, mnist_root, monkeypatch, module):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(UserError, match=r"pip install 'repro\[data\]'"):
+        with pytest.raises(UserError, match=r"pip install 'gradient-repro\[data\]'"):
             dataset("mnist", mnist_root, **SMALL).setup()
 
 

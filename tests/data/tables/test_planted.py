@@ -70,3 +70,12 @@ def test_noisy_copies_of_the_digits(dataset):
     assert not torch.equal(shift[0], shift[1])
     with pytest.raises(UserError, match="noise"):
         dataset("digits", noise=-1)
+
+
+def test_digits_of_another_domain(dataset):
+    plain, other = dataset("digits"), dataset("digits", invert=True, roll=1)
+    (x, y), (x_other, y_other) = plain.splits["test"], other.splits["test"]
+    assert torch.equal(y, y_other)
+    black, white = x.min(), x.max()
+    torch.testing.assert_close(x_other[..., 1:], (black + white - x)[..., :-1])
+    torch.testing.assert_close(x_other[..., 0], (black + white - x)[..., -1])

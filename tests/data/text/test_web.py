@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,6 +56,23 @@ def test_documents_end_where_they_should(dataset, root):
     again = dataset("openwebtext", root, shards=2, held_out=0.2, **FACTS)  # from the cache
     assert all((again.streams[split] == streams[split]).all() for split in streams)
     assert again.fingerprint() == data.fingerprint()
+
+
+def test_compressed_lines_are_read_too(dataset, root):
+    folder = root / "hf" / "allenai" / "c4" / "en"
+    folder.mkdir(parents=True)
+    with gzip.open(folder / "c4-train.00000-of-01024.json.gz", "wt") as lines:
+        lines.writelines(json.dumps({"text": f"document {n}"}) + "\n" for n in range(10))
+    (root / "openai-community").rename(root / "hf" / "openai-community")
+    knobs = {"tokenizer": "openai-community/gpt2", "end": "<|endoftext|>", "shards": 1}
+    data = dataset("c4", root / "hf", held_out=0.2, **FACTS, **knobs)
+    assert [int((data.streams[split] == 0).sum()) for split in ("train", "val", "test")] == [
+        8,
+        1,
+        1,
+    ]
+    with pytest.raises(UserError, match=r"1 of 2 shards .* Put c4-train"):
+        dataset("c4", root / "hf", held_out=0.2, **FACTS, **knobs | {"shards": 2}).setup()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from repro.claims.evidence import (
     lone_seeds,
 )
 from repro.claims.intervals import Estimate, Region
+from repro.claims.ranges import range_of
 from repro.claims.relations.base import Check, MetricCheck, Outcome, Range, Sample, log, sentence
 from repro.claims.verdicts import Verdict
 
@@ -30,6 +31,11 @@ class Level(MetricCheck):
     def compared(self) -> str:
         """The arm and its metric."""
         return f"{self.arm}, {self.metric}"
+
+    @property
+    def possible(self) -> Region:
+        """The metric's range."""
+        return Region(*self.metric_range)
 
     def sample(self, evidence: Evidence) -> Sample:
         """The metric."""
@@ -114,6 +120,20 @@ class Paired(Sides, MetricCheck):
         """Both sides and their metric."""
         return self.written("/" if self.is_factor else "−")
 
+    @property
+    def versus_range(self) -> tuple[float, float]:
+        """The range of the other side's metric."""
+        same = self.range is not None or self.versus_metric is None
+        return self.metric_range if same else range_of(self.versus_metric or "")
+
+    @property
+    def possible(self) -> Region:
+        """Differences between the ends of both sides' ranges; ratios are only positive."""
+        if self.is_factor:
+            return Region(low=0.0)
+        (low, high), (least, most) = self.metric_range, self.versus_range
+        return Region(low - most, high - least)
+
     def counted(self, value: float) -> float:
         """What a value of the other side counts for."""
         return value
@@ -156,6 +176,13 @@ class Comparison(Paired):
         """Both sides, the other one as it counts."""
         other = "{}" if self.floor is None else f"max({{}}, {self.floor:g})"
         return self.written("−", other if self.times == 1 else f"{self.times:g} × {other}")
+
+    @property
+    def possible(self) -> Region:
+        """Differences between the ends of both sides' ranges."""
+        low, high = self.metric_range
+        other = [self.counted(end) for end in self.versus_range]
+        return Region(low - max(other), high - min(other))
 
     def counted(self, value: float) -> float:
         """The metric, not below the floor, so many times."""
@@ -225,6 +252,70 @@ class Ratio(Factor):
     """``arm`` is so many times ``versus``; both are positive. The mean ratio is geometric."""
 
     relation: Literal["ratio"]
+
+
+class GapClosed(MetricCheck):
+    """``arm`` closes more than a share of the way from ``start`` to ``goal``.
+
+    The effect is by how much the arm passes that point, ``start + share (goal - start)``, seed by
+    seed: unlike a quotient it stays harmless on a seed where the two are close.
+
+    Attributes:
+        arm: The arm the claim is about.
+        start: The arm that closes nothing, a control.
+        goal: The arm that closes everything.
+        share: The share, in [0, 1].
+        least_gap: A smaller mean distance from start to goal leaves the check inconclusive: there
+            is nothing to close.
+    """
+
+    signed: ClassVar[bool] = True
+    limits: ClassVar[Mapping[str, float | None]] = {"share": 0.0, "least_gap": 0.0}
+    relation: Literal["closes_gap"]
+    arm: Text
+    start: Text
+    goal: Text
+    share: float = Field(0.5, ge=0, le=1)
+    least_gap: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _three_arms(self) -> Self:
+        if len({self.arm, self.start, self.goal}) < 3:
+            raise ValueError("arm, start and goal are three different arms")
+        return self
+
+    @property
+    def compared(self) -> str:
+        """The three arms, the share and the metric."""
+        way = f"[{self.start} + {self.share:g} ({self.goal} − {self.start})]"
+        return f"{self.arm} − {way}, {self.metric}"
+
+    @property
+    def region(self) -> Region:
+        """Beyond the point."""
+        return Region.beyond(0.0, upwards=True)
+
+    def arm_names(self) -> tuple[str, ...]:
+        """All three arms."""
+        return (self.arm, self.start, self.goal)
+
+    def sample(self, evidence: Evidence) -> Sample:
+        """By how much the arm passes the point.
+
+        Raises:
+            UndecidedError: the gap is too small.
+        """
+        arm, start, goal = (self.values(evidence, name) for name in self.arm_names())
+        seeds = common_seeds(arm, start, goal)
+        gap = sum(goal[seed] - start[seed] for seed in seeds) / len(seeds)
+        if gap <= self.least_gap:
+            raise UndecidedError(
+                Verdict.INCONCLUSIVE,
+                f"{self.goal} is {gap:.3g} above {self.start}: no gap to close",
+            )
+        closed = sum(arm[seed] - start[seed] for seed in seeds) / len(seeds) / gap
+        past = [arm[seed] - start[seed] - self.share * (goal[seed] - start[seed]) for seed in seeds]
+        return Sample(past, sentence(f"{closed:.0%} closed", lone_seeds(arm, start, goal)))
 
 
 class Identity(Sides):

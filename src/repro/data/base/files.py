@@ -26,8 +26,8 @@ from repro.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-INSTALL = "pip install 'repro[data]'"
-INSTALL_HF = "pip install 'repro[hf]'"
+INSTALL = "pip install 'gradient-repro[data]'"
+INSTALL_HF = "pip install 'gradient-repro[hf]'"
 
 
 def cache_home() -> Path:

@@ -61,6 +61,8 @@ def digits(
     val_size: float = 0.1,
     noise: NonNegative = 0.0,
     copies: Count = 1,
+    invert: bool = False,
+    roll: int = 0,
     **facts: Any,
 ) -> TensorData:
     """Handwritten digits, 8 × 8 pixels: 1293 train, 144 validation and 360 test images.
@@ -76,6 +78,9 @@ def digits(
         noise: standard deviation of Gaussian noise on every image, as a share of the range of a
             pixel; drawn once, so an image is the same in every epoch.
         copies: of each image, with noise of its own.
+        invert: dark digits on bright paper; still standardised by the statistics of the plain ones,
+            as a device would that was made for these.
+        roll: pixels by which images are shifted to the right, what leaves coming in at the left.
         facts: see `TensorData`.
     """
 
@@ -85,7 +90,8 @@ def digits(
         parts = {name: np.repeat(index, copies) for name, index in parts.items()}
         # One mean and one deviation for all pixels: many are constant, and pixels are comparable.
         mean, std = images[parts["train"]].mean(), images[parts["train"]].std()
-        x = torch.from_numpy((images - mean) / std).float().view(-1, 1, 8, 8)
+        shown = 16 - images if invert else images
+        x = torch.from_numpy((shown - mean) / std).float().view(-1, 1, 8, 8).roll(roll, dims=3)
         y = torch.from_numpy(labels).long()
         generator = generator_for(SPLIT_SEED, split)
         splits = {}

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.data.base.files import HubFiles, cached_arrays, read_table, sha256_of
+from repro.data.base.files import HubFiles, cached_arrays, data_root, read_table, sha256_of
 from repro.data.base.modules import TextData
-from repro.data.text.tokenized import load_tokenizer
+from repro.data.text.tokenized import load_tokenizer, read_documents
 from repro.errors import UserError
 from repro.knobs import Count, Inside, checked
 
@@ -44,12 +44,13 @@ def web_text(
 
     Args:
         name: of the data set.
-        info: ``hub``, ``config`` and ``megabytes`` say where the files are.
+        info: ``hub``, ``config`` and ``megabytes`` say where parquet files are; or ``folder``
+            (beside `root`) and ``files`` (a pattern) where JSON lines compressed with gzip are.
         tokenizer: folder of the model, see `repro.data.text.tokenized.load_tokenizer`.
         end: the token that ends a text.
         shards: files to read, from the first.
         held_out: share of the documents, in (0, 1).
-        text_column: of the parquet files.
+        text_column: of parquet files.
         root: folder of data sets, see `repro.data.base.files.data_root`.
         facts: see `TextData`.
 
@@ -57,22 +58,21 @@ def web_text(
         UserError: a knob is out of range, the tokenizer is missing or has no such token; or (in
             `TextData.setup`) files are missing or damaged.
     """
-    files = HubFiles.of(name, info, root)
     words = load_tokenizer(tokenizer, root)
     end_id = words.token_to_id(end)
     if end_id is None:
         raise UserError(f"Data set '{name}': the tokenizer of {tokenizer} has no token '{end}'.")
 
     def source_digest() -> str:
-        return sha256_of(_shards(files, shards), contents=False)
+        return sha256_of(_shards(name, info, root, shards), contents=False)
 
     def load() -> dict[str, Tensor]:
-        paths = _shards(files, shards)
+        paths = _shards(name, info, root, shards)
         what = f"{sha256_of(paths, contents=False)} {words.to_str()} {end} {held_out} {text_column}"
         key = f"{name}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
         def make() -> dict[str, np.ndarray]:
-            texts = read_table(paths, [text_column])[0].to_pylist()
+            texts = _texts(paths, text_column)
             half = max(1, round(held_out * len(texts) / 2))
             if len(texts) < 3 * half:
                 raise UserError(f"Data set '{name}': too few documents to hold {held_out} out.")
@@ -89,17 +89,28 @@ def web_text(
     return TextData(name, load, source_digest=source_digest, info=info, **facts)
 
 
-def _shards(files: HubFiles, count: int) -> list[Path]:
-    found = sorted(files.folder.glob("train-*.parquet")) or sorted(
-        (files.folder / "train").glob("*.parquet")
-    )
+def _shards(name: str, info: Mapping[str, Any], root: str | None, count: int) -> list[Path]:
+    if "hub" in info:
+        folder = HubFiles.of(name, info, root).folder
+        found = sorted(folder.glob("train-*.parquet")) or sorted(folder.glob("train/*.parquet"))
+        how = f"Fetch it ({info['megabytes']:g} MB) with `repro data fetch {name}`"
+    else:
+        folder = data_root(root).parent / info["folder"]
+        found = sorted(folder.glob(info["files"]))
+        how = f"Put {info['files']} there, from {info['source']}"
     if len(found) < count:
         raise UserError(
-            f"Data set '{files.name}': {len(found)} of {count} shards are in {files.folder}. Fetch"
-            f" it ({files.megabytes:g} MB) with `repro data fetch {files.name}`, or set"
+            f"Data set '{name}': {len(found)} of {count} shards are in {folder}. {how}, or set"
             " dataset.shards= or data.root=."
         )
     return found[:count]
+
+
+def _texts(paths: Sequence[Path], column: str) -> list[str]:
+    if paths[0].suffix == ".gz":
+        return [text for path in paths for text in read_documents(path)]
+    texts: list[str] = read_table(paths, [column])[0].to_pylist()
+    return texts
 
 
 def _stream(tokenizer: Tokenizer, texts: Sequence[str], end: int) -> Iterator[int]:

@@ -157,7 +157,8 @@ class ParticleWorld(nn.Module):
             module = importlib.import_module(f"mpe2.{scenario}")
         except ImportError as error:
             raise UserError(
-                f"bn_marl: mpe2.{scenario} cannot be imported ({error}): pip install 'repro[mpe]'."
+                f"bn_marl: mpe2.{scenario} cannot be imported ({error}):"
+                " pip install 'gradient-repro[mpe]'."
             ) from error
         self._make = lambda: module.parallel_env(N=agents, max_cycles=horizon)
         world = self._make()

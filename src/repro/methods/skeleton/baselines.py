@@ -71,7 +71,7 @@ class ClassicalSkeleton(SkeletonLayer):
             from skimage.morphology import skeletonize
         except ImportError as error:
             raise UserError(
-                "Classical skeletons need scikit-image: pip install 'repro[data]'"
+                "Classical skeletons need scikit-image: pip install 'gradient-repro[data]'"
             ) from error
         self.algorithm = algorithm
         self.dims = (2,) if algorithm == "zhang" else (2, 3)  # what it can thin

@@ -32,7 +32,7 @@ def read_config(path: Path, name: str, model_type: str) -> dict[str, Any]:
             f" `hf download {name} --local-dir {path}`, or point data.root= at a local copy."
         )
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is no JSON: {error}") from error
     if config.get("model_type") != model_type:
@@ -72,7 +72,7 @@ def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
         raise UserError(f"Reading {path} needs safetensors: {INSTALL_HF}") from error
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         names = ["model.safetensors"]
     weights: dict[str, Tensor] = {}

@@ -1,0 +1,1 @@
+"""LANTON: noise-adaptive layerwise learning rates for optimizers with norm balls."""

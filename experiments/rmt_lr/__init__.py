@@ -1,0 +1,1 @@
+"""Room of the paper on learning rates as a function of batch size, by random matrix theory."""

@@ -1,0 +1,183 @@
+"""What is special to target projection: what is counted, whose rates are whose, adaptation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repro.experiments.tpsgd.module import LocalRules
+from rooms import configs, finished, refusal, summaries
+
+from repro.claims.studies import judge_study
+from repro.claims.verdicts import Verdict
+from repro.methods.tpsgd import Backprop, TargetProjection
+from repro.records.papers import load_paper
+from repro.records.study import Study
+from repro.training.execute import build_module
+
+PAPER = load_paper("tpsgd")
+SMOKE = ["paper=tpsgd", "scale=smoke"]
+
+
+def built(*typed: str) -> LocalRules:
+    """A module, away from any trainer."""
+    (config,) = configs("paper=tpsgd", *typed).values()
+    module = build_module(config)
+    assert isinstance(module, LocalRules)
+    return module
+
+
+@pytest.mark.parametrize("scale", ["mini", "full_mlp", "full_drtp_mnist"])
+def test_every_arm_has_its_own_rates(scale: str) -> None:
+    for arm, config in configs("paper=tpsgd", f"scale={scale}").items():
+        rates = config.rates[config.rate_table][arm]
+        assert config.optimizer.lr == rates.output
+        assert config.method.hidden_lr == rates.hidden
+        assert config.method.get("scale") == rates.get("scale")
+
+
+@pytest.mark.parametrize(
+    ("scale", "parameters"),
+    [
+        ("full_mlp", 784 * 500 + 500 + 500 * 500 + 500 + 500 * 10 + 10),
+        ("full_cnn", 32 * 25 + 32 + 14 * 14 * 32 * 1000 + 1000 + 10_010),
+        ("full_rnn", 28 * 128 + 128 + 128 * 128 + 1290),
+        ("full_drtp_mnist", 32 * 25 + 32 + 14 * 14 * 32 * 1000 + 1000 + 10_010),
+        # The published convolutions of VGG-11 and VGG-16, and two hidden layers of 512.
+        ("full_vgg11", 9_220_480 + 2 * (512 * 512 + 512) + 5130),
+        ("full_vgg16", 14_714_688 + 2 * (512 * 512 + 512) + 5130),
+        ("full_lenet", 62_006),
+    ],
+)
+def test_full_scales_build_the_networks_they_name(scale: str, parameters: int) -> None:
+    with torch.device("meta"):
+        module = built(f"scale={scale}", "arm=frozen" if "lenet" not in scale else "arm=bp")
+    assert sum(p.numel() for p in module.model.parameters()) == parameters
+
+
+def test_what_a_step_keeps_against_depth() -> None:
+    """In units of a layer's outputs, by hand: tanh keeps its output, the next layer its input."""
+    sizes = ["module.memory_depths=[4,8]", "module.memory_width=256", "module.memory_batch=8"]
+    layer = 8 * 256 * 4 / 1024  # KB
+    backprop, local, direct = (
+        built("scale=mini", f"arm=memory_{arm}", *sizes).memory() for arm in ("bp", "l2", "dfa")
+    )
+    for kept in (backprop, direct):
+        grown = kept["memory/saved_kb_depth_8"] - kept["memory/saved_kb_depth_4"]
+        assert grown == pytest.approx(4 * layer)
+        assert 0.6 < kept["memory/saved_exponent"] < 1.0
+    assert local["memory/saved_kb_depth_8"] == local["memory/saved_kb_depth_4"] < 4 * layer
+    assert local["memory/saved_exponent"] == pytest.approx(0)
+    # All gradients at once are more than all activations here; updated at once, they go.
+    assert backprop["memory/peak_kb_depth_8"] > 1.6 * backprop["memory/peak_kb_depth_4"]
+    assert local["memory/peak_exponent"] == pytest.approx(0, abs=1e-3)
+
+
+def test_measuring_memory_changes_no_run(tmp_path: Path) -> None:
+    typed = [*SMOKE, "arm=memory_l2", "seed=0", "method.update=together"]
+    metered = finished(tmp_path / "metered", *typed).summary()
+    plain = finished(tmp_path / "plain", *typed, "module.memory_depths=[]").summary()
+    assert "memory/saved_exponent" in metered
+    assert metered["test/loss"] == plain["test/loss"]
+
+
+def test_multiplications_of_a_step(study: Study) -> None:
+    """Three products a layer in backpropagation, without the inputs' gradient of the first."""
+    found = {arm: s.get("cost/multiplications") for arm, s in summaries(study).items()}
+    first, second, last = (64 * n * m for n, m in ((64, 16), (16, 16), (16, 10)))
+    products = {
+        "bp": 2 * first + 3 * second + 3 * last,
+        "tpsgd_l2": 2 * first + 2 * second + 2 * last,
+        "frozen": first + second + 2 * last,
+    }
+    for arm, count in products.items():
+        counted = found[arm]
+        assert counted is not None
+        # Besides, elementwise products: of a few outputs each.
+        assert count <= counted < count + 64 * 500, arm
+    assert found["cnn_l2"] is None
+
+
+def epochs_to_target(accuracies: list[float]) -> tuple[float, float]:
+    """What is logged after validations with these accuracies, one an epoch."""
+    module: Any = built("scale=smoke", "arm=bp", "module.target_accuracy=0.9")
+    logged: dict[str, float] = {}
+    module.log = logged.__setitem__
+    module.log_dict = logged.update
+    for epoch, accuracy in enumerate(accuracies):
+        module._trainer = type("Trainer", (), {"current_epoch": epoch, "world_size": 1})()
+        module.split = "val"
+        module.means.__init__()
+        module.means.add("accuracy", torch.tensor(accuracy))
+        module.log_measured()
+    return logged["val/epochs_to_target"], logged["val/reached_target"]
+
+
+def test_epochs_to_an_accuracy_are_those_of_its_first_validation() -> None:
+    assert epochs_to_target([0.5, 0.91, 0.8]) == (2, 1)
+    assert epochs_to_target([0.9]) == (1, 1)
+    assert epochs_to_target([0.5, 0.6, 0.7]) == (4, 0)  # never: one more than there are
+
+
+def test_drtp_is_l1_with_targets_of_one(study: Study) -> None:
+    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
+    assert verdicts["C5"] in (Verdict.SUPPORTED, Verdict.NOT_AT_SCALE)
+    found = summaries(study)
+    assert found["l1_unit"]["train/loss"] == found["drtp_unit"]["train/loss"]
+    assert found["l1_unit"]["train/loss"] != found["tpsgd_l2"]["train/loss"]
+
+
+def test_class_means_are_other_targets(study: Study) -> None:
+    found = summaries(study)
+    assert found["class_means"]["test/loss"] != found["tpsgd_l2"]["test/loss"]
+
+
+def test_adaptation_trains_the_last_hidden_layer_of_the_trained_network(study: Study) -> None:
+    weights = {}
+    for run in study.runs:
+        if run.record().arm in ("bp", "adapt_l2"):
+            checkpoint = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=False)
+            weights[run.record().arm] = checkpoint["state_dict"]
+    changed = {n for n, w in weights["adapt_l2"].items() if not torch.equal(w, weights["bp"][n])}
+    assert {name for name in changed if name.startswith("model")} == {
+        f"model.{layer}.{part}" for layer in (3, 5) for part in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["model=small_cnn"], "no chain()"),
+        (["method.trained=[7]"], "hidden layers 0 to"),
+        (["method.loss=l3"], "l2, l1, drtp"),
+        (["module.target_accuracy=2"], "target_accuracy"),
+        (["method.nonsense=1"], "nonsense"),
+    ],
+)
+def test_what_cannot_work_is_one_line(typed: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, *SMOKE, "arm=tpsgd_l2", "seed=0", *typed)
+
+
+@pytest.mark.parametrize("method", ["tpsgd", "tpsgd/fa", "tpsgd/dfa"])
+def test_the_rules_train_another_papers_residual_network(tmp_path: Path, method: str) -> None:
+    typed = ["paper=man", "scale=smoke", "arm=bp", f"method={method}", "seed=0"]
+    assert finished(tmp_path, *typed).summary()["test/accuracy"] > 0
+
+
+def test_a_missing_data_set_is_one_clear_message(tmp_path: Path) -> None:
+    typed = ["paper=tpsgd", "scale=full_vgg11", "arm=bp", "seed=0", f"data.root={tmp_path}"]
+    assert "cifar10" in refusal(tmp_path / "outputs", *typed, "hardware=cpu", lines=3)
+
+
+def test_other_methods_train_in_this_room(tmp_path: Path) -> None:
+    run = finished(tmp_path, *SMOKE, "arm=bp", "seed=0", "method=gradient_noise")
+    assert "noise/std" in run.summary()
+
+
+def test_arms_name_their_rules() -> None:
+    assert type(built("scale=mini", "arm=bp").method) is Backprop
+    method = built("scale=mini", "arm=rnn_l2_all").method
+    assert isinstance(method, TargetProjection)
+    assert method.times == "all"
