@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -167,7 +168,11 @@ class ScoreRegression(Procedure):
         wanted = {0, *map(int, even), *(t for t in (fixed, *GAP_TIMES) if t <= steps)}
         self.taus = torch.tensor(sorted(wanted))
         self.hold_share, self.test_size = hold_share, test_size
-        self.network = {"scale": scale, "paired": paired, "train_readout": train_readout}
+        self.network: dict[str, Any] = {
+            "scale": scale,
+            "paired": paired,
+            "train_readout": train_readout,
+        }
         self.apart, self.refit, self.radius = apart, refit, radius
         self.samples, self.sde_steps = samples, sde_steps
         self.real, self.seed = getattr(torch, dtype), seed
@@ -241,8 +246,8 @@ class ScoreRegression(Procedure):
         if width is None:
             descent = self._descent(train, self.problem)
             z = self.problem.inputs(train)
-            seen = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
-            return Seen(descent.eigenvalues, *seen)
+            held, seen = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
+            return Seen(descent.eigenvalues, held, seen)
         return self._descend(train, z_hold, z_test, width)
 
     def _descent(self, train: Triples, problem: Regression) -> KernelDescent:
@@ -282,14 +287,14 @@ class ScoreRegression(Procedure):
         bins = [torch.bucketize(each.t, edges) for each in (train, hold, test)]
         parts = []
         for index in range(len(BINS) + 1):
-            own = [
+            examples, others, tested = (
                 each.where(b == index) for each, b in zip((train, hold, test), bins, strict=True)
-            ]
-            if not all(len(each.t) for each in own):
+            )
+            if not (len(examples.t) and len(others.t) and len(tested.t)):
                 raise UserError(f"score_ntk: no example in bin {index} of time: choose more.")
             pairs = 0 if width is None else (width // 2 + index) // (len(BINS) + 1)
-            path = self._path(*own, None if width is None else 2 * pairs)
-            parts.append(self._choose(path, *own))
+            path = self._path(examples, others, tested, None if width is None else 2 * pairs)
+            parts.append(self._choose(path, examples, others, tested))
         values = {}
         for rule in parts[0].values:
             values[rule] = torch.empty_like(test.x0)
@@ -347,8 +352,8 @@ class ScoreRegression(Procedure):
     def _law(self) -> PointMixture:
         if self.law is None:
             law = self.law_of(self.data)
-            parts = (self._move(x) for x in (law.points, law.weights))
-            self.law = PointMixture(*parts, law.variance)
+            points, weights = self._move(law.points), self._move(law.weights)
+            self.law = PointMixture(points, weights, law.variance)
         return self.law
 
     def _move(self, x: Tensor) -> Tensor:
@@ -419,13 +424,12 @@ class ScoreRegression(Procedure):
         descent, z = self._descent(train, self.problem), self.problem.inputs(train)
         taus = torch.tensor([chosen.steps["holdout"], chosen.steps["none"]])
         learned = dict(zip(("holdout", "none"), descent.coefficients(taus), strict=True))
-        models: dict[str, Callable[[Triples], Tensor]] = {
-            "exact": lambda at: self.problem.exact(law, at),
-            **{
-                rule: lambda at, c=c: ntk(self.problem.inputs(at), z) @ c
-                for rule, c in learned.items()
-            },
-        }
+
+        def kernel(c: Tensor, at: Triples) -> Tensor:
+            return ntk(self.problem.inputs(at), z) @ c
+
+        models: dict[str, Callable[[Triples], Tensor]] = {"exact": self._exact}
+        models |= {rule: functools.partial(kernel, c) for rule, c in learned.items()}
         truth = law.sample(self.samples, generator_for(TEST_SEED, 1))
         drawn = {rule: self._sample(law, model) for rule, model in models.items()}
         for rule, samples in drawn.items():
@@ -480,7 +484,9 @@ def slopes(table: dict[str, float]) -> dict[str, float]:
         if kind.startswith(("error/", "gap")) and value > 0:
             curves.setdefault(kind, []).append((math.log(int(size[1:])), math.log(value)))
     return {
-        f"test/slope/{kind}": float(np.polyfit(*zip(*points, strict=True), 1)[0])
+        f"test/slope/{kind}": float(
+            np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0]
+        )
         for kind, points in curves.items()
         if len(points) > 1
     }
