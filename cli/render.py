@@ -319,6 +319,8 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
     if points:
         console.print(Text(f"\nBest first, by {metric}", "bold"))
         console.print(scores_table(("arm",), points, metric, mode))
+    if study.scale == "smoke":
+        console.print("smoke only shows that things run; what they mean is judged at other scales.")
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:

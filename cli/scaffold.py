@@ -15,7 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from repro.errors import UserError
 from repro.records import files
-from repro.records.papers import paper_files
+from repro.records.papers import load_paper, paper_files
+from repro.report.record import update_readmes
 
 SLUG = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -72,6 +73,8 @@ def create(slug: str, title: str, link: str, folder: Path) -> None:
         files.make_folder(path.parent)
         files.write_text(path, text)
         click.echo(f"written: {path.relative_to(place.root)}")
+    if in_checkout:
+        update_readmes(load_paper(slug))  # the project's README names all papers
     click.echo(f"\nIt runs already:  repro run paper={slug} scale=smoke{place.option}")
     if in_checkout:
         click.echo(f"So do its tests:  pytest -k {slug} tests/experiments/test_rooms.py")

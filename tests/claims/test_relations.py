@@ -65,7 +65,7 @@ class TestMedian:
     SKEWED = (0.1, 0.2, 0.15, 0.12, 0.18, 0.11, 90.0)
 
     def test_one_wild_seed_decides_nothing(self, build):
-        check = {"relation": "at_least", "arm": "a", "value": 0.05}
+        check = {"relation": "at_least", "arm": "a", "value": 0.05, "range": [0, 100]}
         assert build.verdict(check, {"a": self.SKEWED}).verdict is INCONCLUSIVE
         outcome = build.verdict({**check, "statistic": "median"}, {"a": self.SKEWED})
         assert outcome.verdict is SUPPORTED

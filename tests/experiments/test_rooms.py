@@ -11,6 +11,7 @@ from interruptions import same_after_a_kill
 from rooms import configs, refusal, summaries
 
 from repro.claims.file import check_arms, load_claims
+from repro.claims.relations.pairs import Identity
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
@@ -74,6 +75,16 @@ def test_every_claim_gets_a_verdict(slug: str, smoke: Smoke) -> None:
     for claim in load_claims(PAPERS[slug].claims_file).claims:
         judged = verdicts[claim.id] is not Verdict.NOT_AT_SCALE
         assert judged == bool(claim.checks_at("smoke")), claim.id
+
+
+@of_each_paper
+def test_smoke_judges_only_what_holds_by_construction(slug: str) -> None:
+    """And by the same checks as mini: a verdict on less than the sentence misleads."""
+    for claim in load_claims(PAPERS[slug].claims_file).claims:
+        for check in claim.checks_at("smoke"):
+            assert isinstance(check, Identity) or getattr(check, "deterministic", False), claim.id
+            assert not check.scales, claim.id
+        assert claim.checks_at("smoke") in ([], claim.checks_at("mini")), claim.id
 
 
 @of_each_paper

@@ -136,7 +136,7 @@ def test_markdown_holds_claims_and_arms_and_hostile_text_stays_text(report: Any)
     assert report("--markdown", "deep/r.md").exit_code == 0
     text = Path("deep/r.md").read_text()
     assert "| C1 | a \\| b \\# \\<script\\>alert(1)\\</script\\> \\[x\\](y) \\`z\\` |" in text
-    assert "+0.8 \\[-0.2, +1.9\\] %" in text
+    assert "+0.8 \\[-0.2, +1.9\\] points" in text
     assert "93.87 against 93.75 % (recalled)" in text
     assert "**inconclusive**" in text
     table = text[text.index("| arm |") :].strip().splitlines()

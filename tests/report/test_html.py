@@ -105,7 +105,7 @@ def test_every_part_of_a_study_is_there(report: Any) -> None:
     for part in (
         "93.87 against 93.75 %",
         ">recalled</span>",
-        "+0.8 [-0.2, +1.9] %",
+        "+0.8 [-0.2, +1.9] points",
         "optimizer.lr",
         "0123456789abcdef · 0123456789ab",
         "<dt>torch</dt><dd>2.13.0</dd>",

@@ -58,6 +58,7 @@ def test_a_paper_from_elsewhere_is_not_in_the_overview(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "recorded_verdicts", lambda paper: {"mini": {"supported": 1}})
+    monkeypatch.setattr(record, "recorded_seconds", lambda paper, scale: 60.0)
     overview = record.overview_markdown()
     assert "[`dgc`]" in overview
     assert "toy" not in overview

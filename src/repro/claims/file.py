@@ -87,6 +87,11 @@ class Claim(Strict):
         for scale in self.scales:
             if not self.checks_at(scale):
                 raise ValueError(f"checks: none is for scale '{scale}'")
+            _refuse_contradictions(self.checks_at(scale))
+        for index, check in enumerate(self.checks):
+            for one in check.expanded():
+                if one.foregone:
+                    raise ValueError(f"checks[{index}]: {one.foregone}")
         return self
 
     def all_checks(self) -> list[Check]:
@@ -98,6 +103,20 @@ class Claim(Strict):
         if scale not in self.scales:
             return []
         return [check for check in self.all_checks() if check.seen_at(scale)]
+
+
+def _refuse_contradictions(checks: Sequence[Check]) -> None:
+    """Refuses two checks of one number of which at most one can hold.
+
+    Raises:
+        ValueError: there are two.
+    """
+    for one, other in itertools.combinations(checks, 2):
+        same = one.effect_name == other.effect_name and one.is_factor == other.is_factor
+        if same and one.region.excludes(other.region.low, other.region.high):
+            raise ValueError(
+                f"checks: {one.effect_name} cannot be {one.claimed} and {other.claimed}"
+            )
 
 
 class ClaimsFile(Strict):

@@ -13,6 +13,14 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def within(self, possible: Region) -> Estimate:
+        """The interval without what cannot be; infinite ends still say that nothing is known."""
+        low, high = (
+            end if math.isinf(end) else min(max(end, possible.low), possible.high)
+            for end in self[1:]
+        )
+        return self._replace(low=low, high=high)
+
 
 class Region(NamedTuple):
     """The values of an effect for which a check holds: an interval, perhaps without its ends."""
@@ -40,11 +48,11 @@ class Region(NamedTuple):
             return high <= self.low or low >= self.high
         return high < self.low - _slack(self.low, high) or low > self.high + _slack(self.high, low)
 
-    def text(self, percent: bool = False) -> str:
-        """The region in words, its ends as percentages if so wanted."""
+    def text(self, percent: str = "") -> str:
+        """The region in words, its ends as percentages (``%`` or ``points``) if so wanted."""
         # Adding zero turns the -0.0 of a margin of nothing into 0.0.
         low, high = ((100 if percent else 1) * end + 0.0 for end in (self.low, self.high))
-        unit = " %" if percent else ""
+        unit = f" {percent}" if percent else ""
         if math.isinf(low):
             return f"{'<' if self.strict else '≤'} {high:g}{unit}"
         if math.isinf(high):

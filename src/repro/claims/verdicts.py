@@ -171,7 +171,7 @@ def format_effect(
         >>> format_effect(0.00831, -0.00213, 0.01875, signed=True)
         '+0.008 [-0.002, +0.019]'
         >>> format_effect(0.00831, -0.00213, 0.01875, signed=True, percent=True)
-        '+0.8 [-0.2, +1.9] %'
+        '+0.8 [-0.2, +1.9] points'
         >>> format_effect(597.3, 590.1, 604.6, unit="×")
         '597 [590, 605] ×'
         >>> format_effect(None)
@@ -203,7 +203,12 @@ def format_effect(
         below = "−∞" if low is None else write(low)
         above = "∞" if high is None else write(high)
         text += f" [{below}, {above}]"
-    return " ".join(part for part in (text, "%" if percent else "", unit) if part)
+    return " ".join(part for part in (text, percent_word(percent, signed), unit) if part)
+
+
+def percent_word(percent: bool, signed: bool) -> str:
+    """What stands behind a percentage: a difference of two is one of points."""
+    return ("points" if signed else "%") if percent else ""
 
 
 def _decimals(spread: float, centre: float) -> int:

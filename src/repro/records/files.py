@@ -60,8 +60,13 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=YamlLoader)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], durable: bool = True) -> None:
     """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
+
+    Args:
+        path: the file.
+        write: given the open file.
+        durable: whether it must outlive a power failure; waiting for the disk takes longest.
 
     A `ReproError` says so if the disk is full, a `UserError` if the folder cannot be written to.
     """
@@ -74,7 +79,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException as error:
@@ -174,9 +180,9 @@ def remove_leftovers(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, durable: bool = True) -> None:
+    """Writes a text file atomically, see `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()), durable)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

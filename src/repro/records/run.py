@@ -134,8 +134,9 @@ class Run:
         files.make_folder(folder)
         run = cls(folder)
         config = _as_yaml(content)
-        files.write_text(run.config_file, config)
-        files.write_text(folder / names.OVERRIDES, _as_yaml(overrides))
+        # A power failure may damage them: the checksum in run.json would tell.
+        files.write_text(run.config_file, config, durable=False)
+        files.write_text(folder / names.OVERRIDES, _as_yaml(overrides), durable=False)
         sums = {run.config_file.name: files.checksum(config.encode())}
         write_record(run.record_file, record.model_copy(update={"checksums": sums}))
         return run

@@ -161,6 +161,9 @@ def test_a_floor_loses_no_more_than_it_reports() -> None:
     rough, lost = multiply(u, v, floor=0.5)
     assert 0 < (exact - rough).barron_norm() <= lost
     assert lost < 0.5 * u.barron_norm() * v.barron_norm()
+    pruned, lost = multiply(u, v, tol=0.3)
+    assert 0 < (exact - pruned).barron_norm() <= lost
+    assert torch.equal(pruned.omega, exact.where(exact.a.abs() >= 0.3).omega)
 
 
 def test_interpolation_is_as_wrong_as_the_formula_says() -> None:

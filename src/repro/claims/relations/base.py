@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from repro.claims.evidence import Evidence, Strict, SweptValue, Text, UndecidedError
 from repro.claims.intervals import Estimate, Region
-from repro.claims.verdicts import Verdict
+from repro.claims.ranges import range_of
+from repro.claims.verdicts import Verdict, percent_word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +124,7 @@ class Check(Strict):
     @property
     def claimed(self) -> str:
         """Where the effect has to lie, in a few words."""
-        return self.region.text(self.percent)
+        return self.region.text(percent_word(self.percent, self.signed))
 
     @property
     def effect_name(self) -> str:
@@ -136,6 +137,11 @@ class Check(Strict):
     def timed(self) -> bool:
         """Whether the check reads a time, which is only that of the machine it was taken on."""
         return any(name.startswith("time/") for name in self.metric_names())
+
+    @property
+    def foregone(self) -> str:
+        """Why the check cannot fail, or cannot hold, whatever is measured; may be empty."""
+        return ""
 
     @property
     def chosen_limits(self) -> dict[str, float]:
@@ -190,6 +196,8 @@ class MetricCheck(Check):
             by the binomial distribution, which takes at least six seeds at 95 %.
         on_collapse: The value credited to a collapsed run that has no (finite) value. Without it,
             such runs leave the check inconclusive.
+        range: The lowest and the highest value that the metric can have, where its name does not
+            tell (`repro.claims.ranges`): no interval goes beyond what is possible.
         deterministic: The number depends on no random draw (counted bytes). One seed is enough
             when all seeds agree; when they do not, the usual statistics apply.
     """
@@ -198,6 +206,7 @@ class MetricCheck(Check):
     statistic: Literal["mean", "median"] = "mean"
     interval: Literal["t", "bootstrap"] = "t"
     on_collapse: float | None = None
+    range: tuple[float, float] | None = None
     deterministic: bool = False
 
     @model_validator(mode="after")
@@ -206,11 +215,40 @@ class MetricCheck(Check):
             raise ValueError("interval: is for means; a median's comes from order statistics")
         return self
 
+    @model_validator(mode="after")
+    def _range_in_order(self) -> Self:
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError("range: the lowest value, then the highest")
+        return self
+
     @property
     def effect_name(self) -> str:
         """What the effect is, and that it is a median if it is."""
         name = super().effect_name
         return f"median of {name}" if self.statistic == "median" else name
+
+    @property
+    def metric_range(self) -> tuple[float, float]:
+        """The lowest and the highest value of the metric."""
+        return range_of(self.metric) if self.range is None else self.range
+
+    @property
+    def possible(self) -> Region:
+        """The effects that there can be: of a difference, those between the ends of the range."""
+        low, high = self.metric_range
+        return Region(low - high, high - low) if self.signed else Region()
+
+    @property
+    def foregone(self) -> str:
+        """Whether all that is possible lies where the check holds, or nothing of it."""
+        if self.region.contains(*self.possible[:2]):
+            word = "fail"
+        elif self.region.excludes(*self.possible[:2]):
+            word = "hold"
+        else:
+            return ""
+        ends = Region(*self.possible[:2]).text(percent_word(self.percent, self.signed))
+        return f"cannot {word}: {self.claimed} is claimed, and {self.compared} is always {ends}"
 
     def sample(self, evidence: Evidence) -> Sample:
         """The check's number for every seed; logarithms where the effect is a factor.
@@ -233,6 +271,7 @@ class MetricCheck(Check):
             estimate = estimate._replace(low=-math.inf)
         if self.is_factor:
             estimate = Estimate(*map(_exp, estimate))
+        estimate = estimate.within(self.possible)
         if self.region.contains(estimate.low, estimate.high):
             verdict = Verdict.SUPPORTED
         elif self.region.excludes(estimate.low, estimate.high):

@@ -17,6 +17,7 @@ from repro.claims.evidence import (
     lone_seeds,
 )
 from repro.claims.intervals import Estimate, Region
+from repro.claims.ranges import range_of
 from repro.claims.relations.base import Check, MetricCheck, Outcome, Range, Sample, log, sentence
 from repro.claims.verdicts import Verdict
 
@@ -30,6 +31,11 @@ class Level(MetricCheck):
     def compared(self) -> str:
         """The arm and its metric."""
         return f"{self.arm}, {self.metric}"
+
+    @property
+    def possible(self) -> Region:
+        """The metric's range."""
+        return Region(*self.metric_range)
 
     def sample(self, evidence: Evidence) -> Sample:
         """The metric."""
@@ -114,6 +120,20 @@ class Paired(Sides, MetricCheck):
         """Both sides and their metric."""
         return self.written("/" if self.is_factor else "−")
 
+    @property
+    def versus_range(self) -> tuple[float, float]:
+        """The range of the other side's metric."""
+        same = self.range is not None or self.versus_metric is None
+        return self.metric_range if same else range_of(self.versus_metric or "")
+
+    @property
+    def possible(self) -> Region:
+        """Differences between the ends of both sides' ranges; ratios are only positive."""
+        if self.is_factor:
+            return Region(low=0.0)
+        (low, high), (least, most) = self.metric_range, self.versus_range
+        return Region(low - most, high - least)
+
     def counted(self, value: float) -> float:
         """What a value of the other side counts for."""
         return value
@@ -156,6 +176,13 @@ class Comparison(Paired):
         """Both sides, the other one as it counts."""
         other = "{}" if self.floor is None else f"max({{}}, {self.floor:g})"
         return self.written("−", other if self.times == 1 else f"{self.times:g} × {other}")
+
+    @property
+    def possible(self) -> Region:
+        """Differences between the ends of both sides' ranges."""
+        low, high = self.metric_range
+        other = [self.counted(end) for end in self.versus_range]
+        return Region(low - max(other), high - min(other))
 
     def counted(self, value: float) -> float:
         """The metric, not below the floor, so many times."""

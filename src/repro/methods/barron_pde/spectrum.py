@@ -169,12 +169,14 @@ class Spectrum:
         """The same on another device."""
         return Spectrum(self.omega.to(device), self.a.to(device), self.unit)
 
-    def where(self, kept_M: Tensor) -> Spectrum:
-        """The terms that a mask, or rising indices, keep."""
+    def where(self, kept_M: Tensor | slice) -> Spectrum:
+        """The terms that a mask, a slice or rising indices keep."""
         return Spectrum(self.omega[kept_M], self.a[kept_M], self.unit)
 
 
-def multiply(u: Spectrum, v: Spectrum, floor: float = 0.0) -> tuple[Spectrum, float]:
+def multiply(
+    u: Spectrum, v: Spectrum, floor: float = 0.0, tol: float = 0.0
+) -> tuple[Spectrum, float]:
     """The product of two fields.
 
     Re(a e^{iθ}) Re(b e^{iφ}) = ½ Re(ab e^{i(θ+φ)}) + ½ Re(ab̄ e^{i(θ−φ)}).
@@ -183,6 +185,7 @@ def multiply(u: Spectrum, v: Spectrum, floor: float = 0.0) -> tuple[Spectrum, fl
         u: M terms.
         v: N terms.
         floor: pairs with |a b| below this are left out.
+        tol: terms of the product below this are dropped before their frequencies are made.
 
     Returns:
         The product, and a bound on the Barron norm of what was left out.
@@ -207,35 +210,42 @@ def multiply(u: Spectrum, v: Spectrum, floor: float = 0.0) -> tuple[Spectrum, fl
     block = 2**25 if u.a.is_cuda else 2**21
     parts = [_product(u, v, count_M, rows) for rows in _blocks(count_M, block)]
     if not parts:
-        return u.where(slice(0, 0)), lost  # type: ignore[arg-type]
-    key, a, omega = (torch.cat(each) for each in zip(*parts, strict=True))
+        return u.where(slice(0, 0)), lost
+    key, a, pair = (torch.cat(each) for each in zip(*parts, strict=True))
     if len(parts) > 1:
         _, a, first = _merge(key, a)
-        omega = omega[first]
-    return Spectrum(omega, a, u.unit), lost
+        pair = pair[first]
+    i, j, is_difference = pair // (2 * len(v)), pair // 2 % len(v), pair % 2 == 1
+    if tol > 0:
+        kept = a.abs() >= tol
+        size = a.abs() * (1 + u.frequency[i]) * (1 + v.frequency[j])
+        lost += float(size[~kept].sum())
+        a, i, j, is_difference = a[kept], i[kept], j[kept], is_difference[kept]
+    sign = torch.where(is_difference, -1, 1)
+    omega = u.omega[i] + sign[:, None].to(torch.int32) * v.omega[j]
+    is_negative = u.key[i] + sign * v.key[j] < 0
+    return Spectrum(torch.where(is_negative[:, None], -omega, omega), a, u.unit), lost
 
 
 def _product(
     u: Spectrum, v: Spectrum, count_M: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, amplitudes and frequencies of some terms of u times the first terms of v."""
+    """Some terms of u times the first terms of v: keys, amplitudes, and a pair for each key.
+
+    A pair of the i-th and j-th of N terms is 2 (i N + j), plus one for the difference.
+    """
     count_R = count_M[rows]
     start_R = count_R.cumsum(0) - count_R
     i_P = torch.repeat_interleave(torch.arange(rows.start, rows.stop, device=u.a.device), count_R)
-    P = len(i_P)
-    j_P = torch.arange(P, device=u.a.device)
+    j_P = torch.arange(len(i_P), device=u.a.device)
     j_P -= torch.repeat_interleave(start_R, count_R)
     a_P, b_P = u.a[i_P] * 0.5, v.a[j_P]
     key_i, key_j = u.key[i_P], v.key[j_P]
     key_2P = torch.cat([key_i + key_j, key_i - key_j])
-    a_2P = torch.cat([a_P * b_P, a_P * b_P.conj()])
-    negative_2P = key_2P < 0
-    key, a, first = _merge(key_2P.abs_(), _turned(a_2P, negative_2P, key_2P == 0))
-    pair = first % P
-    sign = torch.where(first < P, 1, -1)
-    omega = u.omega[i_P[pair]] + sign[:, None].to(torch.int32) * v.omega[j_P[pair]]
-    omega = torch.where(negative_2P[first][:, None], -omega, omega)
-    return key, a, omega
+    a_2P = _turned(torch.cat([a_P * b_P, a_P * b_P.conj()]), key_2P < 0, key_2P == 0)
+    key, a, first = _merge(key_2P.abs_(), a_2P)
+    at = first % len(i_P)
+    return key, a, 2 * (i_P[at] * len(v) + j_P[at]) + (first >= len(i_P))
 
 
 def _blocks(count_M: Tensor, block: int) -> list[slice]:
@@ -296,7 +306,7 @@ class SparseRing:
 
     def multiply(self, u: Spectrum, v: Spectrum) -> Spectrum:
         """The product, pruned."""
-        product, lost = multiply(u, v, self.floor * self.tol)
+        product, lost = multiply(u, v, self.floor * self.tol, self.tol)
         self.discarded += lost
         return self.prune(product)
 
