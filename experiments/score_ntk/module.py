@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -246,8 +245,8 @@ class ScoreRegression(Procedure):
         if width is None:
             descent = self._descent(train, self.problem)
             z = self.problem.inputs(train)
-            held, seen = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
-            return Seen(descent.eigenvalues, held, seen)
+            on_hold, on_test = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
+            return Seen(descent.eigenvalues, on_hold, on_test)
         return self._descend(train, z_hold, z_test, width)
 
     def _descent(self, train: Triples, problem: Regression) -> KernelDescent:
@@ -287,14 +286,15 @@ class ScoreRegression(Procedure):
         bins = [torch.bucketize(each.t, edges) for each in (train, hold, test)]
         parts = []
         for index in range(len(BINS) + 1):
-            examples, others, tested = (
+            own_train, own_hold, own_test = own = [
                 each.where(b == index) for each, b in zip((train, hold, test), bins, strict=True)
-            )
-            if not (len(examples.t) and len(others.t) and len(tested.t)):
+            ]
+            if not all(len(each.t) for each in own):
                 raise UserError(f"score_ntk: no example in bin {index} of time: choose more.")
             pairs = 0 if width is None else (width // 2 + index) // (len(BINS) + 1)
-            path = self._path(examples, others, tested, None if width is None else 2 * pairs)
-            parts.append(self._choose(path, examples, others, tested))
+            own_width = None if width is None else 2 * pairs
+            path = self._path(own_train, own_hold, own_test, own_width)
+            parts.append(self._choose(path, own_train, own_hold, own_test))
         values = {}
         for rule in parts[0].values:
             values[rule] = torch.empty_like(test.x0)
@@ -352,7 +352,7 @@ class ScoreRegression(Procedure):
     def _law(self) -> PointMixture:
         if self.law is None:
             law = self.law_of(self.data)
-            points, weights = self._move(law.points), self._move(law.weights)
+            points, weights = (self._move(x) for x in (law.points, law.weights))
             self.law = PointMixture(points, weights, law.variance)
         return self.law
 
@@ -425,11 +425,13 @@ class ScoreRegression(Procedure):
         taus = torch.tensor([chosen.steps["holdout"], chosen.steps["none"]])
         learned = dict(zip(("holdout", "none"), descent.coefficients(taus), strict=True))
 
-        def kernel(c: Tensor, at: Triples) -> Tensor:
-            return ntk(self.problem.inputs(at), z) @ c
+        def kernel_model(c: Tensor) -> Callable[[Triples], Tensor]:
+            return lambda at: ntk(self.problem.inputs(at), z) @ c
 
-        models: dict[str, Callable[[Triples], Tensor]] = {"exact": self._exact}
-        models |= {rule: functools.partial(kernel, c) for rule, c in learned.items()}
+        models: dict[str, Callable[[Triples], Tensor]] = {
+            "exact": lambda at: self.problem.exact(law, at),
+            **{rule: kernel_model(c) for rule, c in learned.items()},
+        }
         truth = law.sample(self.samples, generator_for(TEST_SEED, 1))
         drawn = {rule: self._sample(law, model) for rule, model in models.items()}
         for rule, samples in drawn.items():
@@ -483,13 +485,12 @@ def slopes(table: dict[str, float]) -> dict[str, float]:
         kind, _, size = name.removeprefix("test/").rpartition("/")
         if kind.startswith(("error/", "gap")) and value > 0:
             curves.setdefault(kind, []).append((math.log(int(size[1:])), math.log(value)))
-    return {
-        f"test/slope/{kind}": float(
-            np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0]
-        )
-        for kind, points in curves.items()
-        if len(points) > 1
-    }
+    slopes = {}
+    for kind, points in curves.items():
+        if len(points) > 1:
+            log_size, log_value = zip(*points, strict=True)
+            slopes[f"test/slope/{kind}"] = float(np.polyfit(log_size, log_value, 1)[0])
+    return slopes
 
 
 def wasserstein(samples: Tensor, truth: Tensor) -> float:

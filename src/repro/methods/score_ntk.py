@@ -269,8 +269,8 @@ class TwoLayer:
         self.W_RZ, self.a_RD = W.to(device, dtype), a.to(device, dtype)
         self.start_RZ = self.W_RZ.clone()
         is_ntk = scale == "ntk"
-        self.output_scale = width**-0.5 if is_ntk else 1 / width
-        self.speed = 1.0 if is_ntk else float(width)
+        self.output_scale: float = width**-0.5 if is_ntk else 1 / width
+        self.speed: float = 1.0 if is_ntk else width
         self.train_readout = train_readout
 
     def __call__(self, z_MZ: Tensor) -> Tensor:
