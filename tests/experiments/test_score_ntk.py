@@ -130,7 +130,7 @@ def test_the_exact_score_samples_the_law(tmp_path: Path) -> None:
     typed = ["arm=sampling", "seed=0", "samples=500", "sizes.one=[60]"]
     run = finished(tmp_path, "paper=score_ntk", "scale=smoke", *typed)
     found = run.summary()
-    assert found["test/w2/exact"] < 0.3  # of 500 draws, two samples of the law itself have 0.2
+    assert found["test/w2/exact"] < 0.4  # two samples of 500 from the law itself: about 0.3
     assert found["test/w2/exact"] < found["test/w2/holdout"]
     assert np.load(run.artifacts_folder / "samples.npy").shape == (40, 120)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,11 +87,6 @@ class Claim(Strict):
         for scale in self.scales:
             if not self.checks_at(scale):
                 raise ValueError(f"checks: none is for scale '{scale}'")
-            _refuse_contradictions(self.checks_at(scale))
-        for index, check in enumerate(self.checks):
-            for one in check.expanded():
-                if one.foregone:
-                    raise ValueError(f"checks[{index}]: {one.foregone}")
         return self
 
     def all_checks(self) -> list[Check]:
@@ -103,20 +98,6 @@ class Claim(Strict):
         if scale not in self.scales:
             return []
         return [check for check in self.all_checks() if check.seen_at(scale)]
-
-
-def _refuse_contradictions(checks: Sequence[Check]) -> None:
-    """Refuses two checks of one number of which at most one can hold.
-
-    Raises:
-        ValueError: there are two.
-    """
-    for one, other in itertools.combinations(checks, 2):
-        same = one.effect_name == other.effect_name and one.is_factor == other.is_factor
-        if same and one.region.excludes(other.region.low, other.region.high):
-            raise ValueError(
-                f"checks: {one.effect_name} cannot be {one.claimed} and {other.claimed}"
-            )
 
 
 class ClaimsFile(Strict):
@@ -162,7 +143,9 @@ def load_claims(path: str | Path) -> ClaimsFile:
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
     except (ValueError, RecursionError) as error:  # e.g. a date that does not exist
         raise UserError(f"{path}: not valid YAML: {error}") from error
-    return parse_claims(raw, str(path))
+    claims = parse_claims(raw, str(path))
+    refuse_foregone(claims, str(path))
+    return claims
 
 
 def parse_claims(raw: object, source: str) -> ClaimsFile:
@@ -198,6 +181,30 @@ def check_arms(claims: ClaimsFile, arms: Collection[str], source: str = "claims.
     ]
     if lines:
         raise UserError(_first_three(lines))
+
+
+def refuse_foregone(claims: ClaimsFile, source: str = "claims.yaml") -> None:
+    """Refuses checks whose outcome is known before anything is measured.
+
+    Raises:
+        UserError: A check cannot fail or cannot hold, or two of a claim contradict each other.
+    """
+    lines = [
+        f"{source}, claim {claim.id}: {problem}"
+        for claim in claims.claims
+        for problem in dict.fromkeys(_foregone(claim))
+    ]
+    if lines:
+        raise UserError(_first_three(lines))
+
+
+def _foregone(claim: Claim) -> Iterator[str]:
+    yield from (check.foregone for check in claim.all_checks() if check.foregone)
+    for scale in claim.scales:
+        for one, other in itertools.combinations(claim.checks_at(scale), 2):
+            same = one.effect_name == other.effect_name and one.is_factor == other.is_factor
+            if same and one.region.excludes(other.region.low, other.region.high):
+                yield f"{one.effect_name} cannot be {one.claimed} and {other.claimed}"
 
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
