@@ -16,10 +16,12 @@ from rooms import configs, finished, refusal, summaries
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.score_ntk import Regression, Triples
+from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.diffusion import VPProcess
 from repro.training.execute import build_module
 
+PAPER = load_paper("score_ntk")
 PROBLEM = Regression(VPProcess(1.0, 1.0))
 LAW = five_points(None)
 
