@@ -170,8 +170,11 @@ class Ritz(Procedure):
         """One update at fresh points."""
         generator = generator_for(self.seed, 2, self.global_step)
         x_ND = math.pi * torch.rand(self.points, self.dim, generator=generator)
-        find = deep_ritz_loss if self.loss == "ritz" else residual_loss
-        loss = find(self.network, self.energy, x_ND.to(self.device))
+        x_ND = x_ND.to(self.device)
+        if self.loss == "ritz":
+            loss = deep_ritz_loss(self.network, self.energy, x_ND)
+        else:
+            loss = residual_loss(self.network, self.energy, x_ND)
         self.descend(loss)
         self.note_loss(loss.detach())
         return {"loss": loss.detach()}

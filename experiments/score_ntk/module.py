@@ -167,7 +167,11 @@ class ScoreRegression(Procedure):
         wanted = {0, *map(int, even), *(t for t in (fixed, *GAP_TIMES) if t <= steps)}
         self.taus = torch.tensor(sorted(wanted))
         self.hold_share, self.test_size = hold_share, test_size
-        self.network = {"scale": scale, "paired": paired, "train_readout": train_readout}
+        self.network: dict[str, Any] = {
+            "scale": scale,
+            "paired": paired,
+            "train_readout": train_readout,
+        }
         self.apart, self.refit, self.radius = apart, refit, radius
         self.samples, self.sde_steps = samples, sde_steps
         self.real, self.seed = getattr(torch, dtype), seed
@@ -241,8 +245,8 @@ class ScoreRegression(Procedure):
         if width is None:
             descent = self._descent(train, self.problem)
             z = self.problem.inputs(train)
-            seen = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
-            return Seen(descent.eigenvalues, *seen)
+            on_hold, on_test = (descent.predict(ntk(at, z), self.taus) for at in (z_hold, z_test))
+            return Seen(descent.eigenvalues, on_hold, on_test)
         return self._descend(train, z_hold, z_test, width)
 
     def _descent(self, train: Triples, problem: Regression) -> KernelDescent:
@@ -282,14 +286,15 @@ class ScoreRegression(Procedure):
         bins = [torch.bucketize(each.t, edges) for each in (train, hold, test)]
         parts = []
         for index in range(len(BINS) + 1):
-            own = [
+            own_train, own_hold, own_test = own = [
                 each.where(b == index) for each, b in zip((train, hold, test), bins, strict=True)
             ]
             if not all(len(each.t) for each in own):
                 raise UserError(f"score_ntk: no example in bin {index} of time: choose more.")
             pairs = 0 if width is None else (width // 2 + index) // (len(BINS) + 1)
-            path = self._path(*own, None if width is None else 2 * pairs)
-            parts.append(self._choose(path, *own))
+            own_width = None if width is None else 2 * pairs
+            path = self._path(own_train, own_hold, own_test, own_width)
+            parts.append(self._choose(path, own_train, own_hold, own_test))
         values = {}
         for rule in parts[0].values:
             values[rule] = torch.empty_like(test.x0)
@@ -347,8 +352,8 @@ class ScoreRegression(Procedure):
     def _law(self) -> PointMixture:
         if self.law is None:
             law = self.law_of(self.data)
-            parts = (self._move(x) for x in (law.points, law.weights))
-            self.law = PointMixture(*parts, law.variance)
+            points, weights = (self._move(x) for x in (law.points, law.weights))
+            self.law = PointMixture(points, weights, law.variance)
         return self.law
 
     def _move(self, x: Tensor) -> Tensor:
@@ -419,12 +424,13 @@ class ScoreRegression(Procedure):
         descent, z = self._descent(train, self.problem), self.problem.inputs(train)
         taus = torch.tensor([chosen.steps["holdout"], chosen.steps["none"]])
         learned = dict(zip(("holdout", "none"), descent.coefficients(taus), strict=True))
+
+        def kernel_model(c: Tensor) -> Callable[[Triples], Tensor]:
+            return lambda at: ntk(self.problem.inputs(at), z) @ c
+
         models: dict[str, Callable[[Triples], Tensor]] = {
             "exact": lambda at: self.problem.exact(law, at),
-            **{
-                rule: lambda at, c=c: ntk(self.problem.inputs(at), z) @ c
-                for rule, c in learned.items()
-            },
+            **{rule: kernel_model(c) for rule, c in learned.items()},
         }
         truth = law.sample(self.samples, generator_for(TEST_SEED, 1))
         drawn = {rule: self._sample(law, model) for rule, model in models.items()}
@@ -479,11 +485,12 @@ def slopes(table: dict[str, float]) -> dict[str, float]:
         kind, _, size = name.removeprefix("test/").rpartition("/")
         if kind.startswith(("error/", "gap")) and value > 0:
             curves.setdefault(kind, []).append((math.log(int(size[1:])), math.log(value)))
-    return {
-        f"test/slope/{kind}": float(np.polyfit(*zip(*points, strict=True), 1)[0])
-        for kind, points in curves.items()
-        if len(points) > 1
-    }
+    slopes = {}
+    for kind, points in curves.items():
+        if len(points) > 1:
+            log_size, log_value = zip(*points, strict=True)
+            slopes[f"test/slope/{kind}"] = float(np.polyfit(log_size, log_value, 1)[0])
+    return slopes
 
 
 def wasserstein(samples: Tensor, truth: Tensor) -> float:

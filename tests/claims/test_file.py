@@ -25,25 +25,25 @@ claims:
     paper: {value: "93.87 vs 93.75 %", setting: "ResNet-110, CIFAR-10", source: recalled}
     scales: [mini, full]
     checks:
-      - {relation: greater, metric: m, arm: a, versus: b, margin: 1e-2, percent: true}
-      - {relation: less, metric: n, arm: a, versus: b, scales: [mini]}
-      - {relation: non_inferior, metric: m, arm: a, versus: b, margin: 0.02, better: lower}
-      - {relation: equivalent, metric: m, arm: a, versus: b, margin: 0.02, interval: bootstrap}
-      - {relation: at_least, metric: m, arm: a, value: 0.9, on_collapse: 0.1}
-      - {relation: at_most, metric: m, arm: a, value: 0.9, at: {method.ratio: 0.1}}
-      - {relation: within, metric: m, arm: a, low: 0.8, high: 0.95, level: 0.9, min_seeds: 5}
+      - {relation: greater, metric: m1, arm: a, versus: b, margin: 1e-2, percent: true}
+      - {relation: less, metric: m2, arm: a, versus: b, scales: [mini]}
+      - {relation: non_inferior, metric: m3, arm: a, versus: b, margin: 0.01, better: lower}
+      - {relation: equivalent, metric: m4, arm: a, versus: b, margin: 0.01, interval: bootstrap}
+      - {relation: at_least, metric: m5, arm: a, value: 0.9, on_collapse: 0.1}
+      - {relation: at_most, metric: m6, arm: a, value: 0.9, at: {method.ratio: 0.1}}
+      - {relation: within, metric: m7, arm: a, low: 0.1, high: 0.2, level: 0.9, min_seeds: 5}
       - {relation: ratio, metric: bytes, arm: a, versus: b, at_least: 277, deterministic: true}
-      - {relation: spreads_more, metric: m, arms: [a, b, c], versus: [a, b]}
-      - {relation: ordered, metric: m, arms: [a, b, c], direction: increasing}
-      - {relation: trend, metric: m, arms: {a: 1, b: 2, c: 4}, direction: decreasing}
-      - {relation: slope, metric: m, arm: a, over: model.width, low: -0.6, high: -0.4}
-      - {relation: closes_gap, metric: m, arm: a, start: b, goal: c, share: 0.5}
+      - {relation: spreads_more, metric: m8, arms: [a, b, c], versus: [a, b]}
+      - {relation: ordered, metric: m9, arms: [a, b, c], direction: increasing}
+      - {relation: trend, metric: m10, arms: {a: 1, b: 2, c: 4}, direction: decreasing}
+      - {relation: slope, metric: m11, arm: a, over: model.width, low: -0.6, high: -0.4}
+      - {relation: closes_gap, metric: m12, arm: a, start: b, goal: c, share: 0.5}
       - {relation: collapses_more, arm: a, versus: b}
-      - {relation: collapses_less, arm: a, versus: b, collapse: {metric: loss, above: 9}}
-      - {relation: identity, metric: m, arm: a, versus: b, tolerance: 1e-6}
+      - {relation: collapses_less, arm: a, versus: c, collapse: {metric: loss, above: 9}}
+      - {relation: identity, metric: m13, arm: a, versus: b, tolerance: 1e-6}
       - {relation: speed_up, metric: loss, arm: a, versus: b, at_least: 2}
-      - {relation: greater, metric: m, arm: a, versus: b, times: 5, floor: 0, statistic: median}
-      - {relation: non_inferior, metric: "m@10", versus_metric: m, arm: a, margin: 0.01}
+      - {relation: greater, metric: m14, arm: a, versus: b, times: 5, floor: 0, statistic: median}
+      - {relation: non_inferior, metric: "m@10", versus_metric: m15, arm: a, margin: 0.01}
   - id: C4
     statement: It keeps ImageNet accuracy.
     where: Table 3

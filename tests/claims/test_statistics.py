@@ -50,10 +50,11 @@ def test_the_skewed_interval_is_never_narrower_than_students():
 
 def test_the_judge_uses_the_bootstrap_only_with_enough_seeds(build):
     check = {"relation": "at_least", "arm": "a", "value": 0.5, "interval": "bootstrap"}
+    check["metric"] = "test/margin"  # which no bound holds for
     x = np.random.default_rng(0).exponential(size=statistics.BOOTSTRAP_MIN_SEEDS).tolist()
-    many = build.verdict(check, {"a": x}).checks[0]
+    many = build.verdict(check, build.study({"a": x}, "test/margin")).checks[0]
     assert (many.low, many.high) == statistics.skewed_interval(x)[1:]
-    few = build.verdict(check, {"a": x[:5]}).checks[0]
+    few = build.verdict(check, build.study({"a": x[:5]}, "test/margin")).checks[0]
     assert (few.low, few.high) == statistics.t_interval(x[:5])[1:]
     assert "too few for the bootstrap" in few.reason
 

@@ -21,7 +21,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # so that tests elsewhere are spared
 def own_cache(outputs: Path) -> Iterator[None]:
     """Keeps what rooms compute out of the user's cache; they may share it across studies."""
     with pytest.MonkeyPatch.context() as patch:

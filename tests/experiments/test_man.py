@@ -11,8 +11,6 @@ from omegaconf import DictConfig
 from repro.experiments.man.module import LocalTraining
 from rooms import configs, finished, refusal, summaries
 
-from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.methods.man import LocalLearning
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
@@ -32,11 +30,11 @@ def attached(config: DictConfig) -> LocalTraining:
 
 
 def test_every_arm_reports_all_its_metrics(study: Study) -> None:
-    for summary in summaries(study).values():
+    found = summaries(study)
+    for summary in found.values():
         # End-to-end training has no auxiliary nets.
         assert set(PAPER.report) - {"local/auxiliary_parameters"} <= summary.keys()
-    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
-    assert verdicts["C1"] is Verdict.SUPPORTED
+    assert found["dgl"]["memory/peak_mb"] < found["bp"]["memory/peak_mb"]
 
 
 def test_every_arm_attaches() -> None:

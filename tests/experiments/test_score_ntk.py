@@ -16,10 +16,12 @@ from rooms import configs, finished, refusal, summaries
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.score_ntk import Regression, Triples
+from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.diffusion import VPProcess
 from repro.training.execute import build_module
 
+PAPER = load_paper("score_ntk")
 PROBLEM = Regression(VPProcess(1.0, 1.0))
 LAW = five_points(None)
 
@@ -130,7 +132,7 @@ def test_the_exact_score_samples_the_law(tmp_path: Path) -> None:
     typed = ["arm=sampling", "seed=0", "samples=500", "sizes.one=[60]"]
     run = finished(tmp_path, "paper=score_ntk", "scale=smoke", *typed)
     found = run.summary()
-    assert found["test/w2/exact"] < 0.3  # of 500 draws, two samples of the law itself have 0.2
+    assert found["test/w2/exact"] < 0.4  # two samples of 500 from the law itself: about 0.3
     assert found["test/w2/exact"] < found["test/w2/holdout"]
     assert np.load(run.artifacts_folder / "samples.npy").shape == (40, 120)
 

@@ -15,7 +15,6 @@ from processes import repro
 from repro.errors import UserError
 from repro.planning import extras
 from repro.planning.compose import Layer
-from repro.records.files import exclusive_lock
 from repro.records.papers import load_paper
 from repro.records.series import read_series
 from repro.records.study import Study, find_studies
@@ -167,10 +166,10 @@ def test_damaged_database_is_named(toy: Path) -> None:
 def test_a_search_is_not_run_twice_at_a_time(toy: Path) -> None:
     request, plan = read_request([*SMALL, "trials=1"])
     study = create(request, plan, toy / "outputs")
-    with exclusive_lock(study.folder / ".lock"):
+    with study.held():
         code, output = repro(["resume"], toy)
     assert code == 2
-    assert "is being executed by another process" in output
+    assert "is being executed by" in output
     assert request_of(Study.open(study.folder)) == request
 
 

@@ -268,9 +268,9 @@ class TwoLayer:
             W, a = torch.cat([W, W]), torch.cat([a, -a])
         self.W_RZ, self.a_RD = W.to(device, dtype), a.to(device, dtype)
         self.start_RZ = self.W_RZ.clone()
-        self.output_scale, self.speed = (
-            (width**-0.5, 1.0) if scale == "ntk" else (1 / width, float(width))
-        )
+        is_ntk = scale == "ntk"
+        self.output_scale: float = width**-0.5 if is_ntk else 1 / width
+        self.speed: float = 1.0 if is_ntk else width
         self.train_readout = train_readout
 
     def __call__(self, z_MZ: Tensor) -> Tensor:

@@ -21,9 +21,12 @@ from repro.methods.barron_pde import (
     residual_loss,
     solve,
 )
-from tests.methods.barron_pde.test_spectrum import field, points
 
-U = field(0, 20)
+ENTRIES = torch.Generator().manual_seed(0)
+U = Spectrum.of(
+    torch.randint(-3, 4, (20, 3), generator=ENTRIES),
+    torch.randn(20, dtype=torch.complex128, generator=ENTRIES),
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -55,7 +58,7 @@ def test_a_sampled_network_has_the_norm_of_what_it_samples() -> None:
 @pytest.mark.parametrize("activation", ["cos", "tanh"])
 def test_derivatives_are_those_of_autograd(activation: str) -> None:
     network = TwoLayer(3, 7, activation).double()
-    x = points(N=5).requires_grad_()
+    x = torch.rand(5, 3, dtype=torch.float64, requires_grad=True)
     u = network(x)
     (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     bend = sum(
