@@ -57,7 +57,7 @@ class Claim(Strict):
     """A sentence of the paper and the checks over a study's runs that test it.
 
     Attributes:
-        id: Its name in the dossier and the tables, e.g. ``C3``.
+        id: Its name in the tables, e.g. ``C3``.
         statement: The claim in our own words.
         where: Table, figure or section of the paper.
         paper: The paper's own numbers.
