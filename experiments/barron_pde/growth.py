@@ -18,6 +18,7 @@ from repro.knobs import Count, Positive, checked
 from repro.methods.barron_pde import (
     Reaction,
     SparseRing,
+    Spectrum,
     descend,
     maurey_errors,
     maurey_variance,
