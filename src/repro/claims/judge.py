@@ -68,10 +68,10 @@ def _judge_claim(claim: Claim, evidence: Evidence, scale: str) -> ClaimVerdict:
 
 
 def _judge_check(check: Check, evidence: Evidence) -> CheckVerdict:
-    try:
-        outcome = check.judge(evidence)
-    except UndecidedError as undecided:
-        outcome = Outcome(undecided.verdict, undecided.reason)
+    outcome, null_check = _outcome(check, evidence), check.of_null_arm
+    null = None if null_check is None else _outcome(null_check, evidence)
+    if null is not None:
+        outcome = _against_null(outcome, null, check.null_arm or "")
     effect, low, high = outcome.estimate or (None, None, None)
     return CheckVerdict(
         relation=check.relation,
@@ -88,7 +88,32 @@ def _judge_check(check: Check, evidence: Evidence) -> CheckVerdict:
         percent=check.percent,
         unit=check.unit or ("×" if check.is_factor else ""),
         margin_because=check.margin_because,
+        null_arm=check.null_arm,
+        null_passes=None if null is None else null.verdict is Verdict.SUPPORTED,
     )
+
+
+def _outcome(check: Check, evidence: Evidence) -> Outcome:
+    try:
+        return check.judge(evidence)
+    except UndecidedError as undecided:
+        return Outcome(undecided.verdict, undecided.reason)
+
+
+def _against_null(outcome: Outcome, null: Outcome, arm: str) -> Outcome:
+    """What is left of a check that holds, given how it goes for an arm without the method."""
+    if outcome.verdict is not Verdict.SUPPORTED:
+        return outcome
+    if null.verdict is Verdict.SUPPORTED:
+        reason = f"it holds, but {arm} passes as well, which lacks the method"
+        return outcome._replace(
+            verdict=Verdict.INCONCLUSIVE, reason=sentence(reason, outcome.reason)
+        )
+    if null.verdict is Verdict.NOT_TESTED:
+        return outcome._replace(
+            verdict=Verdict.NOT_TESTED, reason=sentence(null.reason, outcome.reason)
+        )
+    return outcome
 
 
 def _finite(end: float | None) -> float | None:

@@ -63,6 +63,11 @@ class _Record(BaseModel):
         return cls.model_validate(raw)
 
 
+def _unless_none() -> Any:
+    """A field that stands in the JSON form only if it has a value."""
+    return Field(None, exclude_if=lambda value: value is None)
+
+
 class Paper(_Record):
     """What the paper reports, and how we know it."""
 
@@ -94,6 +99,8 @@ class CheckVerdict(_Record):
         percent: Whether it is shown as a percentage.
         unit: What stands behind the numbers.
         margin_because: Why the margin or bound is what it is, if the check says so.
+        null_arm: An arm without the method, of which the same was asked.
+        null_passes: Whether the check holds for it, too; then it shows nothing of the method.
     """
 
     relation: str
@@ -109,7 +116,9 @@ class CheckVerdict(_Record):
     signed: bool = False
     percent: bool = False
     unit: str = ""
-    margin_because: str | None = Field(None, exclude_if=lambda reason: reason is None)
+    margin_because: str | None = _unless_none()
+    null_arm: str | None = _unless_none()
+    null_passes: bool | None = _unless_none()
 
     @property
     def detail(self) -> str:

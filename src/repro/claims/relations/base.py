@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Scale = Annotated[str, Field(pattern=r"^(smoke|mini|full)(_[a-z0-9]+)*$")]
 RELATIONS: dict[str, type[Check]] = {}
 PLACEHOLDER = "{each}"
+OTHER_ARMS = ("arms", "start", "goal", "versus")  # fields that name arms, beside ``arm``
 
 
 class Outcome(NamedTuple):
@@ -65,6 +66,8 @@ class Check(Strict):
         unit: Shown behind the numbers.
         percent: Shows fractions as percentages.
         margin_because: Why its margin or bound is what it is, in a line.
+        null_arm: An arm without the method. The check is made with it in the place of ``arm``, too:
+            where it passes as well, the check shows nothing of the method, and is inconclusive.
     """
 
     relation: str
@@ -76,6 +79,7 @@ class Check(Strict):
     unit: str = ""
     percent: bool = False
     margin_because: Text | None = None
+    null_arm: Text | None = None
 
     # The fields that say how far the effect has to go, each with the value that asks for nothing.
     limits: ClassVar[Mapping[str, float | None]] = {}
@@ -103,6 +107,22 @@ class Check(Strict):
             raise ValueError("each: one is listed twice")
         self.expanded()  # raises where a name makes the check impossible
         return self
+
+    @model_validator(mode="after")
+    def _null_arm_stands_in(self) -> Self:
+        if self.null_arm is not None and self.null_arm in self._named("arm", *OTHER_ARMS):
+            raise ValueError(f"null_arm: the check reads '{self.null_arm}' already")
+        if self.null_arm is not None and getattr(self, "arm", None) is None:
+            raise ValueError("null_arm: stands in for arm, which this check does not have")
+        return self
+
+    @property
+    def of_null_arm(self) -> Self | None:
+        """The same check of the arm without the method, if there is one."""
+        if self.null_arm is None:
+            return None
+        raw = self.model_dump(exclude_unset=True, exclude={"null_arm"})
+        return self.model_validate(raw | {"arm": self.null_arm})
 
     def expanded(self) -> tuple[Self, ...]:
         """The checks that this one stands for: one for each of ``each``, or itself."""
@@ -154,8 +174,8 @@ class Check(Strict):
         }
 
     def arm_names(self) -> tuple[str, ...]:
-        """The arms this check reads, by its fields ``arm``, ``arms`` and ``versus``."""
-        return self._named("arm", "arms", "versus")
+        """The arms this check reads, by its fields."""
+        return self._named("arm", *OTHER_ARMS, "null_arm")
 
     def metric_names(self) -> tuple[str, ...]:
         """The metrics this check reads, by its fields ``metric`` and ``versus_metric``."""

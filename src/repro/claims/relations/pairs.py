@@ -295,17 +295,14 @@ class GapClosed(MetricCheck):
         """Beyond the point."""
         return Region.beyond(0.0, upwards=True)
 
-    def arm_names(self) -> tuple[str, ...]:
-        """All three arms."""
-        return (self.arm, self.start, self.goal)
-
     def sample(self, evidence: Evidence) -> Sample:
         """By how much the arm passes the point.
 
         Raises:
             UndecidedError: the gap is too small.
         """
-        arm, start, goal = (self.values(evidence, name) for name in self.arm_names())
+        three = (self.arm, self.start, self.goal)
+        arm, start, goal = (self.values(evidence, name) for name in three)
         seeds = common_seeds(arm, start, goal)
         gap = sum(goal[seed] - start[seed] for seed in seeds) / len(seeds)
         if gap <= self.least_gap:
