@@ -243,16 +243,22 @@ def list_(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("slug", shell_complete=complete.papers)
+@click.option("--power", is_flag=True, help="Which effects the recorded studies could have found.")
 @json_option
 @config_dir_option
 @people_readable
-def show(slug: str, as_json: bool) -> None:
+def show(slug: str, power: bool, as_json: bool) -> None:
     """Show a paper: its question, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
+    from . import power as powers
     from . import render
 
-    render.paper(load_paper(slug), as_json)
+    paper = load_paper(slug)
+    if power:
+        powers.show(paper, as_json)
+    else:
+        render.paper(paper, as_json)
 
 
 @cli.command()

@@ -324,8 +324,9 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:
-            if verdict.reason and verdict.checks:
-                console.print(f"{verdict.id}: {verdict.reason}", markup=False, highlight=False)
+            notes = "; ".join(filter(None, (verdict.reason, verdict.outlook)))
+            if notes and verdict.checks:
+                console.print(f"{verdict.id}: {notes}", markup=False, highlight=False)
     overrides = [text for text in study.about.typed if not text.startswith("paper=")]
     if overrides:
         console.print(f"With: {' '.join(overrides)}", markup=False, highlight=False)

@@ -45,7 +45,7 @@ def judge(claims: ClaimsFile, runs: Iterable[RunResult], scale: str) -> list[Cla
 def _judge_claim(claim: Claim, evidence: Evidence, scale: str) -> ClaimVerdict:
     checks: tuple[CheckVerdict, ...] = ()
     if scale in claim.scales:
-        checks = tuple(_judge_check(check, evidence) for check in claim.checks_at(scale))
+        checks = tuple(judge_check(check, evidence) for check in claim.checks_at(scale))
         verdict = all_of(check.verdict for check in checks)
         reasons = [
             check.reason
@@ -67,7 +67,8 @@ def _judge_claim(claim: Claim, evidence: Evidence, scale: str) -> ClaimVerdict:
     )
 
 
-def _judge_check(check: Check, evidence: Evidence) -> CheckVerdict:
+def judge_check(check: Check, evidence: Evidence) -> CheckVerdict:
+    """Judges one check."""
     outcome, null_check = _outcome(check, evidence), check.of_null_arm
     null = None if null_check is None else _outcome(null_check, evidence)
     if null is not None:
@@ -84,6 +85,7 @@ def _judge_check(check: Check, evidence: Evidence) -> CheckVerdict:
         high=_finite(high),
         level=check.level,
         seeds=outcome.seeds,
+        seeds_needed=outcome.needed,
         signed=check.signed,
         percent=check.percent,
         unit=check.unit or ("×" if check.is_factor else ""),

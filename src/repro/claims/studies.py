@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from repro.claims.evidence import RunResult
 from repro.claims.verdicts import ClaimVerdict
@@ -19,14 +21,31 @@ def results(study: Study) -> list[RunResult]:
     ]
 
 
+def recorded_results(record: Mapping[str, Any]) -> list[RunResult]:
+    """What claims read of the runs of a recorded study; their series are not recorded.
+
+    Args:
+        record: The content of a room's ``results/<scale>.json``.
+    """
+    runs = [
+        RunResult(run["arm"], run["seed"], {}, run["status"], run["metrics"])
+        for run in record["runs"]
+    ]
+    return with_twins(runs, record.get("twins", {}))
+
+
+def with_twins(runs: Sequence[RunResult], twins: Mapping[str, str]) -> list[RunResult]:
+    """Runs, and those of arms that were not run because they equal another one."""
+    copies = [replace(r, arm=arm) for arm, first in twins.items() for r in runs if r.arm == first]
+    return [*runs, *copies]
+
+
 def judge_study(study: Study) -> list[ClaimVerdict]:
     """Judges the paper's claims on a study's runs and writes verdicts.json."""
     from repro.claims.file import load_claims
     from repro.claims.judge import judge
 
-    runs = results(study)
-    for arm, first in study.about.twins.items():
-        runs += [replace(run, arm=arm) for run in runs if run.arm == first]
+    runs = with_twins(results(study), study.about.twins)
     verdicts = judge(load_claims(study.paper.claims_file), runs, study.scale)
     files.write_json(study.verdicts_file, [verdict.to_dict() for verdict in verdicts])
     return verdicts

@@ -101,6 +101,8 @@ class CheckVerdict(_Record):
         margin_because: Why the margin or bound is what it is, if the check says so.
         null_arm: An arm without the method, of which the same was asked.
         null_passes: Whether the check holds for it, too; then it shows nothing of the method.
+        seeds_needed: How many would probably (4 times of 5) decide what is inconclusive, were the
+            effect and the spread over seeds as measured; None where that cannot be told.
     """
 
     relation: str
@@ -119,6 +121,7 @@ class CheckVerdict(_Record):
     margin_because: str | None = _unless_none()
     null_arm: str | None = _unless_none()
     null_passes: bool | None = _unless_none()
+    seeds_needed: int | None = _unless_none()
 
     @property
     def detail(self) -> str:
@@ -163,6 +166,14 @@ class ClaimVerdict(_Record):
     def deciding(self) -> CheckVerdict | None:
         """The first check with the claim's verdict: the one to show where there is room for one."""
         return next((check for check in self.checks if check.verdict is self.verdict), None)
+
+    @property
+    def outlook(self) -> str:
+        """How many seeds would probably decide the claim, if it is inconclusive; may be empty."""
+        needed = [c.seeds_needed for c in self.checks if c.verdict is Verdict.INCONCLUSIVE]
+        if self.verdict is not Verdict.INCONCLUSIVE or not needed or None in needed:
+            return ""
+        return f"about {max(filter(None, needed))} seeds would probably decide it"
 
 
 def format_effect(

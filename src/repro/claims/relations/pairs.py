@@ -18,7 +18,16 @@ from repro.claims.evidence import (
 )
 from repro.claims.intervals import Estimate, Region
 from repro.claims.ranges import range_of
-from repro.claims.relations.base import Check, MetricCheck, Outcome, Range, Sample, log, sentence
+from repro.claims.relations.base import (
+    POWER,
+    Check,
+    MetricCheck,
+    Outcome,
+    Range,
+    Sample,
+    log,
+    sentence,
+)
 from repro.claims.verdicts import Verdict
 
 
@@ -423,7 +432,12 @@ class Collapse(Check):
             verdict = Verdict.NOT_SUPPORTED
         else:
             verdict = Verdict.INCONCLUSIVE
-        return Outcome(verdict, reason, result.estimate, seeds)
+        needed = None
+        if verdict is Verdict.INCONCLUSIVE:
+            needed = statistics.seeds_to_tell_apart(
+                hits / total, other_hits / other_total, self.level, POWER
+            )
+        return Outcome(verdict, reason, result.estimate, seeds, needed)
 
     def _count(self, evidence: Evidence, arm: str) -> tuple[int, int]:
         """How many of an arm's runs collapsed, and how many there are.
