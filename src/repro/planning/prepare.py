@@ -45,7 +45,8 @@ def _prepare(study: Study, plan: Plan, search: dict[str, Any] | None) -> None:
         "notes": plan.notes,
         "twins": plan.twins,
         "created": now(),
-        "code": provenance.code_fingerprint(),
+        "code": provenance.code_fingerprint()
+        | {"paper_sha256": provenance.paper_fingerprint(plan.paper)},
         "hydra": plan.hydra_overrides,
         "layers": _folders(plan),
     }

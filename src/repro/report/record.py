@@ -18,7 +18,7 @@ from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import Study, find_studies
-from repro.records.summary import recorded_seconds, recorded_verdicts
+from repro.records.summary import OLD, is_outdated, recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
@@ -106,6 +106,8 @@ def results_markdown(recorded: dict[str, Any]) -> str:
     """The claim table and the table of arms, in Markdown."""
     claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
     typed = " ".join(recorded["typed"])
+    known = recorded["code"].get("commit")
+    commit = f" (commit {known})" if known else ""
     arms = recorded["arms"]
     metrics = list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
     rows = [
@@ -113,7 +115,7 @@ def results_markdown(recorded: dict[str, Any]) -> str:
         for name, arm in arms.items()
     ]
     lines = [
-        f"`repro run {typed}`, code {recorded['code']['sha256']}:",
+        f"`repro run {typed}`, code {recorded['code']['sha256']}{commit}:",
         "",
         *verdicts_markdown(claims),
         "",
@@ -138,12 +140,11 @@ def overview_markdown() -> str:
         for scale, counts in recorded.items():
             if set(counts) != {Verdict.NOT_AT_SCALE}:
                 minutes = f"{recorded_seconds(paper, scale) / 60:.0f}"
-                rows.append([link, _titled(paper), scale, *tally(counts), minutes])
+                shown = f"{scale} {OLD}" if is_outdated(paper, scale) else scale
+                rows.append([link, _titled(paper), shown, *tally(counts), minutes])
     columns = ("paper", "title", "scale", *MARKS, "minutes")
-    return (
-        "\n".join(["", *markdown_table(columns, rows), "", f"{LEGEND}; minutes of one core."])
-        + "\n"
-    )
+    legend = f"{LEGEND}; minutes of one core; {OLD} the paper's code has changed since."
+    return "\n".join(["", *markdown_table(columns, rows), "", legend]) + "\n"
 
 
 def _titled(paper: Paper) -> str:
@@ -176,7 +177,8 @@ def _content(study: Study) -> dict[str, Any]:
         "paper": study.about.paper,
         "scale": study.scale,
         "typed": [text for text in study.about.typed if _key(text) not in FOLDERS],
-        "code": {"sha256": study.about.code.sha256},
+        "code": study.about.code.model_dump(mode="json", exclude_none=True),
+        **({"twins": study.about.twins} if study.about.twins else {}),
         "versions": records[0].versions,
         "hardware": records[0].hardware,
         "claims": [verdict.to_dict() for verdict in judge_study(study)],
