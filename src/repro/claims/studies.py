@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from repro.claims.agreement import beside
 from repro.claims.evidence import RunResult
 from repro.claims.verdicts import ClaimVerdict
 from repro.records import files
+from repro.records.papers import Paper
 from repro.records.study import Study
 
 
@@ -40,15 +42,28 @@ def with_twins(runs: Sequence[RunResult], twins: Mapping[str, str]) -> list[RunR
     return [*runs, *copies]
 
 
-def judge_study(study: Study) -> list[ClaimVerdict]:
-    """Judges the paper's claims on a study's runs and writes verdicts.json."""
+def verdicts_of(study: Study) -> list[ClaimVerdict]:
+    """Judges the paper's claims on a study's runs."""
     from repro.claims.file import load_claims
     from repro.claims.judge import judge
 
     runs = with_twins(results(study), study.about.twins)
-    verdicts = judge(load_claims(study.paper.claims_file), runs, study.scale)
+    return judge(load_claims(study.paper.claims_file), runs, study.scale)
+
+
+def judge_study(study: Study) -> list[ClaimVerdict]:
+    """Judges a study, puts what is recorded beside it, and writes verdicts.json."""
+    verdicts = beside(verdicts_of(study), recorded_claims(study.paper, study.scale))
     files.write_json(study.verdicts_file, [verdict.to_dict() for verdict in verdicts])
     return verdicts
+
+
+def recorded_claims(paper: Paper, scale: str) -> list[ClaimVerdict]:
+    """The verdicts in the paper's room, or an empty list."""
+    file = paper.results_file(scale)
+    if not file.is_file():
+        return []
+    return [ClaimVerdict.from_dict(raw) for raw in files.read_json(file)["claims"]]
 
 
 def read_verdicts(study: Study) -> list[ClaimVerdict]:

@@ -81,6 +81,16 @@ class Paper(_Record):
         return self.value if self.source == "read" else f"{self.value} ({self.source})"
 
 
+class Recorded(_Record):
+    """What the paper's record says of the same check."""
+
+    verdict: Verdict
+    effect: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+
+
 class CheckVerdict(_Record):
     """The outcome of one check.
 
@@ -103,6 +113,7 @@ class CheckVerdict(_Record):
         null_passes: Whether the check holds for it, too; then it shows nothing of the method.
         seeds_needed: How many would probably (4 times of 5) decide what is inconclusive, were the
             effect and the spread over seeds as measured; None where that cannot be told.
+        recorded: What the paper's record says of the same check, if it has it.
     """
 
     relation: str
@@ -122,6 +133,7 @@ class CheckVerdict(_Record):
     null_arm: str | None = _unless_none()
     null_passes: bool | None = _unless_none()
     seeds_needed: int | None = _unless_none()
+    recorded: Recorded | None = _unless_none()
 
     @property
     def detail(self) -> str:
@@ -131,13 +143,17 @@ class CheckVerdict(_Record):
     @property
     def effect_text(self) -> str:
         """The effect and its interval as a table shows them."""
+        return self._write(self.effect, self.low, self.high)
+
+    @property
+    def recorded_text(self) -> str:
+        """The recorded effect, likewise."""
+        found = self.recorded
+        return "–" if found is None else self._write(found.effect, found.low, found.high)
+
+    def _write(self, effect: float | None, low: float | None, high: float | None) -> str:
         return format_effect(
-            self.effect,
-            self.low,
-            self.high,
-            signed=self.signed,
-            percent=self.percent,
-            unit=self.unit,
+            effect, low, high, signed=self.signed, percent=self.percent, unit=self.unit
         )
 
 
@@ -152,6 +168,7 @@ class ClaimVerdict(_Record):
         verdict: The outcome.
         reason: Why, in a line; may be empty.
         checks: The outcomes of the checks done at this scale.
+        recorded: The verdict in the paper's record, if the claim is there.
     """
 
     id: str
@@ -161,6 +178,7 @@ class ClaimVerdict(_Record):
     verdict: Verdict
     reason: str = ""
     checks: tuple[CheckVerdict, ...] = ()
+    recorded: Verdict | None = _unless_none()
 
     @property
     def deciding(self) -> CheckVerdict | None:

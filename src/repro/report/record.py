@@ -11,7 +11,7 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from repro.claims.studies import judge_study
+from repro.claims.studies import verdicts_of
 from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
@@ -181,7 +181,7 @@ def _content(study: Study) -> dict[str, Any]:
         **({"twins": study.about.twins} if study.about.twins else {}),
         "versions": records[0].versions,
         "hardware": records[0].hardware,
-        "claims": [verdict.to_dict() for verdict in judge_study(study)],
+        "claims": [verdict.to_dict() for verdict in verdicts_of(study)],
         "arms": {
             row.arm: {"runs": row.states, "metrics": row.metrics}
             for row in arm_rows([run.measured() for run in study.runs], study.paper.report)
