@@ -251,13 +251,14 @@ def show(slug: str, power: bool, as_json: bool) -> None:
     """Show a paper: its question, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
-    from . import power as powers
-    from . import render
-
     paper = load_paper(slug)
     if power:
-        powers.show(paper, as_json)
+        from .power import show as show_power
+
+        show_power(paper, as_json)
     else:
+        from . import render
+
         render.paper(paper, as_json)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from repro.claims.file import ClaimsFile, load_claims
 from repro.claims.power import Power, power
+from repro.claims.studies import recorded_results
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
@@ -23,14 +25,8 @@ def show(paper: Paper, as_json: bool) -> None:
             f"Nothing of '{paper.slug}' is recorded yet, so that no spread over seeds is known. "
             f"Run it: repro run paper={paper.slug}, then repro record paper={paper.slug}."
         )
-    from repro.claims.file import load_claims
-    from repro.claims.studies import recorded_results
-
     claims = load_claims(paper.claims_file)
-    found = {
-        scale: power(claims, recorded_results(read_json(paper.results_file(scale))), scale)
-        for scale in scales
-    }
+    found = {scale: _power(paper, claims, scale) for scale in scales}
     if as_json:
         render.emit({scale: [_as_json(row) for row in rows] for scale, rows in found.items()})
         return
@@ -40,6 +36,11 @@ def show(paper: Paper, as_json: bool) -> None:
         "tells: how far from its limit an effect has to be for four of five studies to decide the "
         "check. more seeds: how many would probably decide it, were the effect as measured."
     )
+
+
+def _power(paper: Paper, claims: ClaimsFile, scale: str) -> list[Power]:
+    record = read_json(paper.results_file(scale))
+    return power(claims, recorded_results(record), scale, record.get("looks", ()))
 
 
 def _print(title: str, rows: list[Power]) -> None:

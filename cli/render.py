@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from repro.claims.verdicts import ClaimVerdict
     from repro.data.base.catalog import DatasetInfo
+    from repro.launching.growing import Look
     from repro.planning.plan import Plan
     from repro.records.run import Run
     from repro.records.study import Study
@@ -297,6 +298,14 @@ def study_starts(study: Study) -> None:
     )
     for note in about.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def look(added: Look) -> None:
+    """What a growing study runs next, and why."""
+    first, last = added.seeds[0], added.seeds[-1]
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    text = f"{', '.join(added.claims)} not decided yet: {seeds} of {', '.join(added.arms)}"
+    console.print(text, highlight=False, markup=False)
 
 
 def submitted(study: Study, as_json: bool) -> None:

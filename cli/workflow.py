@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from repro.claims.studies import judge_study
 from repro.errors import INTERRUPTED, ReproError, UserError
 from repro.launching import progress
+from repro.launching.growing import extend
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
 from repro.launching.slurm import Refused
@@ -125,7 +126,7 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
 
 
 def execute(study: Study, quiet: bool) -> int | None:
-    """Runs what is left of a study that this process holds.
+    """Runs what is left of a study that this process holds, and what its open claims need more.
 
     Returns:
         None if that is done; otherwise the exit code: 130 if the user stopped it, 1 if something
@@ -133,6 +134,15 @@ def execute(study: Study, quiet: bool) -> int | None:
     """
     if not quiet:
         render.study_starts(study)
+    stopped = _execute(study, quiet)
+    while stopped is None and (look := extend(study)) is not None:
+        if not quiet:
+            render.look(look)
+        stopped = _execute(study, quiet)
+    return stopped
+
+
+def _execute(study: Study, quiet: bool) -> int | None:
     interrupted = False
     try:
         with progress.shown(study, render.console, quiet):

@@ -17,35 +17,58 @@ between equally noisy arms are symmetric; the mean of one arm need not be.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from repro.claims.evidence import Evidence, RunResult, UndecidedError
 from repro.claims.file import Claim, ClaimsFile
+from repro.claims.looks import shares
 from repro.claims.relations import Check, Outcome
 from repro.claims.relations.base import sentence
 from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict, all_of
 
 
-def judge(claims: ClaimsFile, runs: Iterable[RunResult], scale: str) -> list[ClaimVerdict]:
+class _Stage(NamedTuple):
+    """What is known at a look, and the share of the error that it may spend."""
+
+    evidence: Evidence
+    share: float
+
+
+def judge(
+    claims: ClaimsFile, runs: Iterable[RunResult], scale: str, looks: Sequence[int] = ()
+) -> list[ClaimVerdict]:
     """Judges all claims of a paper on the runs of one study.
 
     Args:
         claims: The paper's claims.
         runs: The study's runs, in any order.
         scale: The scale the study ran at.
+        looks: After how many seeds (0, 1, …) a growing study was judged, see `repro.claims.looks`:
+            what one look decides stays decided.
 
     Returns:
         One verdict per claim, in the file's order.
     """
-    evidence = Evidence(runs, claims.collapse)
-    return [_judge_claim(claim, evidence, scale) for claim in claims.claims]
+    stages = _stages(list(runs), claims, looks)
+    return [_judge_claim(claim, stages, scale) for claim in claims.claims]
 
 
-def _judge_claim(claim: Claim, evidence: Evidence, scale: str) -> ClaimVerdict:
+def _stages(runs: list[RunResult], claims: ClaimsFile, looks: Sequence[int]) -> list[_Stage]:
+    if not looks:
+        return [_Stage(Evidence(runs, claims.collapse), 1.0)]
+    return [
+        _Stage(Evidence([run for run in runs if run.seed < seeds], claims.collapse), share)
+        for seeds, share in zip(looks, shares(looks), strict=True)
+    ]
+
+
+def _judge_claim(claim: Claim, stages: Sequence[_Stage], scale: str) -> ClaimVerdict:
     checks: tuple[CheckVerdict, ...] = ()
     if scale in claim.scales:
-        checks = tuple(judge_check(check, evidence) for check in claim.checks_at(scale))
+        checks = tuple(_judge_in_turn(check, stages) for check in claim.checks_at(scale))
         verdict = all_of(check.verdict for check in checks)
         reasons = [
             check.reason
@@ -65,6 +88,26 @@ def _judge_claim(claim: Claim, evidence: Evidence, scale: str) -> ClaimVerdict:
         reason=reason,
         checks=checks,
     )
+
+
+def _judge_in_turn(check: Check, stages: Sequence[_Stage]) -> CheckVerdict:
+    """Judges a check at one look after the other, until it is decided or its seeds end."""
+    verdict = _judge_at(check, stages[0])
+    for before, stage in itertools.pairwise(stages):
+        has_grown = all(
+            stage.evidence.size(arm) > before.evidence.size(arm) for arm in check.arm_names()
+        )
+        if not (verdict.is_open and has_grown):
+            break
+        verdict = _judge_at(check, stage)
+    return verdict
+
+
+def _judge_at(check: Check, stage: _Stage) -> CheckVerdict:
+    if stage.share < 1:
+        level = 1 - stage.share * (1 - check.level)
+        check = check.model_copy(update={"level": level})
+    return judge_check(check, stage.evidence)
 
 
 def judge_check(check: Check, evidence: Evidence) -> CheckVerdict:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from repro.claims.evidence import Evidence, RunResult, UndecidedError
 from repro.claims.file import ClaimsFile
-from repro.claims.judge import judge_check
+from repro.claims.judge import judge
 from repro.claims.relations import Check, MetricCheck
 from repro.claims.verdicts import CheckVerdict, format_effect
 
@@ -38,25 +38,24 @@ class Power:
         ).lstrip("+")
 
 
-def power(claims: ClaimsFile, runs: Iterable[RunResult], scale: str) -> list[Power]:
+def power(
+    claims: ClaimsFile, runs: Iterable[RunResult], scale: str, looks: Sequence[int] = ()
+) -> list[Power]:
     """What the checks of a scale could have found with these runs, in the file's order."""
+    runs = list(runs)
     evidence = Evidence(runs, claims.collapse)
+    verdicts = judge(claims, runs, scale, looks)
     return [
-        Power(
-            claim=claim.id,
-            paper=claim.paper.text,
-            check=judge_check(check, evidence),
-            detectable=_detectable(check, evidence),
-        )
-        for claim in claims.claims
-        for check in claim.checks_at(scale)
+        Power(claim.id, claim.paper.text, verdict, _detectable(check, verdict.level, evidence))
+        for claim, judged in zip(claims.claims, verdicts, strict=True)
+        for check, verdict in zip(claim.checks_at(scale), judged.checks, strict=True)
     ]
 
 
-def _detectable(check: Check, evidence: Evidence) -> float | None:
+def _detectable(check: Check, level: float, evidence: Evidence) -> float | None:
     if not isinstance(check, MetricCheck):
         return None
     try:
-        return check.detectable(evidence)
+        return check.model_copy(update={"level": level}).detectable(evidence)
     except UndecidedError:
         return None

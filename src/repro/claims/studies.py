@@ -48,7 +48,8 @@ def verdicts_of(study: Study) -> list[ClaimVerdict]:
     from repro.claims.judge import judge
 
     runs = with_twins(results(study), study.about.twins)
-    return judge(load_claims(study.paper.claims_file), runs, study.scale)
+    looks = study.about.looks.after if study.about.looks else ()
+    return judge(load_claims(study.paper.claims_file), runs, study.scale, looks)
 
 
 def judge_study(study: Study) -> list[ClaimVerdict]:

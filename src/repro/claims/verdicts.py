@@ -136,6 +136,15 @@ class CheckVerdict(_Record):
     recorded: Recorded | None = _unless_none()
 
     @property
+    def is_open(self) -> bool:
+        """Whether more seeds may decide it: there is a number, and it does not yet say enough."""
+        return (
+            self.verdict is Verdict.INCONCLUSIVE
+            and self.effect is not None
+            and not self.null_passes
+        )
+
+    @property
     def detail(self) -> str:
         """What the effect is, and where it should lie."""
         return f"{self.compared}; claimed {self.claimed}"

@@ -61,6 +61,11 @@ def check(plan: Plan, detach: bool) -> None:
     Raises:
         UserError: a launcher's settings are wrong, or there is no cluster here.
     """
+    if detach and plan.looks is not None:
+        raise UserError(
+            "seeds=auto looks at results before it adds seeds, which takes a process that waits: "
+            "leave --detach out. If it is stopped, the jobs go on, and repro resume takes over."
+        )
     groups = _by_launcher(plan.runs, lambda run: run.content, plan.hydra_overrides)
     with compose.hydra_ready():
         for overrides in groups:

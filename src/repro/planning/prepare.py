@@ -50,6 +50,8 @@ def _prepare(study: Study, plan: Plan, search: dict[str, Any] | None) -> None:
         "hydra": plan.hydra_overrides,
         "layers": _folders(plan),
     }
+    if plan.looks is not None:
+        record["looks"] = plan.looks
     if search is not None:
         record["search"] = search
     # Written last: a folder without study.json was never completely prepared.

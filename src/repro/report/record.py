@@ -17,13 +17,13 @@ from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
-from repro.records.study import Study, find_studies
+from repro.records.study import LOOK_KEYS, Study, find_studies
 from repro.records.summary import OLD, is_outdated, recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
 # What a user may type without changing what is measured; folders are not recorded.
-HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
+HARMLESS = {"paper", "scale", "n_jobs", "hardware", *LOOK_KEYS}
 FOLDERS = {"outputs", "data.root"}
 
 
@@ -158,13 +158,17 @@ def _latest(wanted: dict[str, str], outputs: Path) -> Study:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
     slug, scale = load_paper(wanted["paper"]).slug, wanted.get("scale", "mini")
     for study in reversed(find_studies(outputs)):
-        is_plain = {_key(text) for text in study.about.typed} <= HARMLESS | FOLDERS
+        is_plain = all(map(_is_plain, study.about.typed))
         if study.about.paper == slug and study.scale == scale and is_plain:
             return study
     raise UserError(
         f"There is no study of {slug} at scale={scale} without further overrides in {outputs}. "
         f"Run one: repro run paper={slug} scale={scale}"
     )
+
+
+def _is_plain(override: str) -> bool:
+    return override == "seeds=auto" or _key(override) in HARMLESS | FOLDERS
 
 
 def _key(override: str) -> str:
@@ -179,6 +183,7 @@ def _content(study: Study) -> dict[str, Any]:
         "typed": [text for text in study.about.typed if _key(text) not in FOLDERS],
         "code": study.about.code.model_dump(mode="json", exclude_none=True),
         **({"twins": study.about.twins} if study.about.twins else {}),
+        **({"looks": study.about.looks.after} if study.about.looks else {}),
         "versions": records[0].versions,
         "hardware": records[0].hardware,
         "claims": [verdict.to_dict() for verdict in verdicts_of(study)],
