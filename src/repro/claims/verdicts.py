@@ -146,8 +146,9 @@ class CheckVerdict(_Record):
 
     @property
     def detail(self) -> str:
-        """What the effect is, and where it should lie."""
-        return f"{self.compared}; claimed {self.claimed}"
+        """What the effect is, where it should lie, and whether that shows anything."""
+        text = f"{self.compared}; claimed {self.claimed}"
+        return f"{text}; but so does {self.null_arm}" if self.null_passes else text
 
     @property
     def effect_text(self) -> str:
