@@ -148,7 +148,7 @@ class CheckVerdict(_Record):
     def detail(self) -> str:
         """What the effect is, where it should lie, and whether that shows anything."""
         text = f"{self.compared}; claimed {self.claimed}"
-        return f"{text}; but so does {self.null_arm}" if self.null_passes else text
+        return f"{text}, which holds for {self.null_arm} as well" if self.null_passes else text
 
     @property
     def effect_text(self) -> str:
