@@ -243,16 +243,23 @@ def list_(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("slug", shell_complete=complete.papers)
+@click.option("--power", is_flag=True, help="Which effects the recorded studies could have found.")
 @json_option
 @config_dir_option
 @people_readable
-def show(slug: str, as_json: bool) -> None:
+def show(slug: str, power: bool, as_json: bool) -> None:
     """Show a paper: its question, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
-    from . import render
+    paper = load_paper(slug)
+    if power:
+        from .power import show as show_power
 
-    render.paper(load_paper(slug), as_json)
+        show_power(paper, as_json)
+    else:
+        from . import render
+
+        render.paper(paper, as_json)
 
 
 @cli.command()
@@ -392,6 +399,30 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudg
     wanted = dict(o.split("=", 1) for o in overrides if "=" in o)
     path = records.rejudge(wanted) if rejudge else records.record(wanted, outputs, study)
     click.echo(f"Recorded in {path}")
+
+
+@cli.command()
+@click.argument("slug", shell_complete=complete.papers)
+@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.option("--scale", default="mini", show_default=True, help="Which record, without a study.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@json_option
+@config_dir_option
+@people_readable
+def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool) -> None:
+    """Run a recorded study again, or take a finished one: does it say what the record says?
+
+    A claim agrees if it has the recorded verdict and its effects lie in their recorded intervals.
+    The exit code is 1 if one does not; times, which are those of a machine, do not count.
+    """
+    from repro.records.papers import load_paper
+    from repro.records.study import Study
+
+    from . import verify as verifying
+
+    chosen = None if study is None else Study.open(study.absolute())
+    code = verifying.verify(load_paper(slug), chosen, scale, quiet or as_json, as_json)
+    sys.exit(code)
 
 
 @cli.command()

@@ -20,10 +20,13 @@ from repro.records.files import read_json
 from repro.records.papers import Paper
 from repro.records.status import Status
 from repro.records.summary import (
+    OLD,
     Scored,
     best_first,
     by_arm,
+    is_outdated,
     mean_and_spread,
+    recorded_commit,
     recorded_seconds,
     recorded_verdicts,
     scores,
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from repro.claims.verdicts import ClaimVerdict
     from repro.data.base.catalog import DatasetInfo
+    from repro.launching.growing import Look
     from repro.planning.plan import Plan
     from repro.records.run import Run
     from repro.records.study import Study
@@ -162,7 +166,13 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
     if as_json:
         emit(
             [
-                {"slug": p.slug, "title": p.title, "link": p.link, "recorded": counts}
+                {
+                    "slug": p.slug,
+                    "title": p.title,
+                    "link": p.link,
+                    "recorded": counts,
+                    "outdated": [scale for scale in counts if is_outdated(p, scale)],
+                }
                 for p, counts in rows
             ]
         )
@@ -174,11 +184,13 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
         title = f"{paper_.title} ({paper_.link})"
         for scale, counts in recorded_.items():
             minutes = f"{recorded_seconds(paper_, scale) / 60:.0f}"
-            shown.add_row(paper_.slug, scale, *tally(counts), minutes, title)
+            marked = f"{scale} {OLD}" if is_outdated(paper_, scale) else scale
+            shown.add_row(paper_.slug, marked, *tally(counts), minutes, title)
         if not recorded_:
             shown.add_row(paper_.slug, *["–"] * (len(MARKS) + 2), title)
     console.print(shown)
-    console.print(f"{LEGEND}; minutes of one core", highlight=False)
+    legend = f"{LEGEND}; minutes of one core; {OLD} the paper's code has changed since"
+    console.print(legend, highlight=False)
     console.print("Look closer: repro show SLUG. Run one: repro run paper=SLUG")
 
 
@@ -224,6 +236,13 @@ def paper(shown: Paper, as_json: bool) -> None:
                     scale: [verdict.to_dict() for verdict in verdicts]
                     for scale, verdicts in recorded(shown).items()
                 },
+                "code": {
+                    scale: {
+                        "commit": recorded_commit(shown, scale),
+                        "outdated": is_outdated(shown, scale),
+                    }
+                    for scale in recorded(shown)
+                },
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
                     {"key": key, "default": default, "meaning": meaning}
@@ -237,6 +256,8 @@ def paper(shown: Paper, as_json: bool) -> None:
         console.print(shown.question, markup=False, highlight=False)
     for scale, verdicts in recorded(shown).items():
         console.print(recorded_table(scale, verdicts))
+        since = f" ({OLD} the paper's code has changed since)" if is_outdated(shown, scale) else ""
+        console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:
         scales = ", ".join(claim.scales) or "–"
@@ -277,6 +298,14 @@ def study_starts(study: Study) -> None:
     )
     for note in about.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def look(added: Look) -> None:
+    """What a growing study runs next, and why."""
+    first, last = added.seeds[0], added.seeds[-1]
+    seeds = f"seed {first}" if first == last else f"seeds {first} to {last}"
+    text = f"{', '.join(added.claims)} not decided yet: {seeds} of {', '.join(added.arms)}"
+    console.print(text, highlight=False, markup=False)
 
 
 def submitted(study: Study, as_json: bool) -> None:
@@ -324,8 +353,9 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
     if verdicts:
         console.print(verdict_table(verdicts))
         for verdict in verdicts:
-            if verdict.reason and verdict.checks:
-                console.print(f"{verdict.id}: {verdict.reason}", markup=False, highlight=False)
+            notes = "; ".join(filter(None, (verdict.reason, verdict.outlook)))
+            if notes and verdict.checks:
+                console.print(f"{verdict.id}: {notes}", markup=False, highlight=False)
     overrides = [text for text in study.about.typed if not text.startswith("paper=")]
     if overrides:
         console.print(f"With: {' '.join(overrides)}", markup=False, highlight=False)

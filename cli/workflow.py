@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from repro.claims.studies import judge_study
 from repro.errors import INTERRUPTED, ReproError, UserError
 from repro.launching import progress
+from repro.launching.growing import extend
 from repro.launching.local import run_study, wait_for
 from repro.launching.queue import current_record, jobs_of
 from repro.launching.slurm import Refused
@@ -108,8 +109,40 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
     Raises:
         ReproError: a figure is declared wrongly or cannot be written.
     """
+    stopped = execute(study, quiet)
+    if stopped is not None:
+        return stopped
+    verdicts = judge_study(study) if study.is_judged else []
+    if any(current_record(run).status.is_final for run in study.runs):
+        try:
+            draw_study(study)
+        except ReproError:
+            raise
+        except Exception as error:  # a picture is not worth losing the verdicts
+            render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
+    _publish(study, verdicts)
+    render.study_result(study, verdicts, as_json)
+    return report_failures(study)
+
+
+def execute(study: Study, quiet: bool) -> int | None:
+    """Runs what is left of a study that this process holds, and what its open claims need more.
+
+    Returns:
+        None if that is done; otherwise the exit code: 130 if the user stopped it, 1 if something
+        else did.
+    """
     if not quiet:
         render.study_starts(study)
+    stopped = _execute(study, quiet)
+    while stopped is None and (look := extend(study)) is not None:
+        if not quiet:
+            render.look(look)
+        stopped = _execute(study, quiet)
+    return stopped
+
+
+def _execute(study: Study, quiet: bool) -> int | None:
     interrupted = False
     try:
         with progress.shown(study, render.console, quiet):
@@ -122,24 +155,13 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
             render.message(f"The jobs go on. Come back: repro resume {_short(study.folder)}")
             return INTERRUPTED
         interrupted = True
-    statuses = [current_record(run).status for run in study.runs]
-    if interrupted or any(s in (Status.INTERRUPTED, Status.WAITING) for s in statuses):
-        _report_failures(study)
-        _report_lost_jobs(study)
-        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
-        return INTERRUPTED if interrupted else 1
-
-    verdicts = judge_study(study) if study.is_judged else []
-    if any(status.is_final for status in statuses):
-        try:
-            draw_study(study)
-        except ReproError:
-            raise
-        except Exception as error:  # a picture is not worth losing the verdicts
-            render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
-    _publish(study, verdicts)
-    render.study_result(study, verdicts, as_json)
-    return _report_failures(study)
+    statuses = {current_record(run).status for run in study.runs}
+    if not interrupted and statuses.isdisjoint((Status.INTERRUPTED, Status.WAITING)):
+        return None
+    report_failures(study)
+    _report_lost_jobs(study)
+    render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+    return INTERRUPTED if interrupted else 1
 
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
@@ -248,7 +270,8 @@ def _publish(study: Study, verdicts: Sequence[ClaimVerdict]) -> None:
         render.message(f"Not sent to the trackers: {type(error).__name__}: {error}")
 
 
-def _report_failures(study: Study) -> int:
+def report_failures(study: Study) -> int:
+    """Says which runs failed; returns the exit code."""
     records = [run.record() for run in study.runs]
     failed = [(record, record.error) for record in records if record.error is not None]
     if not failed:

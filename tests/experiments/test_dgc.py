@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from repro.experiments.dgc.module import counted_ratio, sent_bytes
+from repro.experiments.dgc.module import CompressedTraining, counted_ratio, sent_bytes
 from rooms import configs, refusal, summaries
 
 from repro.claims.studies import judge_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
+from repro.training.supervised import TASKS
 
 PAPER = load_paper("dgc")
 
@@ -63,3 +65,80 @@ def test_sent_bytes_of_a_layer_by_hand() -> None:
 def test_a_misspelt_selector_is_one_line(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dgc", "seed=0", "method.selector=exakt"]
     assert "Did you mean 'exact'" in refusal(tmp_path, *typed)
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What modules log outside of a training."""
+    found: dict[str, float] = {}
+    monkeypatch.setattr(CompressedTraining, "log_dict", lambda _, values: found.update(values))
+    monkeypatch.setattr(CompressedTraining, "trainer", SimpleNamespace(world_size=1))
+    return found
+
+
+def module_of(arm: str) -> Any:
+    (config,) = configs("paper=dgc", "scale=smoke", f"arm={arm}").values()
+    return build_module(config)
+
+
+def test_accuracy_and_perplexity_of_outputs_made_by_hand(logged: dict[str, float]) -> None:
+    module = module_of("dense")
+    module.model = torch.nn.Identity()
+    module.on_test_start()
+    right, wrong = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    module.test_step((torch.cat([right, right, wrong]), torch.zeros(3, dtype=torch.long)), 0)
+    module.test_step((wrong, torch.zeros(1, dtype=torch.long)), 1)
+    module.on_test_epoch_end()
+    assert logged["test/accuracy"] == 0.5
+    module.task, module.measure = "language", TASKS["language"]
+    module.on_test_start()
+    module.test_step((torch.zeros(1, 2, 7), torch.tensor([[3, 4]])), 0)
+    module.on_test_epoch_end()
+    assert logged["test/perplexity"] == pytest.approx(7)  # of seven tokens that are all as likely
+
+
+def test_ratios_are_counted_and_speed_ups_modelled_at_the_end(
+    logged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = module_of("dgc")
+    module.method.attach(module.model)
+    module.last_batch = ()
+    monkeypatch.setattr(module, "_seconds_of_a_pass", lambda workers: 0.01)
+    counted = {
+        "comm/sparse_bytes_per_step": 1000.0,
+        "comm/dense_bytes_per_step": 4000.0,
+        "comm/density": 0.001,
+    }
+    monkeypatch.setattr(module.method, "metrics", lambda: counted)
+    module.on_train_end()
+    module.on_test_start()
+    module.on_test_epoch_end()
+    # A thousandth of all weights at 6 bytes (of each tensor, rounded up), the others at 4.
+    assert 276.4 < logged["comm/resnet50_ratio"] < 276.7
+    assert 597.6 < logged["comm/alexnet_ratio"] < 597.8
+    # 64 workers: 63 messages are gathered, twice 63 pass on a 64th; 50 µs each.
+    gathered, reduced = 63 * (50e-6 + 1000 / 125e6), 126 * (50e-6 + 4000 / 64 / 125e6)
+    expected = 64 * 0.01 / (0.01 + gathered + reduced)
+    assert logged["time/modelled_speedup_1gbit"] == pytest.approx(expected)
+    gathered, reduced = 63 * (50e-6 + 1000 / 1250e6), 126 * (50e-6 + 4000 / 64 / 1250e6)
+    expected = 64 * 0.01 / (0.01 + gathered + reduced)
+    assert logged["time/modelled_speedup_10gbit"] == pytest.approx(expected)
+
+
+def test_a_dense_exchange_reduces_everything(
+    logged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = module_of("dense")
+    module.method.attach(module.model)
+    module.last_batch = ()
+    monkeypatch.setattr(module, "_seconds_of_a_pass", lambda workers: 0.01)
+    counted = {
+        "comm/sparse_bytes_per_step": 3000.0,
+        "comm/dense_bytes_per_step": 1000.0,
+        "comm/density": 1,
+    }
+    monkeypatch.setattr(module.method, "metrics", lambda: counted)
+    module.on_train_end()
+    reduced = 126 * (50e-6 + 4000 / 64 / 1250e6)
+    expected = 64 * 0.01 / (0.01 + reduced)
+    assert module.costs["time/modelled_speedup_10gbit"] == pytest.approx(expected)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from published import write_llama
+from repro.experiments.gblm import module as gblm_module
+from repro.experiments.gblm.module import Pruning
 from rooms import configs, finished, prepared, refusal, summaries
+from torch import Tensor, nn
 
 from repro.launching.local import run_study
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.pruning import Pattern, Pruner
+from repro.training.execute import build_module
 
 PAPER = load_paper("gblm")
 SMOKE = ["paper=gblm", "scale=smoke"]
@@ -164,3 +171,66 @@ def test_a_bad_setting_is_one_line(
 def test_training_papers_refuse_pruners(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "method=gblm"]
     assert "trained already" in refusal(tmp_path, *typed)
+
+
+class Guess(nn.Module):
+    """Says of windows that begin with 0 that four tokens are as likely, of others that 0 is."""
+
+    blocks: ClassVar[list[nn.Module]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Nothing to see."""
+        return torch.zeros(*tokens_BT.shape, 1)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, T, 4)."""
+        sure = torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6]).log()
+        rows = [torch.zeros(4) if first == 0 else sure for first in tokens_BT[:, 0].tolist()]
+        return torch.stack(rows)[:, None].expand(-1, tokens_BT.shape[1], -1)
+
+
+@pytest.fixture
+def pruning(monkeypatch: pytest.MonkeyPatch) -> Pruning:
+    """The room's module with a model, a text and two pruned layers made by hand."""
+    (config,) = configs("paper=gblm", "scale=smoke", "arm=magnitude").values()
+    module: Any = build_module(config)
+    module.held = [Guess()]
+    windows = torch.tensor([[0, 0, 0], [1, 0, 0]])
+    module.data = SimpleNamespace(cut=lambda split, length, most: windows)
+
+    def prune(*arguments: Any) -> None:
+        look = arguments[-1]
+        stripes = torch.ones(100, 8)
+        stripes[:, ::2] = 0
+        look("0.striped", stripes)
+        look("0.whole", torch.ones(100, 8))
+
+    monkeypatch.setattr(gblm_module, "prune_blocks", prune)
+    pruned: Pruning = module
+    return pruned
+
+
+def test_losses_are_means_over_windows(pruning: Pruning) -> None:
+    """ln 4 and ln 2: one and a half times ln 2, or a perplexity of 2 to that power."""
+    for pattern, loss, perplexity in (
+        (0, "test/loss_0", "test/perplexity_0"),
+        (0.5, "test/loss_50", "test/perplexity_50"),
+        (0.6, "test/loss_60", "test/perplexity_60"),
+        (0.7, "test/loss_70", "test/perplexity_70"),
+        ("2:4", "test/loss_2of4", "test/perplexity_2of4"),
+        ("4:8", "test/loss_4of8", "test/perplexity_4of8"),
+    ):
+        measured = pruning._measure(Pattern(pattern))
+        assert measured[loss] == pytest.approx(1.5 * math.log(2))
+        assert measured[perplexity] == pytest.approx(2**1.5)
+
+
+def test_structure_is_the_mean_over_layers(pruning: Pruning) -> None:
+    """Stripes of whole columns spread 10 times as wide as draws; a layer left whole counts 1."""
+    measured = pruning._prune(torch.zeros(1, 3, dtype=torch.long), Pattern(0.5))
+    assert measured["structure/columns_50"] == pytest.approx((10 + 1) / 2)
+    assert measured["pruned/fraction_50"] == 400 / 1600

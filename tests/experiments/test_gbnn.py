@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from repro.experiments.gbnn.tries import JOINT_KNOBS, Task, expand
+from repro.experiments.gbnn import module as gbnn_module
+from repro.experiments.gbnn.module import Comparison
+from repro.experiments.gbnn.tries import JOINT_KNOBS, Boosted, Rivals, Task, expand
 from rooms import configs, finished, plan, refusal, summaries
+from torch import Tensor, nn
 
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
+from repro.methods.gbnn import GradientBoosting
+from repro.models.toys.mlp import MLP
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -92,3 +97,140 @@ def test_tasks_measure_what_they_should() -> None:
     assert regression.score(torch.tensor([[1.0], [2.0], [3.0], [2.0]]), logits.new_tensor([[1], [2], [3], [4]])) == 1  # fmt: skip  # noqa: E501
     with pytest.raises(UserError, match="a try sets 'lr'"):
         expand([{"lr": 1}], ["alpha"])
+
+
+@pytest.fixture
+def comparison(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The room's module, about to test one data set called ``set``."""
+    (config,) = configs("paper=gbnn", "scale=smoke", "arm=nn_adam").values()
+    module: Any = build_module(config)
+    module.comparison.shares, module.comparison.random_orders = (25,), 2
+    module.logged = {}
+    monkeypatch.setattr(Comparison, "log_dict", lambda self, found, **_: self.logged.update(found))
+    monkeypatch.setattr(gbnn_module, "refit_output", lambda model, *_: model)
+    module.choice, module.by_width = {"set": 0}, {"set": {}}
+    return module
+
+
+class Given(Rivals):
+    """Networks that are there already: one a try, whatever the number of units."""
+
+    size = 1
+
+    def __init__(self, *networks: nn.Module, cuttable: bool) -> None:
+        super().__init__()
+        self.networks, self.cuttable = nn.ModuleList(networks), cuttable
+
+    def step(self, x: Tensor, y: Tensor, tick: int) -> Tensor:
+        """Nothing is trained."""
+        return torch.zeros(())
+
+    def network(self, index: int, units: int | None = None) -> nn.Module:
+        """The try's."""
+        return self.networks[index]
+
+    def units(self, index: int) -> int:
+        """Eight each."""
+        return 8
+
+
+def eight_units(hidden: list[float], output: list[list[float]], bias: list[float]) -> nn.Module:
+    """A network of one input and eight rectified units: their weights, and those of outputs."""
+    model: Any = MLP([1], len(output), [8], "relu").double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(hidden).unsqueeze(1))
+        model[1].bias.zero_()
+        model[3].weight.copy_(torch.tensor(output))
+        model[3].bias.copy_(torch.tensor(bias))
+    network: nn.Module = model
+    return network
+
+
+def tested(module: Any, rivals: Rivals, x: Tensor, y: Tensor) -> dict[str, float]:
+    """What a test logs of rivals on these examples."""
+    module.rivals["set"], module.tasks = rivals, {"set": Task.of(y)}
+    module._whole = lambda split: {"set": (x, y)}
+    module.test_step({"set": (x, y)}, 0)
+    logged: dict[str, float] = module.logged
+    return logged
+
+
+def test_accuracy_drops_by_what_the_units_that_are_off_knew(
+    comparison: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units 0 and 1 speak for class 1 at x > 0, the others for class 0 at x < 0; else class 1."""
+    model = eight_units(
+        [1.0] * 2 + [-1.0] * 6, [[0.0] * 2 + [1.0] * 6, [1.0] * 2 + [0.0] * 6], [0.0, 0.1]
+    )
+    orders = {
+        "norm": [[6, 7, 5, 4, 3, 2, 1, 0]],
+        "random": [[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 4, 5, 6, 7, 0, 1]],
+    }
+    monkeypatch.setattr(
+        gbnn_module,
+        "order_units",
+        lambda model, name, generator: torch.tensor(orders[name].pop(0)),
+    )
+    x, y = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]]), torch.tensor([1, 1, 0, 0])
+    logged = tested(comparison, Given(model, cuttable=True), x, y)
+    assert logged["test/accuracy"] == 1
+    assert logged["test/first/25/accuracy_drop"] == 0.5  # x < 0 is taken for class 1
+    assert logged["test/random/25/accuracy_drop"] == 0.25  # one order of two
+    assert logged["test/norm/25/accuracy_drop"] == 0
+
+
+def test_rmse_rises_relatively(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight units add up to 3 of 4, an error of 1; two of them to 0.75, an error of 3.25."""
+    model = eight_units([1.0] * 8, [[0.375] * 8], [0.0])
+    monkeypatch.setattr(
+        gbnn_module, "order_units", lambda model, name, generator: torch.arange(8).flip(0)
+    )
+    x = torch.ones(5, 1)
+    logged = tested(comparison, Given(model, cuttable=True), x, 4.0 * x)
+    assert logged["test/rmse"] == pytest.approx(1)
+    assert logged["test/first/25/rmse_rise"] == pytest.approx(2.25)
+    assert logged["test/random/25/rmse_rise"] == pytest.approx(2.25)
+
+
+class Constant(nn.Module):
+    """Outputs that were made by hand."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Them."""
+        return self.outputs
+
+
+def test_errors_per_doubling_are_slopes(comparison: Any) -> None:
+    """Errors of 10, 30 and 50 % at 2, 4 and 8 units; an rmse of 3, 2 and 1."""
+    right = [torch.arange(10) < n for n in (9, 7, 5)]
+    logits = [torch.stack([~hits, hits], 1).double() for hits in right]
+    comparison.by_width = {"set": {2: 0, 4: 1, 8: 2}}
+    x, ones = torch.zeros(10, 1), torch.ones(10, dtype=torch.long)
+    rivals = Given(*map(Constant, logits), cuttable=False)
+    logged = tested(comparison, rivals, x, ones)
+    assert logged["test/error_per_doubling"] == pytest.approx(0.2)
+    outputs = [torch.full((10, 1), error, dtype=torch.float64) for error in (3.0, 2.0, 1.0)]
+    logged = tested(comparison, Given(*map(Constant, outputs), cuttable=False), x, x)
+    assert logged["test/rmse_per_doubling"] == pytest.approx(-1)
+
+
+def test_costs_of_a_boosted_network(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four blocks of one unit, of which a quarter is one; weights stand for milliseconds."""
+    monkeypatch.setattr(gbnn_module, "_milliseconds", lambda model, x: gbnn_module._weights(model))
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).unsqueeze(1)
+    rivals = Boosted([GradientBoosting(units=4, iterations=5)], Task(None), 1)
+    for tick in range(4):
+        rivals.step(x, x.square(), tick)
+    rivals.seconds = torch.ones(20, dtype=torch.float64)  # every stage takes as long
+    logged = tested(comparison, rivals, x, x.square())
+    assert logged["test/merge_error"] < 1e-9
+    assert logged["test/cost_of_a_quarter"] == 0.25
+    assert logged["time/predict_quarter_ms"] / logged["time/predict_ms"] == 0.25
+    assert logged["time/growth_exponent"] == pytest.approx(1)
+    rivals.seconds = torch.arange(1.0, 2001).double()  # every stage takes longer than the last
+    logged = tested(comparison, rivals, x, x.square())
+    assert logged["time/growth_exponent"] == pytest.approx(2, abs=0.01)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from interruptions import same_after_a_kill
+from repro.experiments.icgnn import module as icgnn_module
+from repro.experiments.icgnn.module import Transmission
 from rooms import configs, refusal, summaries
+from torch import Tensor, nn
 
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
-from repro.methods.icgnn import CellFree, Downlink
+from repro.data.worlds.wireless import Cell
+from repro.methods.icgnn import CellFree, Downlink, LearnedPrecoder
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -83,3 +90,125 @@ def test_a_run_killed_in_its_second_epoch_ends_with_the_same_numbers(
 def test_a_bad_knob_is_one_line(tmp_path: Path, typed: str, complaint: str) -> None:
     refused = refusal(tmp_path, "paper=icgnn", "arm=icgnn_cg8", "seed=0", *typed.split())
     assert complaint in refused
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The room's module in a cell of its own."""
+    (config,) = configs("paper=icgnn", "scale=smoke", "arm=rzf_cg8").values()
+    built: Any = build_module(config)
+    built.data = SimpleNamespace(problem=Downlink, name="cellular", test_cells=[])
+    built.logged = {}
+    monkeypatch.setattr(Transmission, "log_dict", lambda self, values: self.logged.update(values))
+    return built
+
+
+def test_means_over_sizes_by_hand(module: Any) -> None:
+    module.data.test_cells = [
+        Cell("a", True, len), Cell("b", True, len), Cell("c", False, len),
+    ]  # fmt: skip
+    module.table = {
+        "test/se": {"a": 2.0, "b": 8.0, "c": 5.0},
+        "test/relative_se": {"a": 0.9, "b": 0.7, "c": 0.6},
+        "test/relative_se_at/4": {"a": 0.5, "b": 0.3},
+        "test/savings": {"a": 1.0, "b": 4.0, "c": 9.0},
+        "test/savings_equal_se": {"a": 2.0, "b": 0.5},
+        "test/permutation_error": {"a": 1e-9, "b": 3e-9, "c": 2e-9},
+        "test/solves": {"a": 0.0, "b": 0.0, "c": 2.0},
+        "time/speedup": {"a": 2.0, "c": 8.0},
+        "time/speedup_equal_se": {"a": 0.5, "c": 2.0},
+    }
+    module.on_test_epoch_end()
+    expected = {
+        "test/se/seen": 4,  # of rates and ratios the geometric mean
+        "test/se/unseen": 5,
+        "test/relative_se/seen": 0.8,
+        "test/relative_se/unseen": 0.6,
+        "test/relative_se_at/4/seen": 0.4,
+        "test/savings/seen": 2,
+        "test/savings_equal_se/seen": 1,
+        "test/permutation_error": 3e-9,  # of errors and solves the largest
+        "test/solves": 2,
+        "time/speedup": 4,
+        "time/speedup_equal_se": 1,
+        "test/se/b": 8,
+    }
+    assert {name: module.logged[name] for name in expected} == pytest.approx(expected)
+
+
+class Beam(nn.Module):
+    """Sends to a single user in the best direction, at a part of the power."""
+
+    problem = Downlink
+    cg_steps = 8
+
+    def forward(self, batch: Downlink) -> Tensor:
+        """Half of the power; all of it with four steps."""
+        channel_BM = batch.H[:, 0, 0]
+        beam_BM = channel_BM.conj() / channel_BM.norm(dim=-1, keepdim=True)
+        return beam_BM.unsqueeze(-1) * (1 if self.cg_steps == 4 else 0.5) ** 0.5
+
+
+def test_a_single_user_is_measured_against_the_capacity(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """|h|² = 25 at a ratio of one: log2(26) bits, log2(13.5) at half of the power.
+
+    One iteration of WMMSE is more than enough for that; the whole reference takes three.
+    """
+
+    def counted(function: Any, *arguments: Any) -> SimpleNamespace:
+        iterations = arguments[-1]
+        if isinstance(function, nn.Module):
+            return SimpleNamespace(multiplications=50, solves={"inv": 2, "solve": 1})
+        return SimpleNamespace(multiplications=40 + 60 * iterations, solves={})
+
+    monkeypatch.setattr(icgnn_module, "count_operations", counted)
+    times = {"own": 2.0, "": 6.0, "_equal_se": 1.0}
+    monkeypatch.setattr(icgnn_module, "_seconds", lambda runs, batch: times)
+    module.data.test_cells = [Cell("one", True, len)]
+    module.model, module.is_learned, module.cg_steps = Beam(), False, (4,)
+    module.reference = {"iterations": 3, "start": "rzf"}
+    module.timed = {"cellular": ["one"]}
+    channel = torch.tensor([[[3.0 + 0.0j, 4.0j]]], dtype=torch.complex64)
+    module.test_step(Downlink.of(channel, 1.0), 0)
+    module.on_test_epoch_end()
+    expected = {
+        "test/se/seen": math.log2(13.5),
+        "test/relative_se/seen": math.log2(13.5) / math.log2(26),
+        "test/relative_se_at/4/seen": 1,
+        "test/solves": 3,
+        "test/savings/seen": (40 + 3 * 60) / 50,
+        "test/savings_equal_se/seen": (40 + 60) / 50,
+        "test/iterations_to_match/one": 1,
+        "test/power_error": 0.5,
+        "time/speedup": 3,
+        "time/speedup_equal_se": 0.5,
+    }
+    assert {name: module.logged[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+class Column(nn.Module):
+    """Gives all power to the first user (first antenna), whichever stands there."""
+
+    problem = Downlink
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch: Downlink) -> Tensor:
+        """One entry of one."""
+        B, K, _, M = batch.H.shape
+        W = torch.zeros(B, M, K, dtype=batch.H.dtype)
+        W[:, 0, 0] = 1
+        return W * self.scale
+
+
+def test_a_network_that_knows_its_users_by_place_is_found_out(module: Any) -> None:
+    module.model, module.is_learned = Column(), True
+    torch.manual_seed(0)
+    batch = Downlink.of(torch.randn(2, 4, 5, dtype=torch.complex64), 1.0)
+    assert module._permutation_error(batch) == 1  # its one entry stands elsewhere
+    module.model = LearnedPrecoder(width=8, layers=1)
+    assert module._permutation_error(batch) < 1e-10

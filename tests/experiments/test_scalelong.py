@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from interruptions import stop_after, timeless, unplugged
+from repro.experiments.scalelong import module as scalelong_module
+from repro.experiments.scalelong import probes
 from repro.experiments.scalelong.fid import frechet_inception_distance
 from repro.experiments.scalelong.module import Denoising
 from rooms import configs, finished, prepared, refusal, summaries
@@ -20,7 +23,8 @@ from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.launching.local import run_study
-from repro.methods.scalelong import SkipScaler
+from repro.methods.scalelong import SkipScaler, SkipScaling
+from repro.models.toys.skip_mlp import SkipMLP
 from repro.records.papers import load_paper
 from repro.records.run import Status
 from repro.records.series import read_series
@@ -193,3 +197,121 @@ def test_fid_of_equal_images_is_nought_and_its_package_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"gradient-repro\[fid\]"):
         frechet_inception_distance([images], [images], device)
+
+
+@pytest.fixture
+def denoising(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The room's module; what it logs is kept in ``logged``."""
+    (config,) = configs(*SMOKE, "arm=org").values()
+    module: Any = build_module(config)
+    module.logged = {}
+    monkeypatch.setattr(Denoising, "log_dict", lambda self, found: self.logged.update(found))
+    monkeypatch.setattr(Denoising, "trainer", SimpleNamespace(world_size=1))
+    return module
+
+
+def test_monitored_norms_by_hand(denoising: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a wild start the feature norm swings by 3 about 6.5, and the gradient norm rises.
+
+    A moving average over three of 5, 8, 5, 8 … is off by a third of the swing and so leaves two.
+    """
+    feature = [900.0] * 10 + [5.0, 8.0] * 5
+    gradient = [0.0] * 10 + [float(step) for step in range(10)]
+    denoising.records = list(torch.tensor([feature, gradient]).T)
+    denoising.monitor = {"every": 1, "settle": 0.5, "window": 3}
+    denoising.baseline = torch.full((20, 2), 13.0)
+    monkeypatch.setattr(denoising, "_probe_batch", lambda: (torch.zeros(1),) * 3)
+    monkeypatch.setattr(scalelong_module, "sensitivity", lambda *_: 0.5)
+    measured = denoising._monitored() | denoising._compared()
+    assert measured == pytest.approx(
+        {
+            "monitor/feature_norm": 6.5,
+            "monitor/feature_oscillation": 2,
+            "monitor/grad_norm": 8.5,
+            "monitor/grad_oscillation": 0,
+            "monitor/sensitivity": 0.5,
+            "compare/feature_ratio": 2,
+        },
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "theory"),
+    [
+        ({"kind": "none"}, {4: 5, 8: 9, 16: 17}),  # one, and as many as there are skips
+        ({"kind": "const"}, {4: 3, 8: 5, 16: 9}),  # half of each
+        ({"kind": "cs", "kappa": 0.5**0.5}, {4: 2.875, 8: 3 - 2**-7, 16: 3 - 2**-15}),  # 1 + ½ + …
+    ],
+)
+def test_probes_of_fresh_networks_by_hand(
+    knobs: dict[str, Any], theory: dict[int, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gain, gradient norm and sensitivity of two networks, and the norm without scaling."""
+    found = iter([[10.0, 2.0, 0.3, 9.0], [26.0, 4.0, 0.5, 15.0]] * 3)
+    monkeypatch.setattr(probes, "_quantities", lambda *_: next(found))
+    model = SkipMLP([1, 8, 8], n_skips=2, width=4)
+    zeros = torch.zeros(1)
+    settings = {"depths": [4, 8, 16], "networks": 2}
+    measured = probes.at_initialisation(
+        model, SkipScaling(**knobs), zeros, zeros, zeros, settings, 0
+    )
+    expected = {
+        "init/n4/gain_over_theory": 18 / theory[4],
+        "init/n8/gain_over_theory": 18 / theory[8],
+        "init/n16/gain_over_theory": 18 / theory[16],
+        **dict.fromkeys(("init/n4/grad_norm", "init/n8/grad_norm", "init/n16/grad_norm"), 3),
+        **dict.fromkeys(("init/n4/grad_ratio", "init/n8/grad_ratio", "init/n16/grad_ratio"), 4),
+        **dict.fromkeys(("init/n4/sensitivity", "init/n8/sensitivity"), 0.4),
+        "init/n16/sensitivity": 0.4,
+    }
+    assert {name: measured[name] for name in expected} == pytest.approx(expected)
+
+
+def test_the_loss_is_the_mean_over_images_and_draws(
+    denoising: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([torch.tensor([1.0, 3.0]), torch.tensor([5.0, 5.0])])
+    monkeypatch.setattr(denoising, "_error", lambda *_: next(errors))
+    denoising.on_validation_start()
+    for _ in range(2):
+        denoising.validation_step((torch.zeros(1, 1, 8, 8),), 0)
+    denoising.log_measured()
+    assert denoising.logged["val/loss"] == 3.5
+
+
+def test_the_scaler_is_counted_on_the_papers_network(study: Study) -> None:
+    ls, cs = (summaries(study)[arm] for arm in ("ls", "cs"))
+    assert ls["scaler/paper_parameters"] == 8497
+    assert ls["scaler/paper_share"] == pytest.approx(8497 / 44_255_328)
+    assert cs["scaler/paper_parameters"] == cs["scaler/paper_share"] == 0
+
+
+def test_samples_are_compared_with_training_images(
+    denoising: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FID of two batches of samples, of 500 and of what is left, against what is trained on."""
+    seen: list[Any] = []
+
+    def distance(reals: Any, fakes: Any, device: torch.device) -> float:
+        seen.extend([list(reals), list(fakes)])
+        return 7.0
+
+    monkeypatch.setattr(scalelong_module, "frechet_inception_distance", distance)
+    monkeypatch.setattr(denoising, "_sample", lambda count, number: (count, number))
+    denoising.data = SimpleNamespace(train_dataloader=lambda: [(torch.ones(2),), (torch.ones(1),)])
+    denoising.sampling = {"fid_samples": 600}
+    assert denoising._fid() == 7
+    reals, fakes = seen
+    assert [len(images) for images in reals] == [2, 1]
+    assert fakes == [(500, 1), (100, 2)]
+    for part in ("_monitored", "_compared", "_probed", "_counted"):
+        monkeypatch.setattr(denoising, part, dict)
+    monkeypatch.setattr(denoising, "_draw_samples", lambda: None)
+    monkeypatch.setattr(
+        Denoising, "log", lambda self, name, value: self.logged.update({name: value})
+    )
+    denoising.on_test_start()
+    seen.clear()
+    denoising.on_test_epoch_end()
+    assert denoising.logged["test/fid"] == 7

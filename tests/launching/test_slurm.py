@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -20,7 +21,7 @@ from repro.launching.queue import JobState, current_record
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
-from repro.records.study import find_studies
+from repro.records.study import Study, find_studies
 from repro.training.execute import execute_here
 
 ONE_RUN = ["paper=toy", "scale=smoke", "arm=sgd", "seed=0"]
@@ -103,6 +104,26 @@ def test_a_resumed_study_submits_only_what_no_job_works_on(commands: Path) -> No
     assert options(commands / "9.sh")["dependency"] == "afterany:7"
     assert "array" not in options(commands / "9.sh")
     assert study.layers[1][1].job == "9"
+
+
+def test_the_last_job_of_a_look_submits_the_next(commands: Path) -> None:
+    accepting(commands)
+    typed = ["paper=toy", "scale=smoke", "arm=tuned", "hardware=slurm_cpu"]
+    auto = ["seeds=auto", "looks.first=2", "max_seeds=3"]
+    assert repro(["run", *typed, *auto, "--detach"])[0] == 0
+    (study,) = find_studies(commands.parent / "outputs")
+    for run, accuracy in zip(study.runs, (0.5, 0.5, 0.1, 0.9), strict=True):
+        run.update(status="finished", seconds=1.0)
+        run.summary_file.write_text(json.dumps({"test/accuracy": accuracy}))
+    with study.held():  # by somebody who waits
+        local.conclude(study)
+        assert {run.record().seed for run in Study.open(study.folder).runs} == {0, 1}
+    local.conclude(study)
+    local.conclude(Study.open(study.folder))  # by another job that ended at the same time
+    fresh = [run for run in Study.open(study.folder).runs if run.record().seed == 2]
+    assert [(run.record().arm, run.job) for run in fresh] == [("sgd", "9"), ("tuned", "10")]
+    assert options(commands / "10.sh")["dependency"] == "afterany:9"
+    assert sorted(int(file.stem) for file in commands.glob("*.sh")) == [7, 8, 9, 10]
 
 
 def test_exclusive_runs_are_jobs_that_wait_for_each_other(commands: Path) -> None:

@@ -12,6 +12,7 @@ from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
 from repro.records.papers import Paper, load_paper, load_papers, paper_files
+from repro.records.summary import OLD
 from repro.report import record
 from repro.report.tables import verdicts_markdown
 
@@ -73,7 +74,9 @@ def test_a_curve_is_not_in_a_record_so_its_claim_keeps_its_verdict() -> None:
 
 def test_the_overview_agrees_with_the_records() -> None:
     readme = record.project_readme().read_text()
-    assert record.fill(readme, "overview", record.overview_markdown()) == readme
+    current = record.fill(readme, "overview", record.overview_markdown())
+    # Marks come and go while somebody works on a paper; the next record brings them up to date.
+    assert current.replace(f" {OLD}", "") == readme.replace(f" {OLD}", "")
 
 
 def test_filling_replaces_only_what_stands_between_the_markers() -> None:
@@ -101,6 +104,8 @@ def test_a_paper_from_elsewhere_is_not_in_the_overview(
 ) -> None:
     monkeypatch.setattr(record, "recorded_verdicts", lambda paper: {"mini": {"supported": 1}})
     monkeypatch.setattr(record, "recorded_seconds", lambda paper, scale: 60.0)
+    monkeypatch.setattr(record, "is_outdated", lambda paper, scale: paper.slug == "dgc")
     overview = record.overview_markdown()
-    assert "[`dgc`]" in overview
+    assert next(row for row in overview.splitlines() if "[`dgc`]" in row).count("mini †") == 1
+    assert overview.count("†") == 2  # there, and in the legend
     assert "toy" not in overview

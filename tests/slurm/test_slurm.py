@@ -82,6 +82,22 @@ def test_a_detached_study_survives_a_requeue_and_a_warning_bit_for_bit(cluster: 
     assert "Submitted" not in output  # nothing was left to do
 
 
+def test_a_detached_study_grows_by_itself(cluster: Path) -> None:
+    """Two seeds leave the claim open; the last of their jobs submits the third."""
+    auto = ["seeds=auto", "looks.first=2", "max_seeds=3", "training.epochs=1"]
+    code, output = repro([*TOY, "arm=tuned", *auto, *SLURM, "--detach"], cluster)
+    assert code == 0, output
+    study = only_study(cluster / "outputs")
+
+    def is_whole() -> bool:
+        runs = Study.open(study.folder).runs
+        return len(runs) == 6 and all(run.status() is Status.FINISHED for run in runs)
+
+    until(is_whole, 2 * SECONDS_OF_JOBS)
+    arms = [run.record().arm for run in Study.open(study.folder).runs]
+    assert sorted(arms) == ["sgd"] * 3 + ["tuned"] * 3
+
+
 def test_failed_and_cancelled_jobs_are_reported_and_resumed(cluster: Path) -> None:
     typed = [*TOY, "arm=[sgd,adam]", "seed=0", *SLURM, "hardware.launcher.array_parallelism=1"]
     failure = event(cluster, "error", "step 5", arm="sgd")

@@ -93,6 +93,10 @@ class Evidence:
             counts = run.status in ("finished", "diverged")
             (self.by_arm if counts else self.left_out).setdefault(run.arm, []).append(run)
 
+    def size(self, arm: str) -> int:
+        """How many runs of an arm there are, whatever became of them."""
+        return len(self.by_arm.get(arm, ())) + len(self.left_out.get(arm, ()))
+
     def runs(self, arm: str, at: Mapping[str, SweptValue]) -> dict[int, RunResult]:
         """An arm's usable runs by seed, at the given swept values.
 

@@ -17,6 +17,7 @@ from scipy import special, stats
 from repro.claims.intervals import Estimate
 
 BOOTSTRAP_MIN_SEEDS = 10
+MOST_SEEDS = 1000  # nobody is told to run more
 _RESAMPLES = 2000
 
 
@@ -106,6 +107,74 @@ def sign_test_seeds(level: float) -> int:
     1 - 2^(1-n) whatever the distribution, so from this many on the range may stand as the interval.
     """
     return math.ceil(1 - math.log2(1 - level) - 1e-9)
+
+
+@functools.cache
+def detectable(level: float, power: float) -> NDArray[np.float64]:
+    """How far from a limit a mean has to be for its interval to leave the limit out.
+
+    By Student's noncentral t distribution (J. Cohen, Statistical Power Analysis, 1988, ch. 2).
+
+    Args:
+        level: Of the two-sided interval.
+        power: With which probability it is to leave the limit out.
+
+    Returns:
+        Distances in standard deviations by number of seeds, (`MOST_SEEDS` + 1,); infinite below
+        two seeds.
+    """
+    n = np.arange(2, MOST_SEEDS + 1)
+    quantile = special.stdtrit(n - 1, (1 + level) / 2)
+    shift = special.nctdtrinc(n - 1, 1 - power, quantile)
+    return np.concatenate([[math.inf, math.inf], shift / np.sqrt(n)])
+
+
+def detectable_distance(sample: ArrayLike, level: float, power: float) -> float | None:
+    """`detectable` with as many seeds and as much spread as a sample has, in its own unit."""
+    x = np.asarray(sample, dtype=float)
+    if len(x) < 2:
+        return None
+    return float(detectable(level, power)[min(len(x), MOST_SEEDS)] * x.std(ddof=1))
+
+
+def seeds_to_decide(
+    sample: ArrayLike, low: float, high: float, level: float, power: float
+) -> int | None:
+    """How many seeds would decide whether the mean lies in a region, with some probability.
+
+    Takes mean and spread of the sample for the true ones, so it is no more than an outlook.
+
+    Args:
+        sample: One number per seed.
+        low: Lower end of the region, maybe infinite.
+        high: Upper end.
+        level: Of the interval that decides.
+        power: The probability.
+
+    Returns:
+        The number, or None if the sample does not tell or `MOST_SEEDS` are not enough.
+    """
+    x = np.asarray(sample, dtype=float)
+    if len(x) < 2 or identical(x):
+        return None
+    mean = float(x.mean())
+    distances = [abs(mean - end) for end in (low, high) if math.isfinite(end)]
+    # Between two ends the interval has to leave out both: each may go wrong half as often.
+    each = (1 + power) / 2 if low < mean < high and len(distances) == 2 else power
+    enough = detectable(level, each)[2:] * x.std(ddof=1) <= min(distances)
+    return 2 + int(enough.argmax()) if enough.any() else None
+
+
+def seeds_to_tell_apart(p: float, q: float, level: float, power: float) -> int | None:
+    """How many seeds of each arm tell two proportions apart, by Cohen's arcsine approximation.
+
+    Returns:
+        The number, or None if they are equal or `MOST_SEEDS` are not enough.
+    """
+    effect = 2 * abs(math.asin(math.sqrt(p)) - math.asin(math.sqrt(q)))
+    quantiles = special.ndtri((1 + level) / 2) + special.ndtri(power)
+    most = effect * math.sqrt(MOST_SEEDS / 2)
+    return math.ceil(2 * (quantiles / effect) ** 2) if most >= quantiles else None
 
 
 class Proportions(NamedTuple):

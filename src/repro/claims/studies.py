@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from repro.claims.agreement import beside
 from repro.claims.evidence import RunResult
 from repro.claims.verdicts import ClaimVerdict
 from repro.records import files
+from repro.records.papers import Paper
 from repro.records.study import Study
 
 
@@ -19,17 +23,48 @@ def results(study: Study) -> list[RunResult]:
     ]
 
 
-def judge_study(study: Study) -> list[ClaimVerdict]:
-    """Judges the paper's claims on a study's runs and writes verdicts.json."""
+def recorded_results(record: Mapping[str, Any]) -> list[RunResult]:
+    """What claims read of the runs of a recorded study; their series are not recorded.
+
+    Args:
+        record: The content of a room's ``results/<scale>.json``.
+    """
+    runs = [
+        RunResult(run["arm"], run["seed"], {}, run["status"], run["metrics"])
+        for run in record["runs"]
+    ]
+    return with_twins(runs, record.get("twins", {}))
+
+
+def with_twins(runs: Sequence[RunResult], twins: Mapping[str, str]) -> list[RunResult]:
+    """Runs, and those of arms that were not run because they equal another one."""
+    copies = [replace(r, arm=arm) for arm, first in twins.items() for r in runs if r.arm == first]
+    return [*runs, *copies]
+
+
+def verdicts_of(study: Study) -> list[ClaimVerdict]:
+    """Judges the paper's claims on a study's runs."""
     from repro.claims.file import load_claims
     from repro.claims.judge import judge
 
-    runs = results(study)
-    for arm, first in study.about.twins.items():
-        runs += [replace(run, arm=arm) for run in runs if run.arm == first]
-    verdicts = judge(load_claims(study.paper.claims_file), runs, study.scale)
+    runs = with_twins(results(study), study.about.twins)
+    looks = study.about.looks.after if study.about.looks else ()
+    return judge(load_claims(study.paper.claims_file), runs, study.scale, looks)
+
+
+def judge_study(study: Study) -> list[ClaimVerdict]:
+    """Judges a study, puts what is recorded beside it, and writes verdicts.json."""
+    verdicts = beside(verdicts_of(study), recorded_claims(study.paper, study.scale))
     files.write_json(study.verdicts_file, [verdict.to_dict() for verdict in verdicts])
     return verdicts
+
+
+def recorded_claims(paper: Paper, scale: str) -> list[ClaimVerdict]:
+    """The verdicts in the paper's room, or an empty list."""
+    file = paper.results_file(scale)
+    if not file.is_file():
+        return []
+    return [ClaimVerdict.from_dict(raw) for raw in files.read_json(file)["claims"]]
 
 
 def read_verdicts(study: Study) -> list[ClaimVerdict]:

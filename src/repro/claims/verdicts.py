@@ -63,6 +63,11 @@ class _Record(BaseModel):
         return cls.model_validate(raw)
 
 
+def _unless_none() -> Any:
+    """A field that stands in the JSON form only if it has a value."""
+    return Field(None, exclude_if=lambda value: value is None)
+
+
 class Paper(_Record):
     """What the paper reports, and how we know it."""
 
@@ -74,6 +79,16 @@ class Paper(_Record):
     def text(self) -> str:
         """The value, marked where it was not read in the paper itself."""
         return self.value if self.source == "read" else f"{self.value} ({self.source})"
+
+
+class Recorded(_Record):
+    """What the paper's record says of the same check."""
+
+    verdict: Verdict
+    effect: float | None
+    low: float | None
+    high: float | None
+    seeds: int
 
 
 class CheckVerdict(_Record):
@@ -94,6 +109,11 @@ class CheckVerdict(_Record):
         percent: Whether it is shown as a percentage.
         unit: What stands behind the numbers.
         margin_because: Why the margin or bound is what it is, if the check says so.
+        null_arm: An arm without the method, of which the same was asked.
+        null_passes: Whether the check holds for it, too; then it shows nothing of the method.
+        seeds_needed: How many would probably (4 times of 5) decide what is inconclusive, were the
+            effect and the spread over seeds as measured; None where that cannot be told.
+        recorded: What the paper's record says of the same check, if it has it.
     """
 
     relation: str
@@ -109,23 +129,41 @@ class CheckVerdict(_Record):
     signed: bool = False
     percent: bool = False
     unit: str = ""
-    margin_because: str | None = Field(None, exclude_if=lambda reason: reason is None)
+    margin_because: str | None = _unless_none()
+    null_arm: str | None = _unless_none()
+    null_passes: bool | None = _unless_none()
+    seeds_needed: int | None = _unless_none()
+    recorded: Recorded | None = _unless_none()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more seeds may decide it: there is a number, and it does not yet say enough."""
+        return (
+            self.verdict is Verdict.INCONCLUSIVE
+            and self.effect is not None
+            and not self.null_passes
+        )
 
     @property
     def detail(self) -> str:
-        """What the effect is, and where it should lie."""
-        return f"{self.compared}; claimed {self.claimed}"
+        """What the effect is, where it should lie, and whether that shows anything."""
+        text = f"{self.compared}; claimed {self.claimed}"
+        return f"{text}, which holds for {self.null_arm} as well" if self.null_passes else text
 
     @property
     def effect_text(self) -> str:
         """The effect and its interval as a table shows them."""
+        return self._write(self.effect, self.low, self.high)
+
+    @property
+    def recorded_text(self) -> str:
+        """The recorded effect, likewise."""
+        found = self.recorded
+        return "–" if found is None else self._write(found.effect, found.low, found.high)
+
+    def _write(self, effect: float | None, low: float | None, high: float | None) -> str:
         return format_effect(
-            self.effect,
-            self.low,
-            self.high,
-            signed=self.signed,
-            percent=self.percent,
-            unit=self.unit,
+            effect, low, high, signed=self.signed, percent=self.percent, unit=self.unit
         )
 
 
@@ -140,6 +178,7 @@ class ClaimVerdict(_Record):
         verdict: The outcome.
         reason: Why, in a line; may be empty.
         checks: The outcomes of the checks done at this scale.
+        recorded: The verdict in the paper's record, if the claim is there.
     """
 
     id: str
@@ -149,11 +188,20 @@ class ClaimVerdict(_Record):
     verdict: Verdict
     reason: str = ""
     checks: tuple[CheckVerdict, ...] = ()
+    recorded: Verdict | None = _unless_none()
 
     @property
     def deciding(self) -> CheckVerdict | None:
         """The first check with the claim's verdict: the one to show where there is room for one."""
         return next((check for check in self.checks if check.verdict is self.verdict), None)
+
+    @property
+    def outlook(self) -> str:
+        """How many seeds would probably decide the claim, if it is inconclusive; may be empty."""
+        needed = [c.seeds_needed for c in self.checks if c.verdict is Verdict.INCONCLUSIVE]
+        if self.verdict is not Verdict.INCONCLUSIVE or not needed or None in needed:
+            return ""
+        return f"about {max(filter(None, needed))} seeds would probably decide it"
 
 
 def format_effect(

@@ -1,17 +1,16 @@
-"""What a Slurm job does: it executes one run, and judges the study if that was its last one."""
+"""What a Slurm job does: it executes one run, and concludes the study if that was its last one."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.claims.studies import judge_study
 from repro.launching.queue import current_job
 from repro.records.run import Run
 from repro.records.study import Study
@@ -32,9 +31,10 @@ class RunJob:
 
     folder: Path
     study: Path
+    conclude: Callable[[Study], None]
 
     def __call__(self) -> str:
-        """Executes or continues the run, and judges the study if this was its last one."""
+        """Executes or continues the run, and concludes the study if this was its last one."""
         from repro.training.execute import execute_here, is_main_process
 
         with _polite_warning() as warning:
@@ -45,12 +45,8 @@ class RunJob:
                     warning.requeue()
                 sys.exit(STOPPED)
         study = Study.open(self.study)
-        if (
-            is_main_process()
-            and study.is_judged
-            and all(run.status().has_ended for run in study.runs)
-        ):
-            judge_study(study)
+        if is_main_process() and all(run.status().has_ended for run in study.runs):
+            self.conclude(study)
         return str(status)
 
     def checkpoint(self) -> DelayedSubmission:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,8 +18,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from repro.claims.studies import judge_study
 from repro.errors import ReproError, UserError
 from repro.launching import queue, slurm
+from repro.launching.growing import extend
 from repro.planning import compose, trust
 from repro.records.run import Run
 from repro.records.study import Study
@@ -43,6 +46,26 @@ def run_study(study: Study, wait: bool = True) -> None:
     launch(study, [[r for r in layer if not r.status().is_final] for layer in study.layers])
     if wait:
         wait_for(study.runs)
+
+
+def conclude(study: Study) -> None:
+    """Judges a study whose last job has ended, and submits what its open claims need more.
+
+    A process that waits for the jobs goes on by itself: it holds the study.
+    """
+    if not study.is_judged:
+        return
+    judge_study(study)
+    if study.about.looks is None:
+        return
+    try:
+        with study.held():
+            grown = Study.open(study.folder)  # another job may have been faster
+            has_ended = all(run.status().has_ended for run in grown.runs)
+            if has_ended and extend(grown) is not None:
+                run_study(grown, wait=False)
+    except UserError as error:
+        logging.getLogger(__name__).warning("The study does not go on by itself: %s", error)
 
 
 def wait_for(runs: Sequence[Run]) -> None:
@@ -112,7 +135,7 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
                 for key, config in slurms.items():  # first, because nobody waits for them here
                     part = [run for run in layer if chosen[run] == key]
                     after = queue.arrays(run.job for run in earlier)
-                    submitted += slurm.submit(part, study, config.hydra.launcher, after)
+                    submitted += slurm.submit(part, study, config.hydra.launcher, after, conclude)
             except BaseException:
                 slurm.cancel(submitted)
                 raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,11 @@ def check_settings(settings: DictConfig) -> None:
 
 
 def submit(
-    runs: Sequence[Run], study: Study, settings: DictConfig, after: Sequence[str]
+    runs: Sequence[Run],
+    study: Study,
+    settings: DictConfig,
+    after: Sequence[str],
+    conclude: Callable[[Study], None],
 ) -> list[str]:
     """Submits runs of one layer; those whose job is still to come are left alone.
 
@@ -72,6 +76,7 @@ def submit(
         study: whose they are.
         settings: the config of Hydra's ``submitit_slurm`` launcher.
         after: job arrays that must have ended before.
+        conclude: what the last job of the study calls.
 
     Returns:
         The new jobs.
@@ -87,7 +92,7 @@ def submit(
     try:
         for start in range(0, len(todo), LONGEST_ARRAY):
             part = todo[start : start + LONGEST_ARRAY]
-            submitted += _submit_array(part, study, settings, after)
+            submitted += _submit_array(part, study, settings, after, conclude)
     except BaseException as error:
         cancel(submitted)
         if isinstance(error, FailedJobError | FailedSubmissionError):
@@ -103,7 +108,11 @@ def cancel(jobs: Sequence[str | None]) -> None:
 
 
 def _submit_array(
-    runs: Sequence[Run], study: Study, settings: DictConfig, after: Sequence[str]
+    runs: Sequence[Run],
+    study: Study,
+    settings: DictConfig,
+    after: Sequence[str],
+    conclude: Callable[[Study], None],
 ) -> list[str]:
     import submitit
     from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
@@ -133,7 +142,7 @@ def _submit_array(
     for run in runs:
         run.await_job()
     with executor.batch():
-        jobs = [executor.submit(RunJob(run.folder, study.folder)) for run in runs]
+        jobs = [executor.submit(RunJob(run.folder, study.folder, conclude)) for run in runs]
     for run, job in zip(runs, jobs, strict=True):
         run.note_job(job.job_id, job.paths.stdout)
     return [job.job_id for job in jobs]

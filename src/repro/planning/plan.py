@@ -16,8 +16,11 @@ from repro.planning import compose, extras
 from repro.planning.compose import Layer, Point
 from repro.records.layers import expand
 from repro.records.papers import Paper, is_group, load_paper
+from repro.records.study import LOOK_KEYS, Looks
 
-STUDY_KEYS = ("scale", "arm", "seed", "seeds")  # settings of a study rather than of a run
+# Settings of a study rather than of a run.
+STUDY_KEYS = ("scale", "arm", "seed", "seeds", *LOOK_KEYS)
+STUDY_LISTS = ("seeds", "max_seeds", "max_minutes", "looks", "report")  # no run reads them
 OPTIONAL_COUNTS = (
     "training.steps_per_epoch",
     "training.max_steps",
@@ -69,6 +72,7 @@ class Plan:
     hydra_overrides: list[str]
     notes: list[str] = field(default_factory=list)
     twins: dict[str, str] = field(default_factory=dict)  # arm that is not run -> arm it equals
+    looks: Looks | None = None  # with seeds=auto
 
     @property
     def is_grid(self) -> bool:
@@ -139,6 +143,11 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         f"arm '{arm}' is not run: here it equals '{first}', whose runs count for both"
         for arm, first in twins.items()
     )
+    looks = _looks(declared.settings | user.pop(*STUDY_KEYS)[1])
+    if looks is not None:
+        _check_growing(grid, {run.arm for run in runs})
+        after = ", ".join(map(str, looks.after))
+        notes.append(f"claims are judged after {after} seeds; the arms of open ones get more")
     plan = Plan(
         paper=paper,
         scale=declared.scale,
@@ -147,6 +156,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
         notes=list(dict.fromkeys(notes)),
         twins=twins,
+        looks=looks,
     )
     plan.layers()  # finds circles before anything is written
     _check_exclusive(runs)
@@ -181,13 +191,15 @@ def _declare(slug: str, user: Layer) -> _Declared:
             f"Known: {', '.join(scales)}."
         )
     scale_layer, settings = scales[scale].pop(*STUDY_KEYS)
+    seeds = config.seeds if isinstance(config.seeds, str) else list(config.seeds)
+    looks = {key: OmegaConf.select(config, key) for key in LOOK_KEYS}
     return _Declared(
         slug=slug,
         arms=arms,
         parent=config["from"],
         scale=scale,
         scale_layer=scale_layer,
-        settings={"seeds": list(config.seeds), **settings},
+        settings={"seeds": seeds, **looks, **settings},
         composer=compose.Composer(f"paper={slug}"),
     )
 
@@ -363,12 +375,51 @@ def _with_parents(
     return [arm for arm in arms if arm in wanted]
 
 
+def _looks(settings: dict[str, Any]) -> Looks | None:
+    """When a study with ``seeds=auto`` is judged; None where the seeds are given.
+
+    Raises:
+        UserError: its settings are wrong.
+    """
+    if settings.get("seed") is not None or settings["seeds"] != "auto":
+        return None
+    most, minutes, first, growth = (settings[key] for key in LOOK_KEYS)
+    if not (_is_count(first) and _is_count(most) and 2 <= first <= most):
+        raise UserError(f"looks.first lies between 2 and max_seeds={most}, not at {first!r}.")
+    if not _is_number(growth) or growth <= 1:
+        raise UserError(f"looks.growth is a number above 1, not {growth!r}.")
+    if minutes is not None and (not _is_number(minutes) or minutes <= 0):
+        raise UserError(f"max_minutes is a number above 0, or null, not {minutes!r}.")
+    after = [first]
+    while after[-1] < most:
+        after.append(min(most, max(after[-1] + 1, round(growth * after[-1]))))
+    return Looks(after=after, max_minutes=minutes)
+
+
+def _check_growing(grid: bool, arms: set[str]) -> None:
+    """Refuses ``seeds=auto`` where there is nothing to decide.
+
+    Raises:
+        UserError: that is so.
+    """
+    if grid or len(arms) < 2:
+        raise UserError(
+            "seeds=auto adds seeds until a paper's claims are decided; a grid or a single arm "
+            "decides none. Give a list instead: seeds=[0,1,2]."
+        )
+
+
 def _seeds(settings: dict[str, Any]) -> list[int]:
+    looks = _looks(settings)
+    if looks is not None:
+        return list(range(looks.after[0]))
     # `seed=3` is the narrower wish, so it beats any list of seeds.
     asked = settings["seed"] if settings.get("seed") is not None else settings["seeds"]
     seeds = asked if isinstance(asked, list) else [asked]
     if not seeds or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
-        raise UserError(f"seeds takes a list of whole numbers such as [0,1,2], not {asked!r}.")
+        raise UserError(
+            f"seeds takes a list of whole numbers such as [0,1,2], or auto, not {asked!r}."
+        )
     if any(not 0 <= seed < 2**32 for seed in seeds):
         raise UserError("Seeds lie between 0 and 4294967295.")
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
@@ -384,7 +435,7 @@ def _group_choices(layer: Layer) -> Layer:
 def _drop_lists(config: DictConfig) -> None:
     """Takes out of a config what concerns a study as a whole."""
     with open_dict(config):
-        for key in (*compose.STUDY_BLOCKS, "seeds", "report"):
+        for key in (*compose.STUDY_BLOCKS, *STUDY_LISTS):
             config.pop(key, None)
 
 
@@ -478,6 +529,10 @@ def _check_exclusive(runs: Sequence[PlannedRun]) -> None:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _file_name(text: str) -> str:

@@ -45,10 +45,13 @@ def _prepare(study: Study, plan: Plan, search: dict[str, Any] | None) -> None:
         "notes": plan.notes,
         "twins": plan.twins,
         "created": now(),
-        "code": provenance.code_fingerprint(),
+        "code": provenance.code_fingerprint()
+        | {"paper_sha256": provenance.paper_fingerprint(plan.paper)},
         "hydra": plan.hydra_overrides,
         "layers": _folders(plan),
     }
+    if plan.looks is not None:
+        record["looks"] = plan.looks
     if search is not None:
         record["search"] = search
     # Written last: a folder without study.json was never completely prepared.

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import re
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from repro.records.papers import Paper, config_folders
 
 PACKAGES = ("gradient-repro", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scipy")
 
@@ -36,6 +40,40 @@ def code_fingerprint() -> dict[str, Any]:
         for file in sorted((*root.rglob("*.py"), *root.rglob("*.yaml"))):
             digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
     return {"sha256": digest.hexdigest()[:16], "commit": _git_commit(library)}
+
+
+def paper_fingerprint(paper: Paper) -> str:
+    """A hash over what is a paper's own: its room, its method, and the configs that name either.
+
+    Unlike `code_fingerprint` it stays the same while the engine and other papers change.
+    """
+    digest = hashlib.sha256()
+    for name, content in sorted(_own_sources(paper)):
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()[:16]
+
+
+def _own_sources(paper: Paper) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of files."""
+    room, method = paper.room_folder, Path(__file__).parents[1] / "methods" / paper.slug
+    for file in (*room.rglob("*.py"), *room.glob("claims.yaml"), *method.rglob("*.py")):
+        yield f"{file.parent.name}/{file.name}", file.read_bytes()
+    if method.with_suffix(".py").is_file():
+        yield "", method.with_suffix(".py").read_bytes()
+    target = re.compile(rf"\b(repro\.methods\.{paper.slug}|{re.escape(paper.room)})\b".encode())
+    for path, content in _configs(tuple(config_folders())).items():
+        if paper.slug in path.with_suffix("").parts or target.search(content):
+            yield path.as_posix(), content
+
+
+@functools.cache
+def _configs(folders: tuple[Path, ...]) -> dict[Path, bytes]:
+    """The config files by their paths within their folders."""
+    return {
+        file.relative_to(folder): file.read_bytes()
+        for folder in folders
+        for file in folder.rglob("*.yaml")
+    }
 
 
 def _git_commit(folder: Path) -> str | None:

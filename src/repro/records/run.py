@@ -43,7 +43,8 @@ class Code(Record):
     """Which sources ran."""
 
     sha256: str = ""  # the first 16 digits
-    commit: str | None = None
+    commit: str | None = None  # "+changes" if there were some beside it
+    paper_sha256: str | None = None  # of what is the paper's own; runs do not say it
 
 
 class Failure(Record):

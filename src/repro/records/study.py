@@ -24,6 +24,14 @@ from repro.records.status import Status
 from repro.records.typed import Moment, Record, read_record, update_record
 
 NEWEST = 5  # studies that say how long runs take
+LOOK_KEYS = ("max_seeds", "max_minutes", "looks.first", "looks.growth")  # settings of seeds=auto
+
+
+class Looks(Record):
+    """When a study that grows (``seeds=auto``) is judged."""
+
+    after: list[int]  # numbers of seeds, rising; the last one is the most
+    max_minutes: float | None = None  # of computing, all runs together
 
 
 class StudyRecord(Record):
@@ -40,6 +48,7 @@ class StudyRecord(Record):
     hydra: list[str] = Field(default_factory=list)  # overrides of Hydra's own settings
     layers: list[list[str]] = Field(default_factory=list)  # parents before children
     search: dict[str, Any] | None = None  # what is searched, if runs are trials
+    looks: Looks | None = None  # with seeds=auto
     mlflow_run: str | None = None
 
 

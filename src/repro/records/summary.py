@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from repro.records import files
 from repro.records.papers import Paper
+from repro.records.provenance import paper_fingerprint
 from repro.records.status import Status
 
 if TYPE_CHECKING:
     from repro.records.study import Study
+
+
+OLD = "†"  # marks a record that is older than what is its paper's own
 
 
 class OfArm(Protocol):
@@ -143,3 +147,14 @@ def recorded_seconds(paper: Paper, scale: str) -> float:
     """How long the runs of a recorded study took, one after the other."""
     runs = files.read_json(paper.results_file(scale))["runs"]
     return float(sum(run["seconds"] or 0 for run in runs))
+
+
+def recorded_commit(paper: Paper, scale: str) -> str:
+    """The git commit of the code that produced a recorded study, or ``unknown``."""
+    return str(files.read_json(paper.results_file(scale))["code"].get("commit", "unknown"))
+
+
+def is_outdated(paper: Paper, scale: str) -> bool:
+    """Whether what is the paper's own has changed since a recorded study, as far as is known."""
+    produced = files.read_json(paper.results_file(scale))["code"].get("paper_sha256")
+    return produced is not None and produced != paper_fingerprint(paper)

@@ -12,22 +12,22 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
-from repro.claims.evidence import RunResult
+from repro.claims.evidence import RunResult, Series
 from repro.claims.file import Claim, ClaimsFile, load_claims
 from repro.claims.judge import judge
-from repro.claims.studies import judge_study
+from repro.claims.studies import recorded_results, verdicts_of
 from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
-from repro.records.study import Study, find_studies
-from repro.records.summary import recorded_seconds, recorded_verdicts
+from repro.records.study import LOOK_KEYS, Study, find_studies
+from repro.records.summary import OLD, is_outdated, recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
 # What a user may type without changing what is measured; folders are not recorded.
-HARMLESS = {"paper", "scale", "n_jobs", "hardware"}
+HARMLESS = {"paper", "scale", "n_jobs", "hardware", *LOOK_KEYS}
 FOLDERS = {"outputs", "data.root"}
 
 
@@ -113,12 +113,10 @@ def judged_again(claims: ClaimsFile, content: dict[str, Any]) -> list[dict[str, 
         UserError: a new claim reads what is not recorded.
     """
     old = {claim["id"]: claim for claim in content["claims"]}
-    runs = [_recorded_run(run) for run in content["runs"]]
-    for arm, first in content.get("twins", {}).items():
-        runs += [replace(run, arm=arm) for run in runs if run.arm == first]
+    runs = [replace(run, series=_not_recorded) for run in recorded_results(content)]
     verdicts = []
     for claim in claims.claims:
-        verdict = _judged_again(claims, claim, runs, content["scale"]) or old.get(claim.id)
+        verdict = _judged_again(claims, claim, runs, content) or old.get(claim.id)
         if verdict is None:
             raise UserError(
                 f"The record of {content['paper']} does not hold what claim {claim.id} reads. "
@@ -132,23 +130,20 @@ class _NotRecordedError(Exception):
     """A claim reads what a record does not hold."""
 
 
-def _recorded_run(run: dict[str, Any]) -> RunResult:
-    def series(_metric: str) -> dict[int, float]:
-        raise _NotRecordedError
-
-    return RunResult(
-        run["arm"], run["seed"], status=run["status"], metrics=run["metrics"], series=series
-    )
+def _not_recorded(_metric: str) -> Series:
+    raise _NotRecordedError
 
 
 def _judged_again(
-    claims: ClaimsFile, claim: Claim, runs: list[RunResult], scale: str
+    claims: ClaimsFile, claim: Claim, runs: list[RunResult], content: dict[str, Any]
 ) -> dict[str, Any] | None:
+    scale = content["scale"]
     read = {arm for check in claim.checks_at(scale) for arm in check.arm_names()}
-    if scale in claim.scales and not read <= {run.arm for run in runs}:
+    if not read <= {run.arm for run in runs}:
         return None
+    one = claims.model_copy(update={"claims": [claim]})
     try:
-        (verdict,) = judge(claims.model_copy(update={"claims": [claim]}), runs, scale)
+        (verdict,) = judge(one, runs, scale, content.get("looks", ()))
     except _NotRecordedError:
         return None
     return verdict.to_dict()
@@ -190,6 +185,8 @@ def results_markdown(recorded: dict[str, Any]) -> str:
     """The claim table and the table of arms, in Markdown."""
     claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
     typed = " ".join(recorded["typed"])
+    known = recorded["code"].get("commit")
+    commit = f" (commit {known})" if known else ""
     arms = recorded["arms"]
     metrics = list(dict.fromkeys(name for arm in arms.values() for name in arm["metrics"]))
     rows = [
@@ -197,7 +194,7 @@ def results_markdown(recorded: dict[str, Any]) -> str:
         for name, arm in arms.items()
     ]
     lines = [
-        f"`repro run {typed}`, code {recorded['code']['sha256']}:",
+        f"`repro run {typed}`, code {recorded['code']['sha256']}{commit}:",
         "",
         *verdicts_markdown(claims),
         "",
@@ -222,12 +219,11 @@ def overview_markdown() -> str:
         for scale, counts in recorded.items():
             if set(counts) != {Verdict.NOT_AT_SCALE}:
                 minutes = f"{recorded_seconds(paper, scale) / 60:.0f}"
-                rows.append([link, _titled(paper), scale, *tally(counts), minutes])
+                shown = f"{scale} {OLD}" if is_outdated(paper, scale) else scale
+                rows.append([link, _titled(paper), shown, *tally(counts), minutes])
     columns = ("paper", "title", "scale", *MARKS, "minutes")
-    return (
-        "\n".join(["", *markdown_table(columns, rows), "", f"{LEGEND}; minutes of one core."])
-        + "\n"
-    )
+    legend = f"{LEGEND}; minutes of one core; {OLD} the paper's code has changed since."
+    return "\n".join(["", *markdown_table(columns, rows), "", legend]) + "\n"
 
 
 def _titled(paper: Paper) -> str:
@@ -249,13 +245,17 @@ def _named(wanted: dict[str, str]) -> tuple[Paper, str]:
 
 def _latest(paper: Paper, scale: str, outputs: Path) -> Study:
     for study in reversed(find_studies(outputs)):
-        is_plain = {_key(text) for text in study.about.typed} <= HARMLESS | FOLDERS
+        is_plain = all(map(_is_plain, study.about.typed))
         if study.about.paper == paper.slug and study.scale == scale and is_plain:
             return study
     raise UserError(
         f"There is no study of {paper.slug} at scale={scale} without further overrides in "
         f"{outputs}. Run one: repro run paper={paper.slug} scale={scale}"
     )
+
+
+def _is_plain(override: str) -> bool:
+    return override == "seeds=auto" or _key(override) in HARMLESS | FOLDERS
 
 
 def _key(override: str) -> str:
@@ -268,11 +268,12 @@ def _content(study: Study) -> dict[str, Any]:
         "paper": study.about.paper,
         "scale": study.scale,
         "typed": [text for text in study.about.typed if _key(text) not in FOLDERS],
-        "code": {"sha256": study.about.code.sha256},
+        "code": study.about.code.model_dump(mode="json", exclude_none=True),
+        **({"twins": study.about.twins} if study.about.twins else {}),
+        **({"looks": study.about.looks.after} if study.about.looks else {}),
         "versions": records[0].versions,
         "hardware": records[0].hardware,
-        "claims": [verdict.to_dict() for verdict in judge_study(study)],
-        "twins": study.about.twins,
+        "claims": [verdict.to_dict() for verdict in verdicts_of(study)],
         "arms": {
             row.arm: {"runs": row.states, "metrics": row.metrics}
             for row in arm_rows([run.measured() for run in study.runs], study.paper.report)

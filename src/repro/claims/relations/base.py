@@ -23,15 +23,26 @@ if TYPE_CHECKING:
 Scale = Annotated[str, Field(pattern=r"^(smoke|mini|full)(_[a-z0-9]+)*$")]
 RELATIONS: dict[str, type[Check]] = {}
 PLACEHOLDER = "{each}"
+POWER = 0.8  # with which probability a number of seeds is said to decide
+OTHER_ARMS = ("arms", "start", "goal", "versus")  # fields that name arms, beside ``arm``
 
 
 class Outcome(NamedTuple):
-    """What came out of a check."""
+    """What came out of a check.
+
+    Attributes:
+        verdict: The outcome.
+        reason: Why it is not clear cut; may be empty.
+        estimate: The effect with its interval.
+        seeds: How many it rests on.
+        needed: How many would probably decide it.
+    """
 
     verdict: Verdict
     reason: str = ""
     estimate: Estimate | None = None
     seeds: int = 0
+    needed: int | None = None
 
 
 class Sample(NamedTuple):
@@ -65,6 +76,8 @@ class Check(Strict):
         unit: Shown behind the numbers.
         percent: Shows fractions as percentages.
         margin_because: Why its margin or bound is what it is, in a line.
+        null_arm: An arm without the method. The check is made with it in the place of ``arm``, too:
+            where it passes as well, the check shows nothing of the method, and is inconclusive.
     """
 
     relation: str
@@ -76,6 +89,7 @@ class Check(Strict):
     unit: str = ""
     percent: bool = False
     margin_because: Text | None = None
+    null_arm: Text | None = None
 
     # The fields that say how far the effect has to go, each with the value that asks for nothing.
     limits: ClassVar[Mapping[str, float | None]] = {}
@@ -103,6 +117,22 @@ class Check(Strict):
             raise ValueError("each: one is listed twice")
         self.expanded()  # raises where a name makes the check impossible
         return self
+
+    @model_validator(mode="after")
+    def _null_arm_stands_in(self) -> Self:
+        if self.null_arm is not None and self.null_arm in self._named("arm", *OTHER_ARMS):
+            raise ValueError(f"null_arm: the check reads '{self.null_arm}' already")
+        if self.null_arm is not None and getattr(self, "arm", None) is None:
+            raise ValueError("null_arm: stands in for arm, which this check does not have")
+        return self
+
+    @property
+    def of_null_arm(self) -> Self | None:
+        """The same check of the arm without the method, if there is one."""
+        if self.null_arm is None:
+            return None
+        raw = self.model_dump(exclude_unset=True, exclude={"null_arm"})
+        return self.model_validate(raw | {"arm": self.null_arm})
 
     def expanded(self) -> tuple[Self, ...]:
         """The checks that this one stands for: one for each of ``each``, or itself."""
@@ -154,8 +184,8 @@ class Check(Strict):
         }
 
     def arm_names(self) -> tuple[str, ...]:
-        """The arms this check reads, by its fields ``arm``, ``arms`` and ``versus``."""
-        return self._named("arm", "arms", "versus")
+        """The arms this check reads, by its fields."""
+        return self._named("arm", *OTHER_ARMS, "null_arm")
 
     def metric_names(self) -> tuple[str, ...]:
         """The metrics this check reads, by its fields ``metric`` and ``versus_metric``."""
@@ -279,7 +309,40 @@ class MetricCheck(Check):
         else:
             verdict = Verdict.INCONCLUSIVE
             reason = reason or f"the interval from {n} seeds lies on both sides of the limit"
-        return Outcome(verdict, sentence(reason, sample.note), estimate, n)
+        needed = self._seeds_needed(sample) if verdict is Verdict.INCONCLUSIVE else None
+        return Outcome(verdict, sentence(reason, sample.note), estimate, n, needed)
+
+    @property
+    def sample_region(self) -> tuple[float, float]:
+        """The ends of the region on the scale of the sample, which holds logarithms of factors."""
+        low, high, _ = self.region
+        return (_log(low), _log(high)) if self.is_factor else (low, high)
+
+    def detectable(self, evidence: Evidence) -> float | None:
+        """How far from its limit an effect has to be to be told, given spread and number of seeds.
+
+        That is with a probability of `POWER`; None where it is not known.
+        """
+        from repro.claims import statistics
+
+        if self.statistic == "median":
+            return None
+        # Between two ends the interval has to leave out both: each may go wrong half as often.
+        power = (1 + POWER) / 2 if all(map(math.isfinite, self.sample_region)) else POWER
+        values = self.sample(evidence).values
+        distance = statistics.detectable_distance(values, self.level, power)
+        return _exp(distance) if self.is_factor and distance is not None else distance
+
+    def _seeds_needed(self, sample: Sample) -> int | None:
+        """How many seeds would probably decide, as far as a sample tells."""
+        from repro.claims import statistics
+
+        if self.statistic == "median" or sample.open_below or len(sample.values) < 2:
+            return None
+        if statistics.identical(sample.values):
+            return statistics.sign_test_seeds(self.level)
+        needed = statistics.seeds_to_decide(sample.values, *self.sample_region, self.level, POWER)
+        return None if needed is None else max(needed, self.min_seeds)
 
     def _estimate(self, values: Values) -> tuple[Estimate, str]:
         """The interval of a sample's mean or median and, if it is not the ordinary one, why."""
@@ -362,6 +425,10 @@ def log(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _filled(raw: Any, name: str) -> Any:

@@ -133,6 +133,12 @@ class Ordered(Directed):
             reason=sentence(f"weakest step: {step.arm} − {step.versus}", weakest.reason),
         )
 
+    def detectable(self, evidence: Evidence) -> float | None:
+        """That of the step about which least is known."""
+        found = [step.detectable(evidence) for step in self.steps]
+        known = [distance for distance in found if distance is not None]
+        return max(known) if len(known) == len(found) else None
+
 
 class Curve(MetricCheck):
     """The metric as a function of x, one curve per seed.

@@ -18,7 +18,16 @@ from repro.claims.evidence import (
 )
 from repro.claims.intervals import Estimate, Region
 from repro.claims.ranges import range_of
-from repro.claims.relations.base import Check, MetricCheck, Outcome, Range, Sample, log, sentence
+from repro.claims.relations.base import (
+    POWER,
+    Check,
+    MetricCheck,
+    Outcome,
+    Range,
+    Sample,
+    log,
+    sentence,
+)
 from repro.claims.verdicts import Verdict
 
 
@@ -295,17 +304,14 @@ class GapClosed(MetricCheck):
         """Beyond the point."""
         return Region.beyond(0.0, upwards=True)
 
-    def arm_names(self) -> tuple[str, ...]:
-        """All three arms."""
-        return (self.arm, self.start, self.goal)
-
     def sample(self, evidence: Evidence) -> Sample:
         """By how much the arm passes the point.
 
         Raises:
             UndecidedError: the gap is too small.
         """
-        arm, start, goal = (self.values(evidence, name) for name in self.arm_names())
+        three = (self.arm, self.start, self.goal)
+        arm, start, goal = (self.values(evidence, name) for name in three)
         seeds = common_seeds(arm, start, goal)
         gap = sum(goal[seed] - start[seed] for seed in seeds) / len(seeds)
         if gap <= self.least_gap:
@@ -426,7 +432,12 @@ class Collapse(Check):
             verdict = Verdict.NOT_SUPPORTED
         else:
             verdict = Verdict.INCONCLUSIVE
-        return Outcome(verdict, reason, result.estimate, seeds)
+        needed = None
+        if verdict is Verdict.INCONCLUSIVE:
+            needed = statistics.seeds_to_tell_apart(
+                hits / total, other_hits / other_total, self.level, POWER
+            )
+        return Outcome(verdict, reason, result.estimate, seeds, needed)
 
     def _count(self, evidence: Evidence, arm: str) -> tuple[int, int]:
         """How many of an arm's runs collapsed, and how many there are.

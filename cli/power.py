@@ -1,0 +1,84 @@
+"""`repro show SLUG --power`: which effects the recorded studies could have found."""
+
+from __future__ import annotations
+
+from repro.claims.file import ClaimsFile, load_claims
+from repro.claims.power import Power, power
+from repro.claims.studies import recorded_results
+from repro.claims.verdicts import Verdict
+from repro.errors import UserError
+from repro.records.files import read_json
+from repro.records.papers import Paper
+
+from . import render
+
+
+def show(paper: Paper, as_json: bool) -> None:
+    """A table for each recorded scale.
+
+    Raises:
+        UserError: nothing of the paper is recorded.
+    """
+    scales = [scale for scale in paper.scales if paper.results_file(scale).is_file()]
+    if not scales:
+        raise UserError(
+            f"Nothing of '{paper.slug}' is recorded yet, so that no spread over seeds is known. "
+            f"Run it: repro run paper={paper.slug}, then repro record paper={paper.slug}."
+        )
+    claims = load_claims(paper.claims_file)
+    found = {scale: _power(paper, claims, scale) for scale in scales}
+    if as_json:
+        render.emit({scale: [_as_json(row) for row in rows] for scale, rows in found.items()})
+        return
+    for scale, rows in found.items():
+        _print(f"{paper.slug} at scale={scale}, today's checks on the recorded runs", rows)
+    render.console.print(
+        "tells: how far from its limit an effect has to be for four of five studies to decide the "
+        "check. more seeds: how many would probably decide it, were the effect as measured."
+    )
+
+
+def _power(paper: Paper, claims: ClaimsFile, scale: str) -> list[Power]:
+    record = read_json(paper.results_file(scale))
+    return power(claims, recorded_results(record), scale, record.get("looks", ()))
+
+
+def _print(title: str, rows: list[Power]) -> None:
+    columns = ("claim", "check", "the paper", "measured", "tells", "null arm", "more seeds")
+    shown = render.table(*columns, title=f"\n{title}")
+    claim = ""
+    for row in rows:
+        check = row.check
+        first = row.claim != claim
+        claim = row.claim
+        shown.add_row(
+            claim if first else "",
+            check.detail,
+            row.paper if first else "",
+            f"{check.verdict.mark} {check.effect_text}, {check.seeds} seeds",
+            row.detectable_text,
+            _null(row),
+            _seeds(row),
+        )
+    render.console.print(shown)
+
+
+def _null(row: Power) -> str:
+    if row.check.null_arm is None:
+        return "–"
+    return f"{row.check.null_arm} {'passes' if row.check.null_passes else 'fails'}"
+
+
+def _seeds(row: Power) -> str:
+    if row.check.verdict is not Verdict.INCONCLUSIVE:
+        return "decided" if row.check.seeds else "–"
+    return "?" if row.check.seeds_needed is None else str(row.check.seeds_needed)
+
+
+def _as_json(row: Power) -> dict[str, object]:
+    return {
+        "claim": row.claim,
+        "paper": row.paper,
+        "detectable": row.detectable,
+        **row.check.to_dict(),
+    }
