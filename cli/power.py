@@ -34,7 +34,7 @@ def show(paper: Paper, as_json: bool) -> None:
         _print(f"{paper.slug} at scale={scale}, today's checks on the recorded runs", rows)
     render.console.print(
         "tells: how far from its limit an effect has to be for four of five studies to decide the "
-        "check. more seeds: how many would probably decide it, were the effect as measured."
+        "check. to decide: how many seeds would probably do, were the effect as measured."
     )
 
 
@@ -44,7 +44,7 @@ def _power(paper: Paper, claims: ClaimsFile, scale: str) -> list[Power]:
 
 
 def _print(title: str, rows: list[Power]) -> None:
-    columns = ("claim", "check", "the paper", "measured", "tells", "null arm", "more seeds")
+    columns = ("claim", "check", "the paper", "measured", "seeds", "tells", "null arm", "to decide")
     shown = render.table(*columns, title=f"\n{title}")
     claim = ""
     for row in rows:
@@ -55,7 +55,8 @@ def _print(title: str, rows: list[Power]) -> None:
             claim if first else "",
             check.detail,
             row.paper if first else "",
-            f"{check.verdict.mark} {check.effect_text}, {check.seeds} seeds",
+            f"{check.verdict.mark} {check.effect_text}",
+            str(check.seeds),
             row.detectable_text,
             _null(row),
             _seeds(row),
@@ -71,7 +72,7 @@ def _null(row: Power) -> str:
 
 def _seeds(row: Power) -> str:
     if row.check.verdict is not Verdict.INCONCLUSIVE:
-        return "decided" if row.check.seeds else "–"
+        return "–"
     return "?" if row.check.seeds_needed is None else str(row.check.seeds_needed)
 
 

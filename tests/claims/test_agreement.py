@@ -29,7 +29,7 @@ def changed(verdict: Verdict = Verdict.SUPPORTED, **fields: Any) -> ClaimVerdict
         (
             changed(effect=0.05, low=0.04, high=0.06),
             "differs",
-            "dgc − dense, test/accuracy: +5 [+4, +6] points instead of +0.8 [-0.2, +1.9] points",
+            "test/accuracy: +5.0 [+4.0, +6.0] points instead of +0.8 [-0.2, +1.9] points",
         ),
         (changed(effect=None, low=None, high=None), "differs", "test/accuracy: – instead of +0.8"),
         (changed(Verdict.INCONCLUSIVE), "differs", "inconclusive instead of supported"),

@@ -25,7 +25,8 @@ TYPED = ["paper=toy", "scale=smoke", "training.epochs=1", "n_jobs=1", *AUTO]
 
 def claims(toy: Path, monkeypatch: pytest.MonkeyPatch, *checks: str) -> None:
     """Replaces the toy's claims by one for each of these checks."""
-    head = "statement: It works., where: nowhere, paper: {value: x, source: read}, scales: [smoke]"
+    paper = "where: nowhere, paper: {value: x, source: read}"
+    head = f"statement: It works., {paper}, scales: [smoke, mini]"
     lines = [f"  - {{id: T{n}, {head}, checks: [{{{c}}}]}}" for n, c in enumerate(checks, 1)]
     (toy / "claims.yaml").write_text("\n".join(["claims:", *lines]))
     monkeypatch.setattr(Paper, "claims_file", toy / "claims.yaml")

@@ -31,11 +31,12 @@ class Power:
 
     @property
     def detectable_text(self) -> str:
-        """The distance in the unit of the effect."""
-        check = self.check
-        return format_effect(
-            self.detectable, signed=check.signed, percent=check.percent, unit=check.unit
-        ).lstrip("+")
+        """The distance in the unit of the effect, to two digits."""
+        if self.detectable is None:
+            return "–"
+        check, rounded = self.check, float(f"{self.detectable:.2g}")
+        text = format_effect(rounded, signed=check.signed, percent=check.percent, unit=check.unit)
+        return text.lstrip("+")
 
 
 def power(

@@ -6,8 +6,10 @@ the independent draws; everything here asks what the mean over all seeds would b
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
+import operator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,12 +37,8 @@ def t_interval(sample: ArrayLike, level: float = 0.95) -> Estimate:
     strongly skewed values. Paired differences of exchangeable arms are symmetric, hence safe.
     """
     x = np.asarray(sample, dtype=float)
-    n = len(x)
-    mean = float(x.sum()) / n
-    # Not var(): with a handful of values its overhead would dominate a judgement.
-    deviation = x - mean
-    error = math.sqrt(float(deviation @ deviation) / (n - 1) / n)
-    half = _t_quantile(n - 1, level) * error
+    mean, error = _mean_and_error(x)
+    half = _t_quantile(len(x) - 1, level) * error
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -155,14 +153,15 @@ def seeds_to_decide(
         The number, or None if the sample does not tell or `MOST_SEEDS` are not enough.
     """
     x = np.asarray(sample, dtype=float)
-    if len(x) < 2 or identical(x):
-        return None
-    mean = float(x.mean())
+    mean, error = _mean_and_error(x)
     distances = [abs(mean - end) for end in (low, high) if math.isfinite(end)]
+    if not error > 0 or not distances:
+        return None
     # Between two ends the interval has to leave out both: each may go wrong half as often.
     each = (1 + power) / 2 if low < mean < high and len(distances) == 2 else power
-    enough = detectable(level, each)[2:] * x.std(ddof=1) <= min(distances)
-    return 2 + int(enough.argmax()) if enough.any() else None
+    distance = min(distances) / (error * math.sqrt(len(x)))
+    seeds = bisect.bisect_left(detectable(level, each), -distance, key=operator.neg)
+    return seeds if seeds <= MOST_SEEDS else None
 
 
 def seeds_to_tell_apart(p: float, q: float, level: float, power: float) -> int | None:
@@ -216,6 +215,15 @@ def slopes(x: ArrayLike, y_SX: ArrayLike) -> NDArray[np.float64]:
     centred = np.asarray(x, dtype=float)
     centred = centred - centred.mean()
     return np.asarray(y_SX, dtype=float) @ centred / float(centred @ centred)
+
+
+def _mean_and_error(x: NDArray[np.float64]) -> tuple[float, float]:
+    """The mean and its standard error; NaN for a single value."""
+    n = len(x)
+    mean = float(x.sum()) / n
+    # Not var(): with a handful of values its overhead would dominate a judgement.
+    deviation = x - mean
+    return mean, math.sqrt(float(deviation @ deviation) / (n - 1) / n) if n > 1 else math.nan
 
 
 @functools.cache

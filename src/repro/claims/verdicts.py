@@ -198,7 +198,7 @@ class ClaimVerdict(_Record):
     @property
     def outlook(self) -> str:
         """How many seeds would probably decide the claim, if it is inconclusive; may be empty."""
-        needed = [c.seeds_needed for c in self.checks if c.verdict is Verdict.INCONCLUSIVE]
+        needed = [c.seeds_needed for c in self.checks if c.verdict is not Verdict.SUPPORTED]
         if self.verdict is not Verdict.INCONCLUSIVE or not needed or None in needed:
             return ""
         return f"about {max(filter(None, needed))} seeds would probably decide it"
