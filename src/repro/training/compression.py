@@ -196,16 +196,16 @@ class Compression(Evaluated):
             return
         x, y = batch
         if self.task == "language":
-            self._compare("kl", self._outputs(x, y), "loss")
+            self._compare("kl", self.outputs(x, y), "loss")
             return
-        self._compare(None, self._outputs(x, y), "accuracy")
+        self._compare(None, self.outputs(x, y), "accuracy")
         generator = generator_for(self.protocol.seed, SPLITS.index(self.split), batch_idx)
         for _ in range(self.protocol.copies):
             noise = torch.randn(x.shape, generator=generator).to(x)
-            noisy = self._outputs(x + self.protocol.noise * noise, y)
+            noisy = self.outputs(x + self.protocol.noise * noise, y)
             self._compare("kl", noisy, "noisy_accuracy")
 
-    def _outputs(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def outputs(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, classes) of the compressed and of the float network, and targets (N,)."""
         assert self.units is not None
         logits, reference = self.model(x), self.units.reference(x)

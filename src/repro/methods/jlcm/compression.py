@@ -31,9 +31,6 @@ from repro.toolbox.reconstruction import (
     weight_name,
 )
 
-FLOAT_BITS = 32  # of biases, norms and layers that are left alone
-
-
 @dataclass
 class Mapped(Report):
     """What became of a layer's mapping besides.
@@ -114,7 +111,7 @@ class CodebookCompression(UnitByUnit):
         if recipe.learner == "product":
             values, self.stored[unit.name] = product_quantised(layer, recipe)
             weight.copy_(values)
-            return Mapped(**vars(self.report(unit)))
+            return Mapped(**vars(self.report(unit)), weights=values.numel())
         start = kmeans_start(layer, recipe)
         coded = self._learned(layer, start, generator_for(self.seed, number))
         weight.copy_(coded.weight())
@@ -175,9 +172,13 @@ class CodebookCompression(UnitByUnit):
     def bits(self) -> tuple[int, int]:
         """Bits of the layers compressed so far, and of the whole model as it then is."""
         layers = sum(self.stored.values())
-        compressed = sum(self.float_weight(name).numel() for name in self.stored)
-        rest = sum(p.numel() for p in self.model.parameters()) - compressed
-        return layers, layers + FLOAT_BITS * rest
+        coded = {weight_name(name) for name in self.stored}
+        rest = sum(
+            8 * tensor.numel() * tensor.dtype.itemsize
+            for name, tensor in self.model.named_parameters()
+            if name not in coded
+        )
+        return layers, layers + rest
 
     def _learned(self, layer: Layer, start: CodedWeight, generator: torch.Generator) -> CodedWeight:
         if self.recipe.learner == "joint":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from repro.toolbox.codebooks.packing import decode, pack
 
@@ -101,3 +102,24 @@ def weight_bits(
     """
     table = rows * code_bits(listed) if listed > 1 else 0
     return weights * code_bits(k) + CODEBOOK_BITS * (k * codebooks + scales) + table
+
+
+def memory_bits(
+    model: nn.Module, layers: Collection[str], k: int, codebooks: int = 1, scales: int = 0
+) -> int:
+    """Bits of a model whose named layers are coded, from its shapes alone.
+
+    Args:
+        model: may be on the device ``meta``; everything but the layers' weights stays as it is.
+        layers: names of layers.
+        k: values in a codebook.
+        codebooks: of each layer.
+        scales: of each layer.
+    """
+    coded = {f"{layer}.weight" for layer in layers}
+    return sum(
+        weight_bits(len(tensor), tensor.numel(), k, codebooks, scales)
+        if name in coded
+        else 8 * tensor.numel() * tensor.dtype.itemsize
+        for name, tensor in model.named_parameters()
+    )
