@@ -139,7 +139,7 @@ def test_each_kernel_and_optimizer_has_its_own_rate() -> None:
 
 
 def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:
-    """A small residual network in the place of ResNet-50: folded, four values, one update a layer."""
+    """A small residual network in the place of ResNet-50: folded, one update a layer."""
     model = ResNetCIFAR([1, 8, 8], 10, depth=8, width=4)
     torch.save(model.state_dict(), tmp_path / "small.pth")
     typed = ["arm=jlcm_std", "method.iterations=1", "module.protocol.size=8", "model=resnet20",

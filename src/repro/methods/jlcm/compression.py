@@ -31,6 +31,7 @@ from repro.toolbox.reconstruction import (
     weight_name,
 )
 
+
 @dataclass
 class Mapped(Report):
     """What became of a layer's mapping besides.

@@ -5,7 +5,14 @@ codebooks and scales of a weight; what they cost in bits), `packing` (codes as a
 products straight from it), `storage` (packed weights in a file).
 """
 
-from repro.toolbox.codebooks.coded import CODEBOOK_BITS, CodedWeight, code_bits, memory_bits, nearest_codes, weight_bits
+from repro.toolbox.codebooks.coded import (
+    CODEBOOK_BITS,
+    CodedWeight,
+    code_bits,
+    memory_bits,
+    nearest_codes,
+    weight_bits,
+)
 from repro.toolbox.codebooks.kmeans import kmeans_1d
 from repro.toolbox.codebooks.packing import pack, packed_product, unpack
 from repro.toolbox.codebooks.storage import read_packed, write_packed
