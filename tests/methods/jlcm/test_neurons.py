@@ -93,11 +93,11 @@ def test_scaled_neurons_keep_a_relu_network() -> None:
     model = PlainCNN([1, 8, 8], 10, widths=[4, 4, 6, 6], hidden=8).eval()
     x = pictures()
     before = model(x)
-    first = model.stages[0][0].weight.clone()  # type: ignore[index]
+    first = model.stages[0][0].weight.clone()
     for link in find_links(model, x, weight_layers(model, x)):
         scale_neurons(model, link, torch.linspace(0.25, 4, link.count))
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(model.stages[0][0].weight[0], first[0] / 4)  # type: ignore[index]
+    torch.testing.assert_close(model.stages[0][0].weight[0], first[0] / 4)
 
 
 def test_groups() -> None:

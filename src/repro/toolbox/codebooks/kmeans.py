@@ -45,7 +45,9 @@ def kmeans_1d(
     mass_GM = _prefix_sums(weights_GN)
     sums_GM = _prefix_sums(weights_GN * values_GN)
     centres_Gk = (
-        start_Gk.to(values_GN) if start_Gk is not None else _quantiles(values_GN, mass_GM, k)
+        start_Gk.to(values_GN).clone()
+        if start_Gk is not None
+        else _quantiles(values_GN, mass_GM, k)
     )
     edges_GE = torch.zeros(0)
     for _ in range(iterations):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-assert sys.byteorder == "little", "a table of bytes is read as words"
 ROWS = 512  # decoded at a time; eight rows begin and end with a byte, whatever their length
 
 

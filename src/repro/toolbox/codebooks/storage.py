@@ -35,23 +35,30 @@ def write_packed(file: str | Path, weights: Mapping[str, CodedWeight]) -> int:
         Bits of the payload: `CodedWeight.bits` of each, its codes, and its list of groups, rounded
         up to whole bytes.
     """
-    header: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
-    payload = bytearray()
-    for name, coded in weights.items():
-        facts[name] = {
+    facts = {
+        name: {
             "shape": list(coded.shape),
             "sizes": torch.bincount(coded.groups, minlength=coded.count).tolist(),
             "implied": coded.implied,
         }
-        for part, tensor in _parts(coded).items():
-            start = len(payload)
-            payload += tensor.contiguous().cpu().numpy().tobytes()
-            header[f"{name}:{part}"] = {
-                "dtype": DTYPES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [start, len(payload)],
-            }
+        for name, coded in weights.items()
+    }
+    parts = {
+        f"{name}:{part}": tensor
+        for name, coded in weights.items()
+        for part, tensor in _parts(coded).items()
+    }
+    header: dict[str, Any] = {}
+    payload = bytearray()
+    # Wide numbers first, so that each begins where a multiple of its size is.
+    for name, tensor in sorted(parts.items(), key=lambda part: -part[1].dtype.itemsize):
+        start = len(payload)
+        payload += tensor.contiguous().cpu().numpy().tobytes()
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, len(payload)],
+        }
     header["__metadata__"] = {"weights": json.dumps(facts)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
