@@ -44,11 +44,10 @@ def kmeans_1d(
         weights_GN = torch.where(nothing, torch.ones_like(weights_GN), weights_GN)
     mass_GM = _prefix_sums(weights_GN)
     sums_GM = _prefix_sums(weights_GN * values_GN)
-    centres_Gk = (
-        start_Gk.to(values_GN).clone()
-        if start_Gk is not None
-        else _quantiles(values_GN, mass_GM, k)
-    )
+    if start_Gk is None:
+        centres_Gk = _quantiles(values_GN, mass_GM, k)
+    else:
+        centres_Gk = start_Gk.to(values_GN).clone()
     edges_GE = torch.zeros(0)
     for _ in range(iterations):
         before, edges_GE = edges_GE, _edges(values_GN, centres_Gk)
