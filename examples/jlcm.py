@@ -18,7 +18,7 @@ images, labels = load_digits(return_X_y=True)
 x, y = torch.tensor(images, dtype=torch.float32) / 16, torch.tensor(labels)
 trained = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.Adam(trained.parameters(), lr=3e-3)
-for _ in range(500):
+for _ in range(300):
     batch = torch.randint(1400, (64,))
     optimizer.zero_grad()
     cross_entropy(trained(x[batch]), y[batch]).backward()
@@ -37,7 +37,7 @@ recipes: dict[str, dict[str, Any]] = {
 }
 for name, settings in recipes.items():
     model = copy.deepcopy(trained)
-    recipe = Recipe(k=4, iterations=300, mapping_lr=0.5, **settings)
+    recipe = Recipe(k=4, iterations=150, mapping_lr=0.5, **settings)
     work = CodebookCompression(model, recipe, x[:256])
     error = [report.error for report in work][-1]
     bits = work.bits()[0] / sum(work.float_weight(layer).numel() for layer in work.layers)

@@ -146,7 +146,7 @@ def test_reconstruction_sees_the_quantised_prefix_and_the_float_target() -> None
     model, x = small_cnn(), pictures()
     ptq = PostTrainingQuantization(copy.deepcopy(model), Recipe(bits=2, **QUICK), x)
     ptq.step(0)
-    x_hat, flow = ptq._flows(ptq.units[1])
+    x_hat, flow = ptq.flows(ptq.units[1])
     prefix = ptq.model.stages[0]
     torch.testing.assert_close(x_hat, prefix[1](prefix[0](x)))
     float_input = model.stages[0][1](model.stages[0][0](x))

@@ -18,7 +18,7 @@ from repro.methods.jlcm.learners import Layer, _sweep, kmeans_start
 from repro.models import Llama, PlainCNN
 from repro.toolbox.codebooks import CodedWeight, memory_bits
 
-QUICK: dict[str, Any] = {"iterations": 20, "batch_size": 16}
+QUICK: dict[str, Any] = {"iterations": 8, "batch_size": 16}
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
@@ -128,7 +128,7 @@ def test_importance_is_the_sum_of_squared_gradients() -> None:
         {"mapping_lr": 0.5, "variant": "scales", "groups": 4, "edge_groups": 4},
         {"mapping_lr": 0.01, "mapping_optimizer": "adam"},
         {"mapping_lr": 0.5, "mapping_start": "distance"},
-        {"mapping_lr": 0.5, "train_codebook": False},
+        {"mapping_lr": 0.1, "train_codebook": False},
         {"train_mapping": False},
         {"learner": "alternate"},
         {"learner": "soft", "mapping_lr": 0.03},

@@ -57,11 +57,12 @@ def best_objective(x: Tensor, k: int) -> float:
 
 
 @pytest.mark.parametrize("k", [2, 4])
-def test_kmeans_comes_near_the_best_of_all(k: int) -> None:
-    for seed in range(4):
-        x = seeded(60, seed=seed)
-        assert objective(x, kmeans_1d(x[None], k)[0]) <= 1.05 * best_objective(x, k)
-    x = seeded(400).sign() + 0.1 * seeded(400, seed=1)  # two clear clusters
+def test_kmeans_is_the_best_of_all_where_lloyds_iterations_find_it(k: int) -> None:
+    """On a log-concave density they do, from anywhere; on few numbers drawn at random they need not."""
+    x = torch.special.ndtri((torch.arange(150) + 0.5) / 150)
+    found = objective(x, kmeans_1d(x[None], k, iterations=300)[0])
+    assert found == pytest.approx(best_objective(x, k), rel=0.01)
+    x = seeded(100).sign() + 0.1 * seeded(100, seed=1)  # two clear clusters
     assert objective(x, kmeans_1d(x[None], 2)[0]) == pytest.approx(best_objective(x, 2), rel=1e-4)
 
 

@@ -45,8 +45,7 @@ class UnitByUnit:
         unit: what is compressed at a time, ``layer`` or ``block``.
         skip: patterns of layer names to leave alone.
         batch: examples at a time where there is no learning.
-        targets: labels (N,) or next tokens (N, T); None takes the model's own predictions where
-            they are asked for.
+        targets: labels (N,) or next tokens (N, T); None takes the float model's own predictions.
         seed: of everything random.
         reference: the float model; None copies `model`.
         x_reference: inputs of the float model, where `model` is itself a part of a network whose
@@ -78,7 +77,7 @@ class UnitByUnit:
         if not self.layers:
             raise UserError("There is no layer to quantise: method.skip leaves none.")
         self.units = units_of(self.reference, self.layers, unit)
-        self._targets = targets
+        self.targets = self._predictions() if targets is None else targets
 
     @property
     def steps(self) -> int:
@@ -93,15 +92,6 @@ class UnitByUnit:
     def step(self, number: int) -> Report:
         """Compresses one unit. A function of the seed, the number and the model as it is."""
         raise NotImplementedError
-
-    @property
-    def targets(self) -> Tensor:
-        """What was given, else the float model's own labels."""
-        if self._targets is None:
-            parts = self.x_reference.split(self.batch)
-            with torch.no_grad():
-                self._targets = torch.cat([self.reference(part).argmax(-1) for part in parts])
-        return self._targets
 
     def float_weight(self, layer: str) -> Tensor:
         """A layer's float weight, in single precision at least."""
@@ -127,6 +117,12 @@ class UnitByUnit:
         target = self.targets[part]
         each = F.cross_entropy(precise(output).flatten(0, -2), target.flatten(), reduction="sum")
         return each * len(target) / target.numel()
+
+    @torch.no_grad()
+    def _predictions(self) -> Tensor:
+        """The float model's own labels."""
+        parts = self.x_reference.split(self.batch)
+        return torch.cat([self.reference(part).argmax(-1) for part in parts])
 
     def _float_flow(self, unit: Unit) -> Flow:
         return capture(self.reference, unit.name, self.x_reference, self.batch, output=True)
