@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from interruptions import same_after_a_kill
 from repro.experiments.jlcm.module import Codebooks, Setting, Streamed
 from rooms import configs, finished, plan, refusal, summaries
 
@@ -47,7 +46,10 @@ def test_smoke_compresses(study: Study) -> None:
     assert found["kmeans"]["mapping/flips"] == 0
     assert found["kmeans"]["bits/weight"] == found["jlcm"]["bits/weight"]
     assert found["kmeans"]["bits/weight"] == found["uniform"]["bits/weight"]
-    assert found["decoder_jlcm"]["test/perplexity"] > found["decoder_jlcm"]["test/float_perplexity"]
+    (decoder,) = (run for run in study.runs if run.record().arm == "decoder_jlcm")
+    checkpoint = torch.load(decoder.last_checkpoint, weights_only=True)
+    assert not checkpoint["state_dict"]  # codes are enough to go on
+    assert len(checkpoint["kept"]["coded"]) == 21
 
 
 def test_the_file_holds_what_the_model_has(study: Study) -> None:
@@ -106,7 +108,7 @@ def test_rescaling_keeps_the_function_and_spreads_the_rows() -> None:
     torch.testing.assert_close(module.model(x), before, rtol=1e-4, atol=1e-4)
     for layer in weight_layers(plain, x)[:-1]:
         old, new = (net.get_parameter(f"{layer}.bias") for net in (plain, module.model))
-        factors = new / old
+        factors = (new / old).detach()
         assert 0.25 <= float(factors.min()) < 0.6
         assert 1.7 < float(factors.max()) <= 4
 
@@ -133,11 +135,10 @@ def test_full_llama_is_the_published_decoder_block_by_block() -> None:
 
 
 def test_each_kernel_and_optimizer_has_its_own_rate() -> None:
-    for scale in ("mini", "mini_ablations"):
-        for arm, config in configs("paper=jlcm", f"scale={scale}").items():
-            name = {"jlcm": "inv", "jlcm_adam": "inv_adam"}.get(arm, arm)
-            if name in config.rates and name != "codebook":
-                assert config.method.mapping_lr == config.rates[name], arm
+    for arm, config in configs("paper=jlcm", "scale=mini").items():
+        name = {"jlcm": "inv", "jlcm_adam": "inv_adam"}.get(arm, arm)
+        if name in config.rates:
+            assert config.method.mapping_lr == config.rates[name], arm
 
 
 def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:
@@ -152,14 +153,6 @@ def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:
     assert all(4 < len(weights[name].unique()) <= 16 for name in inner)
     assert not any("running_mean" in name for name in weights)
     assert 0 < run.summary()["groups/implied"] < 1  # residual streams keep their order
-
-
-def test_a_streamed_run_killed_between_blocks_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    typed = ["arm=decoder_jlcm", "method.groups=2", f"outputs={tmp_path}"]
-    run = same_after_a_kill(tmp_path, 2, *SMALL, *typed)
-    checkpoint = torch.load(run.last_checkpoint, weights_only=True)
-    assert not checkpoint["state_dict"]
-    assert len(checkpoint["kept"]["coded"]) == 21
 
 
 @pytest.mark.parametrize(
