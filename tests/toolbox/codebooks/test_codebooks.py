@@ -58,7 +58,7 @@ def best_objective(x: Tensor, k: int) -> float:
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_kmeans_is_the_best_of_all_where_lloyds_iterations_find_it(k: int) -> None:
-    """On a log-concave density they do, from anywhere; on few numbers drawn at random they need not."""
+    """On a log-concave density they do; on few numbers drawn at random they need not."""
     x = torch.special.ndtri((torch.arange(150) + 0.5) / 150)
     found = objective(x, kmeans_1d(x[None], k, iterations=300)[0])
     assert found == pytest.approx(best_objective(x, k), rel=0.01)
