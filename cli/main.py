@@ -376,18 +376,21 @@ def new(slug: str, title: str | None, link: str | None) -> None:
 @overrides_argument
 @outputs_option
 @click.option("--study", type=click.Path(path_type=Path), help="Which study; the latest if absent.")
+@click.option("--rejudge", is_flag=True, help="Judge what is recorded by the claims as they stand.")
 @config_dir_option
 @people_readable
-def record(overrides: tuple[str, ...], outputs: Path, study: Path | None) -> None:
+def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudge: bool) -> None:
     """Write a finished study's results into the paper's room, and its table into the README.
 
     \b
     repro record paper=dgc
     repro record paper=dgc scale=full
+    repro record paper=dgc --rejudge    after a change of its claims
     """  # noqa: D301
-    from repro.report.record import record as write_record
+    from repro.report import record as records
 
-    path = write_record(dict(o.split("=", 1) for o in overrides if "=" in o), outputs, study)
+    wanted = dict(o.split("=", 1) for o in overrides if "=" in o)
+    path = records.rejudge(wanted) if rejudge else records.record(wanted, outputs, study)
     click.echo(f"Recorded in {path}")
 
 

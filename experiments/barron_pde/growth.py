@@ -18,6 +18,7 @@ from repro.knobs import Count, Positive, checked
 from repro.methods.barron_pde import (
     Reaction,
     SparseRing,
+    Spectrum,
     descend,
     maurey_errors,
     maurey_variance,
@@ -114,7 +115,8 @@ class Growth:
             "terms": float(len(u)),
             "residual": path[-1].residual,
             "log10_nodes": nodes_for(u, self.error),
-            "log10_units": math.log10(maurey_variance(u) / u.inner(u) / self.error**2),
+            # One wave alone is a network of one unit, without an error.
+            "log10_units": math.log10(max(1, maurey_variance(u) / u.inner(u) / self.error**2)),
         }
         if self.power == 3:
             norms = [each.u.barron_norm() for each in path]
@@ -128,7 +130,8 @@ class Growth:
         for k in self.units:
             errors = maurey_errors(u, k, self.repetitions, draws)
             found[f"constant/{k}"] = math.sqrt(k * float(errors.mean())) / u.barron_norm()
-            found[f"z/{k}"] = _standardised(k * errors, maurey_variance(u))
+            if participation(u) >= 2:  # else the error is that of events too rare for a mean
+                found[f"z/{k}"] = _standardised(k * errors, maurey_variance(u))
         k, square = max(self.units), u.inner(u)
         uniform = k * maurey_errors(u, k, self.repetitions, draws, "uniform")
         found["uniform_z"] = _standardised(uniform, maurey_variance(u))
@@ -173,6 +176,12 @@ def exponential(x: Sequence[float], y: Sequence[float]) -> float:
     residuals = [np.polyfit(each, log_y, 1, full=True)[1].sum() for each in (np.log(x), x)]
     power, exponent = (max(float(each), 1e-30) for each in residuals)
     return math.log10(power / exponent)
+
+
+def participation(u: Spectrum) -> float:
+    """The effective number of terms, (Σ|a|)²/Σ|a|²."""
+    size_M = u.a.abs()
+    return float(size_M.sum().square() / size_M.square().sum())
 
 
 def _standardised(values: torch.Tensor, expected: float) -> float:

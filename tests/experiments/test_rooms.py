@@ -26,11 +26,6 @@ PAPERS = {paper.slug: paper for paper in load_papers()}
 SCALES = [(slug, scale) for slug, paper in PAPERS.items() for scale in paper.scales]
 Smoke = Callable[[str], Study]
 of_each_paper = pytest.mark.parametrize("slug", PAPERS)
-# Claims older than the rule that a limit says why it is what it is; the list only shrinks.
-UNEXPLAINED = {
-    *("accelat", "bn_marl", "dgc", "gblm", "gbnn", "gradient_noise", "gradient_ptq", "icgnn"),
-    *("man", "nngp_mixture", "scalelong", "skeleton"),
-}
 at_each_scale = pytest.mark.parametrize(("slug", "scale"), SCALES)
 
 
@@ -171,7 +166,7 @@ def test_margins_and_bounds_come_with_reasons(slug: str) -> None:
         for check in claim.all_checks()
         if check.chosen_limits and check.margin_because is None
     ]
-    assert bool(silent) == (slug in UNEXPLAINED), silent or "take it off the list"
+    assert not silent
 
 
 @at_each_scale

@@ -138,7 +138,7 @@ def test_adaptation_trains_the_last_hidden_layer_of_the_trained_network(study: S
     weights = {}
     for run in study.runs:
         if run.record().arm in ("bp", "adapt_l2"):
-            checkpoint = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=False)
+            checkpoint = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
             weights[run.record().arm] = checkpoint["state_dict"]
     changed = {n for n, w in weights["adapt_l2"].items() if not torch.equal(w, weights["bp"][n])}
     assert {name for name in changed if name.startswith("model")} == {

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from fake_outputs import claim
 
+from repro.claims.file import load_claims
 from repro.claims.verdicts import Verdict
+from repro.errors import UserError
+from repro.records.files import read_json
 from repro.records.papers import Paper, load_paper, load_papers, paper_files
 from repro.report import record
 from repro.report.tables import verdicts_markdown
@@ -27,6 +30,45 @@ def test_a_room_shows_its_recorded_study_or_says_that_there_is_none(paper: Paper
     first_words = "`repro run" if is_recorded else "Not recorded yet."
     readme = (paper.room_folder / "README.md").read_text()
     assert f"<!-- results:mini -->\n{first_words}" in readme
+
+
+RECORDS = [
+    (paper, scale)
+    for paper in PAPERS
+    for scale in paper.scales
+    if paper.results_file(scale).is_file()
+]
+
+
+@pytest.mark.parametrize(("paper", "scale"), RECORDS, ids=lambda it: getattr(it, "slug", it))
+def test_recorded_verdicts_follow_from_recorded_runs_and_the_claims(
+    paper: Paper, scale: str
+) -> None:
+    content = read_json(paper.results_file(scale))
+    again = record.judged_again(load_claims(paper.claims_file), content)
+    assert again == content["claims"], f"run: repro record paper={paper.slug} --rejudge"
+
+
+def test_a_changed_claim_is_judged_on_the_recorded_runs(tmp_path: Path) -> None:
+    paper = load_paper("dgc")
+    content = read_json(paper.results_file("mini"))
+    stricter = tmp_path / "claims.yaml"
+    stricter.write_text(paper.claims_file.read_text().replace("margin: 0.005", "margin: 0.0001"))
+    before, after = (
+        {claim["id"]: claim["verdict"] for claim in claims}
+        for claims in (content["claims"], record.judged_again(load_claims(stricter), content))
+    )
+    assert (before["C1"], after["C1"]) == ("inconclusive", "not supported")
+
+
+def test_a_curve_is_not_in_a_record_so_its_claim_keeps_its_verdict() -> None:
+    paper = load_paper("scalelong")
+    claims = load_claims(paper.claims_file)
+    content = read_json(paper.results_file("mini"))
+    (speed,) = (claim for claim in content["claims"] if claim["id"] == "C1")
+    assert speed in record.judged_again(claims, content)
+    with pytest.raises(UserError, match="does not hold what claim C1 reads"):
+        record.judged_again(claims, {**content, "claims": []})
 
 
 def test_the_overview_agrees_with_the_records() -> None:

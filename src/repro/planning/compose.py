@@ -62,7 +62,7 @@ class _ReadOnce:
         """A copy, because what is composed from it writes into it."""
         if config_path not in self.parsed:
             self.parsed[config_path] = self.repository.load_config(config_path)
-            self.drop("figures")  # what `repro.report.figures` reads: no run needs it
+            self._drop(config_path, "figures")  # `repro.report.figures` reads it, no run does
         found = copy.copy(self.parsed[config_path])
         if found is not None:
             found.config = copy.deepcopy(found.config)
@@ -70,12 +70,16 @@ class _ReadOnce:
 
     def drop(self, *keys: str) -> None:
         """Takes top-level keys out of the papers' files: copies of large blocks take long."""
-        for path, found in self.parsed.items():
-            is_global = path == "config" or path.startswith("paper/")
-            if found is not None and is_global and isinstance(found.config, DictConfig):
-                with flag_override(found.config, ["struct", "readonly"], False):
-                    for key in keys:
-                        found.config.pop(key, None)
+        for path in self.parsed:
+            self._drop(path, *keys)
+
+    def _drop(self, path: str, *keys: str) -> None:
+        found = self.parsed[path]
+        is_global = path == "config" or path.startswith("paper/")
+        if found is not None and is_global and isinstance(found.config, DictConfig):
+            with flag_override(found.config, ["struct", "readonly"], False):
+                for key in keys:
+                    found.config.pop(key, None)
 
 
 @contextmanager

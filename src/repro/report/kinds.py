@@ -669,12 +669,15 @@ def _limit(axis: Axis, name: str, axes: Any) -> None:
 
 
 def _line_looks(lines: Mapping[str, Source], context: Context) -> list[tuple[str, Look]]:
-    """A look for each named line: its arm's, with dashes of its own where lines share the arm."""
+    """A look for each named line: its arm's, with dashes of its own where lines share the arm.
+
+    Where all lines are of one arm, its colour would tell nothing: each has its own.
+    """
+    arms = [_foremost(source, context) for source in lines.values()]
+    are_of_one_arm = len(arms) > 1 and len(set(arms)) == 1
     found, drawn = [], dict[str, int]()
-    for number, (label, source) in enumerate(lines.items()):
-        arms = [source.arm] if isinstance(source.arm, str) else list(source.arm)
-        arm = max(arms, key=lambda each: context.looks[each].level if each in context.looks else 0)
-        if arm in context.looks:
+    for number, (label, arm) in enumerate(zip(lines, arms, strict=True)):
+        if arm in context.looks and not are_of_one_arm:
             nth = drawn[arm] = drawn.get(arm, -1) + 1
             look = context.looks[arm]
             dash = style.DASHES[nth % len(style.DASHES)] if nth else look.dash
@@ -683,6 +686,12 @@ def _line_looks(lines: Mapping[str, Source], context: Context) -> list[tuple[str
             look = style.other_look(number - 1, label) if number else style.own_look(0, label)
         found.append((label, look))
     return found
+
+
+def _foremost(source: Source, context: Context) -> str:
+    """The arm of a source that is drawn over the others."""
+    arms = [source.arm] if isinstance(source.arm, str) else list(source.arm)
+    return max(arms, key=lambda each: context.looks[each].level if each in context.looks else 0)
 
 
 def _swept_in(context: Context, source: Source, metric: str) -> list[str]:

@@ -7,10 +7,14 @@ marker comments and are generated from it, never typed.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from repro.claims.evidence import RunResult
+from repro.claims.file import Claim, ClaimsFile, load_claims
+from repro.claims.judge import judge
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
 from repro.errors import UserError, did_you_mean
@@ -41,11 +45,7 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     Raises:
         UserError: there is no such study, or it is not finished.
     """
-    unknown = sorted(set(wanted) - {"paper", "scale"})
-    if unknown:
-        hint = did_you_mean(unknown[0], ("paper", "scale"))
-        raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
-    study = Study.open(folder) if folder is not None else _latest(wanted, outputs)
+    study = Study.open(folder) if folder is not None else _latest(*_named(wanted), outputs)
     unfinished = [run for run in study.runs if not current_record(run).status.is_final]
     if unfinished:
         raise UserError(
@@ -68,6 +68,90 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
             files.write_bytes(picture, figure.read_bytes())
     update_readmes(paper)
     return target
+
+
+def rejudge(wanted: dict[str, str]) -> Path:
+    """Judges a recorded study again, by the paper's claims as they stand now.
+
+    A claim keeps its recorded verdict where the record does not hold what it reads: the curve of a
+    run.
+
+    Args:
+        wanted: ``paper``, and optionally ``scale`` (mini by default).
+
+    Returns:
+        The results file, rewritten; the tables of the README files are, too.
+
+    Raises:
+        UserError: nothing is recorded at this scale, or a new claim reads what is not recorded.
+    """
+    paper, scale = _named(wanted)
+    target = paper.results_file(scale)
+    if not target.is_file():
+        raise UserError(
+            f"Nothing is recorded of {paper.slug} at scale={scale}. "
+            f"Run it: repro run paper={paper.slug} scale={scale}"
+        )
+    content = files.read_json(target)
+    content["claims"] = judged_again(load_claims(paper.claims_file), content)
+    files.write_json(target, content)
+    update_readmes(paper)
+    return target
+
+
+def judged_again(claims: ClaimsFile, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The verdicts on a paper's claims, computed from the runs that a record holds.
+
+    Args:
+        claims: the paper's claims.
+        content: of the results file.
+
+    Returns:
+        One verdict a claim, as results files hold them; recorded ones where a curve is needed.
+
+    Raises:
+        UserError: a new claim reads what is not recorded.
+    """
+    old = {claim["id"]: claim for claim in content["claims"]}
+    runs = [_recorded_run(run) for run in content["runs"]]
+    for arm, first in content.get("twins", {}).items():
+        runs += [replace(run, arm=arm) for run in runs if run.arm == first]
+    verdicts = []
+    for claim in claims.claims:
+        verdict = _judged_again(claims, claim, runs, content["scale"]) or old.get(claim.id)
+        if verdict is None:
+            raise UserError(
+                f"The record of {content['paper']} does not hold what claim {claim.id} reads. "
+                f"Run it again: repro run paper={content['paper']} scale={content['scale']}"
+            )
+        verdicts.append(verdict)
+    return verdicts
+
+
+class _NotRecordedError(Exception):
+    """A claim reads what a record does not hold."""
+
+
+def _recorded_run(run: dict[str, Any]) -> RunResult:
+    def series(_metric: str) -> dict[int, float]:
+        raise _NotRecordedError
+
+    return RunResult(
+        run["arm"], run["seed"], status=run["status"], metrics=run["metrics"], series=series
+    )
+
+
+def _judged_again(
+    claims: ClaimsFile, claim: Claim, runs: list[RunResult], scale: str
+) -> dict[str, Any] | None:
+    read = {arm for check in claim.checks_at(scale) for arm in check.arm_names()}
+    if scale in claim.scales and not read <= {run.arm for run in runs}:
+        return None
+    try:
+        (verdict,) = judge(claims.model_copy(update={"claims": [claim]}), runs, scale)
+    except _NotRecordedError:
+        return None
+    return verdict.to_dict()
 
 
 def update_readmes(paper: Paper) -> None:
@@ -152,17 +236,25 @@ def _titled(paper: Paper) -> str:
     return title if number == paper.link else f"[{title}](https://arxiv.org/abs/{number})"
 
 
-def _latest(wanted: dict[str, str], outputs: Path) -> Study:
+def _named(wanted: dict[str, str]) -> tuple[Paper, str]:
+    # The paper and the scale that somebody typed.
+    unknown = sorted(set(wanted) - {"paper", "scale"})
+    if unknown:
+        hint = did_you_mean(unknown[0], ("paper", "scale"))
+        raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
     if "paper" not in wanted:
         raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
-    slug, scale = load_paper(wanted["paper"]).slug, wanted.get("scale", "mini")
+    return load_paper(wanted["paper"]), wanted.get("scale", "mini")
+
+
+def _latest(paper: Paper, scale: str, outputs: Path) -> Study:
     for study in reversed(find_studies(outputs)):
         is_plain = {_key(text) for text in study.about.typed} <= HARMLESS | FOLDERS
-        if study.about.paper == slug and study.scale == scale and is_plain:
+        if study.about.paper == paper.slug and study.scale == scale and is_plain:
             return study
     raise UserError(
-        f"There is no study of {slug} at scale={scale} without further overrides in {outputs}. "
-        f"Run one: repro run paper={slug} scale={scale}"
+        f"There is no study of {paper.slug} at scale={scale} without further overrides in "
+        f"{outputs}. Run one: repro run paper={paper.slug} scale={scale}"
     )
 
 
@@ -180,6 +272,7 @@ def _content(study: Study) -> dict[str, Any]:
         "versions": records[0].versions,
         "hardware": records[0].hardware,
         "claims": [verdict.to_dict() for verdict in judge_study(study)],
+        "twins": study.about.twins,
         "arms": {
             row.arm: {"runs": row.states, "metrics": row.metrics}
             for row in arm_rows([run.measured() for run in study.runs], study.paper.report)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.errors import UserError
-from repro.knobs import Count, Probability, checked
+from repro.knobs import Count, Known, Probability, checked
 from repro.methods.bn_marl.tabular import CoordinationGame, coordination_reward
 
 # Who disturbs whom among the ten islands, as the official code has it (4–5 is a neighbourhood).
@@ -37,38 +37,49 @@ class CoordinationWorld(nn.Module):
         tolerance: the paper's l.
         horizon: steps of an episode.
         discount: of the exact value by which policies are compared.
+        pays: the reward of the state that a step leads to (``next``, as the official environment
+            does) or of the one that it leaves (``left``, as the tabular game counts).
+        start: bits are 1 with probability 1 − 1/n (``published``) or ½ (``uniform``).
+
+    Raises:
+        UserError: a knob is out of its range.
     """
 
     actions = 2
     shared = True
     parents_show = False
 
+    @checked
     def __init__(
         self,
-        agents: int = 3,
-        flip: float = 0.1,
+        agents: Count = 3,
+        flip: Probability = 0.1,
         tolerance: int | None = None,
-        horizon: int = 25,
+        horizon: Count = 25,
         discount: float = 0.95,
+        pays: Annotated[str, Known(("next", "left"))] = "next",
+        start: Annotated[str, Known(("published", "uniform"))] = "published",
     ) -> None:
         super().__init__()
         self.agents = self.observation = agents
-        self.horizon, self.flip = horizon, flip
+        self.horizon, self.flip, self.pays = horizon, flip, pays
+        self.ones = 0.5 if start == "uniform" else 1 - 1 / agents
         self.game = CoordinationGame(agents, flip, discount, tolerance)
 
     def reset(self, shape: tuple[int, ...], device: Any = None) -> Tensor:
-        """Uniform states (*shape, n) of zeros and ones."""
-        return torch.randint(2, (*shape, self.agents), device=device).float()
+        """States (*shape, n) of zeros and ones."""
+        return (torch.rand((*shape, self.agents), device=device) < self.ones).float()
 
     def observe(self, state: Tensor) -> Tensor:
         """The state, the same to each agent: (..., 1, n)."""
         return state[..., None, :]
 
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Flips some of the actions (..., n); pays the reward of the state that is left."""
-        reward = coordination_reward(state, self.game.tolerance)
+        """Flips some of the actions (..., n), which are the next state, and pays."""
         flipped = torch.rand_like(state) < self.flip
-        return torch.where(flipped, 1 - actions, actions).float(), reward
+        after = torch.where(flipped, 1 - actions, actions).float()
+        paid = after if self.pays == "next" else state
+        return after, coordination_reward(paid, self.game.tolerance)
 
 
 class Aloha(nn.Module):
@@ -83,6 +94,7 @@ class Aloha(nn.Module):
         horizon: steps of an episode.
         arrival: probability of a new message.
         capacity: largest backlog.
+        empty_disturbs: a neighbour that plays 1 with nothing to send disturbs, too, as published.
 
     Raises:
         UserError: there are not so many islands.
@@ -99,9 +111,10 @@ class Aloha(nn.Module):
         horizon: Count = 20,
         arrival: Probability = 0.6,
         capacity: Count = 5,
+        empty_disturbs: bool = True,
     ) -> None:
         super().__init__()
-        self.agents, self.horizon = agents, horizon
+        self.agents, self.horizon, self.empty_disturbs = agents, horizon, empty_disturbs
         self.arrival, self.capacity = arrival, capacity
         self.observation = capacity + 1
         near = torch.zeros(agents, agents)
@@ -122,7 +135,7 @@ class Aloha(nn.Module):
     def step(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Sends, then lets messages arrive; only islands with a backlog can send."""
         sends = actions.float() * (state > 0)
-        disturbed = sends @ self.near > 0
+        disturbed = (actions.float() if self.empty_disturbs else sends) @ self.near > 0
         paid = sends * torch.where(disturbed, -10.0, 0.1)
         state = state - sends * ~disturbed
         state = state + (torch.rand_like(state) < self.arrival)

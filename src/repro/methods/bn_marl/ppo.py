@@ -30,7 +30,8 @@ class Annealing:
         start: part of training until which the target is 1.
         end: part at which it has reached 0, in ``steps`` equal stairs.
         weight: until ``end``.
-        final_weight: at the end of training; linear in between.
+        final_weight: from ``full`` on; linear in between.
+        full: part from which the final weight pulls.
         steps: number of stairs.
     """
 
@@ -39,18 +40,19 @@ class Annealing:
     end: float = 0.7
     weight: float = 0.1
     final_weight: float = 1.0
+    full: float = 0.736
     steps: int = 40
 
     def __post_init__(self) -> None:
-        """Checks the two borders.
+        """Checks the borders.
 
         Raises:
             UserError: they are not in order.
         """
-        if not 0 <= self.start < self.end <= 1:
+        if not 0 <= self.start < self.end <= self.full <= 1:
             raise UserError(
-                "bn_marl: annealing starts before it ends, both in [0, 1], "
-                f"not start={self.start}, end={self.end}."
+                "bn_marl: annealing has 0 <= start < end <= full <= 1, "
+                f"not start={self.start}, end={self.end}, full={self.full}."
             )
 
     def target(self, done: float) -> float:
@@ -62,13 +64,17 @@ class Annealing:
         """α after a part ``done`` of training."""
         if not self.enabled:
             return 0.0
-        late = max(0.0, done - self.end) / max(1e-9, 1 - self.end)
-        return self.weight + late * (self.final_weight - self.weight)
+        late = max(0.0, done - self.end) / max(1e-9, self.full - self.end)
+        return self.weight + min(1.0, late) * (self.final_weight - self.weight)
 
 
 @dataclass
 class Rollout:
-    """One batch of episodes, time and episodes in one axis B: fields are (R, B, ...)."""
+    """One batch of episodes, time and episodes in one axis B: fields are (R, B, ...).
+
+    ``returns`` are in units of the reward, ``values`` what the critic put out when the batch was
+    played: the clip of the value loss is centred on them.
+    """
 
     observations: Tensor
     actions: Tensor
@@ -228,11 +234,10 @@ class BayesNetPPO(nn.Module):
         last = world.observe(state)
         reward_RTE = torch.stack(rewards, 1)
         observations_RTE = torch.stack(seen, 1)
-        values_RTE = self.value(torch.cat([observations_RTE, last[:, None]], 1).flatten(3))
-        values_RTE = self.value_norm.restore(values_RTE)
+        raw_RTE = self.value(torch.cat([observations_RTE, last[:, None]], 1).flatten(3))
+        values_RTE = self.value_norm.restore(raw_RTE)
         advantages_RTE = gae(reward_RTE, values_RTE, self.gamma, self.gae_lambda)
-        values_RTE = values_RTE[:, :-1]
-        returns_RTE = advantages_RTE + values_RTE
+        returns_RTE = advantages_RTE + values_RTE[:, :-1]
         self.value_norm.update(returns_RTE)
         observations, actions = observations_RTE.flatten(1, 2), _join(played)
         graph = _join([G for G, _ in drawn])
@@ -245,7 +250,7 @@ class BayesNetPPO(nn.Module):
             dag=None if self.sampler is None else _join_samples([s for _, s in drawn if s]),
             advantages=centred / (advantages.std(1, keepdim=True) + 1e-5),
             returns=returns_RTE.flatten(1),
-            values=values_RTE.flatten(1),
+            values=raw_RTE[:, :-1].flatten(1),
             log_probs=self.actor.evaluate(observations, actions, graph)[0],
             score=reward_RTE.sum(1).mean(1),
         )
@@ -280,8 +285,7 @@ class BayesNetPPO(nn.Module):
 
         value = self.value(context)
         target = self.value_norm.normalise(batch.returns)
-        old = self.value_norm.normalise(batch.values)
-        near = old + (value - old).clamp(-self.clip, self.clip)
+        near = batch.values + (value - batch.values).clamp(-self.clip, self.clip)
         value_loss = torch.maximum(self._huber(value, target), self._huber(near, target)).mean(1)
         return policy_loss, value_loss, density
 
