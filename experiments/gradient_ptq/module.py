@@ -2,110 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from typing_extensions import override
 
-from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.methods.gradient_ptq import PostTrainingQuantization, Recipe
-from repro.models.parts.folding import fold_batch_norm
-from repro.toolbox.method import Batch, Method
-from repro.toolbox.pretrained import Base
-from repro.training.procedure import Evaluated, model_weights
-from repro.training.supervised import Supervised
-
-SOURCES = ("data", "noise", "unbalanced")
-SPLITS = ("val", "test")
+from repro.toolbox.reconstruction import Report
+from repro.training.compression import Compression, Protocol
 
 
-@dataclass
-class Protocol:
-    """What rounding is learned on, and how the result is compared.
-
-    Attributes:
-        base: gives the network its weights, unless the run starts from another arm.
-        size: number of calibration examples, always of the training split.
-        source: ``data``; ``noise`` of the same mean and deviation (for tokens: uniform ones);
-            ``unbalanced``, images of the first half of the classes only.
-        noise: standard deviation of the noise on images, in units of the data's deviation.
-        copies: noisy copies of each image.
-        eval_batches: batches that are compared; None for all.
-        seed: of everything random.
-    """
-
-    base: Base
-    size: int = 256
-    source: str = "data"
-    noise: float = 0.8
-    copies: int = 4
-    eval_batches: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise UserError(f"module.protocol.source is {', '.join(SOURCES)}; not {self.source}.")
-        if self.size < 1:
-            raise UserError("module.protocol.size is 1 or more.")
-
-    def calibration(self, batches: Any, classes: int | None) -> tuple[Tensor, Tensor | None]:
-        """Takes the first examples of a shuffled epoch.
-
-        Args:
-            batches: of (x, y).
-            classes: number of classes, if there are classes.
-
-        Returns:
-            Inputs (N, …) and, unless they are noise, their labels or next tokens.
-
-        Raises:
-            UserError: there are too few examples.
-        """
-        found: list[tuple[Tensor, Tensor]] = []
-        count = 0
-        for x, y in batches:
-            if self.source == "unbalanced":
-                if classes is None:
-                    raise UserError("module.protocol.source=unbalanced needs classes.")
-                x, y = x[y < classes // 2], y[y < classes // 2]
-            found.append((x, y))
-            count += len(x)
-            if count >= self.size:
-                break
-        if count < self.size:
-            raise UserError(
-                f"module.protocol.size={self.size}, but an epoch has {count} such examples."
-            )
-        x, y = (torch.cat(parts)[: self.size] for parts in zip(*found, strict=True))
-        if self.source != "noise":
-            return x, y
-        generator = generator_for(self.seed, 2)
-        if x.is_floating_point():
-            return x.mean() + x.std() * torch.randn(x.shape, generator=generator), None
-        return torch.randint(int(x.max()) + 1, x.shape, generator=generator), None
-
-
-class FloatNetwork(Supervised):
-    """Trains the network that other arms quantise, by plain mini-batch training.
-
-    Args:
-        method: of quantisation; not for here.
-        protocol: likewise.
-        settings: see `Supervised`.
-    """
-
-    def __init__(self, method: Recipe, protocol: Protocol, **settings: Any) -> None:
-        del method, protocol  # all arms are given them
-        super().__init__(method=Method(), **settings)
-
-
-class Quantized(Evaluated):
+class Quantized(Compression):
     """One training step quantises one unit; evaluation compares with the float network.
 
     Args:
@@ -115,30 +23,13 @@ class Quantized(Evaluated):
         task: ``classification`` or ``language``.
 
     Raises:
-        UserError: a method that is no recipe for quantisation, or another task.
+        UserError: a method that is no recipe for quantisation.
     """
 
     METRICS: ClassVar = {
-        "train/loss": "relative error of the last unit, on calibration data",
         "bits/average": "per weight, scales included",
-        "error/relative": "mean over units, on calibration data",
         "undecided": "share of roundings that hardening changed visibly",
         "exponent": "of the method's weighting of gradients",
-    } | {
-        f"{split}/{name}": meaning
-        for split in SPLITS
-        for name, meaning in {
-            "kl": "float || quantised, per example or token, nats; of images noisy copies, where"
-            " accuracy is not saturated",
-            "accuracy": "share of right examples",
-            "noisy_accuracy": "likewise, of noisy copies",
-            "loss": "cross-entropy per token",
-            "perplexity": "its exponential",
-            "float_accuracy": "of the float network",
-            "float_noisy_accuracy": "of the float network",
-            "float_loss": "of the float network",
-            "float_perplexity": "of the float network",
-        }.items()
     }
     KEPT: ClassVar = ("done",)  # everything else is in the weights
 
@@ -149,121 +40,35 @@ class Quantized(Evaluated):
         protocol: Protocol,
         task: str = "classification",
     ) -> None:
-        super().__init__()
+        super().__init__(model, protocol, task)
         if not isinstance(method, Recipe):
             raise UserError(
                 f"gradient_ptq quantises trained networks: {type(method).__name__} is a method of "
-                "training; use method=adaround, brecq, qdrop, hessian_gptq or round_to_nearest."
+                "training; use method=adaround, or one of the arms."
             )
-        if task not in ("classification", "language"):
-            raise UserError(
-                f"gradient_ptq compares classes or tokens; this data set's task: {task}."
-            )
-        self.model, self.recipe = model, method
-        self.protocol, self.task = protocol, task
+        self.recipe = method
         self.done: list[tuple[float, float]] = []  # error and undecided share of each unit so far
-        self.ptq: PostTrainingQuantization | None = None
 
-    @override
-    def setup(self, stage: str) -> None:
-        """Before a fit: the float network, the calibration examples, and the plan of the units.
+    def compressor(self, x: Tensor, y: Tensor | None) -> PostTrainingQuantization:
+        """What quantises the model."""
+        return PostTrainingQuantization(self.model, self.recipe, x, y, self.protocol.seed)
 
-        All of it is a function of the seed, the data and where the network comes from, so that a
-        resumed run finds what the killed one had; its checkpoint then brings the quantised units.
-        """
-        if self.ptq is not None:
-            return
-        data, device = self.data, self.trainer.strategy.root_device
-        self.protocol.base(self.model, data, device)
-        self.model.to(device).eval()
-        fold_batch_norm(self.model)
-        x, y = self.protocol.calibration(data.train_dataloader(), getattr(data, "classes", None))
-        self.ptq = PostTrainingQuantization(
-            self.model,
-            self.recipe,
-            x.to(device),
-            None if y is None else y.to(device),
-            self.protocol.seed,
-        )
-
-    def start_from(self, checkpoint: dict[str, Any]) -> None:
-        """Takes over the weights of an arm that trained the network with `Supervised`."""
-        self.model.load_state_dict(model_weights(checkpoint))
-
-    def on_train_epoch_start(self) -> None:
-        """Keeps the network in evaluation mode."""
-        self.model.eval()
-
-    @override
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Quantises the next unit; the batch that comes along is not looked at."""
-        assert self.ptq is not None
-        with torch.no_grad():
-            report = self.ptq.step(self.global_step)
+    def reported(self, report: Report) -> None:
+        """Keeps a unit's error and undecided share."""
         self.done.append((report.error, report.undecided))
-        self.tick()
-        error = torch.tensor(report.error)
-        self.log("train/loss", error)
-        if self.global_step == len(self.ptq.passes):
-            self.trainer.should_stop = True
-        return {"loss": error}
 
     def on_test_epoch_end(self) -> None:
         """Logs the test measures, and what is known of the quantisation itself."""
-        assert self.ptq is not None
+        ptq = self.units
+        assert isinstance(ptq, PostTrainingQuantization)
         super().on_test_epoch_end()
         errors, undecided = zip(*self.done, strict=True)
-        units = len(self.ptq.units)
+        units = len(ptq.units)
         self.log_dict(
             {
-                "bits/average": self.ptq.average_bits(),
+                "bits/average": ptq.average_bits(),
                 "error/relative": statistics.fmean(errors[:units]),
                 "undecided": statistics.fmean(undecided[:units]),
-                "exponent": self.ptq.exponent,
+                "exponent": ptq.exponent,
             }
         )
-
-    def evaluate(self, batch: Batch, batch_idx: int) -> None:
-        """Notes how the network does, and how far it is from the float one."""
-        if batch_idx >= (self.protocol.eval_batches or math.inf):
-            return
-        x, y = batch
-        if self.task == "language":
-            self._compare("kl", self._outputs(x, y), "loss")
-            return
-        self._compare(None, self._outputs(x, y), "accuracy")
-        generator = generator_for(self.protocol.seed, SPLITS.index(self.split), batch_idx)
-        for _ in range(self.protocol.copies):
-            noise = torch.randn(x.shape, generator=generator).to(x)
-            noisy = self._outputs(x + self.protocol.noise * noise, y)
-            self._compare("kl", noisy, "noisy_accuracy")
-
-    def _outputs(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, classes) of the quantised and of the float network, and targets (N,)."""
-        assert self.ptq is not None
-        logits, reference = self.model(x), self.ptq.reference(x)
-        return logits.flatten(0, -2), reference.flatten(0, -2), y.flatten()
-
-    def _compare(
-        self, kl: str | None, outputs: tuple[Tensor, Tensor, Tensor], measure: str
-    ) -> None:
-        logits, reference, target = outputs
-        found: dict[str, Tensor] = {}
-        for prefix, each in (("", logits), ("float_", reference)):
-            found[prefix + measure] = (
-                F.cross_entropy(each, target)
-                if measure == "loss"
-                else (each.argmax(1) == target).float().mean()
-            )
-        if kl is not None:
-            p, q = reference.log_softmax(1), logits.log_softmax(1)
-            found[kl] = F.kl_div(q, p, reduction="batchmean", log_target=True)
-        self.note(found, len(target))
-
-    def measured(self) -> dict[str, Tensor]:
-        """The means, and the perplexities."""
-        measured = super().measured()
-        for prefix in ("", "float_"):
-            if prefix + "loss" in measured:
-                measured[prefix + "perplexity"] = measured[prefix + "loss"].exp()
-        return measured

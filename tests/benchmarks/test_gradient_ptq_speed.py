@@ -9,10 +9,11 @@ import torch
 from timing import faster
 from torch.func import functional_call
 
-from repro.methods.gradient_ptq import PostTrainingQuantization, Recipe, fit_grid, hessian_rounding
-from repro.methods.gradient_ptq.losses import l2
-from repro.methods.gradient_ptq.variables import Free
+from repro.methods.gradient_ptq import PostTrainingQuantization, Recipe, hessian_rounding
 from repro.models import ResNetCIFAR
+from repro.toolbox.reconstruction import fit_grid
+from repro.toolbox.reconstruction.losses import l2
+from repro.toolbox.reconstruction.variables import Free
 
 
 def test_cached_inputs_against_running_the_prefix_at_every_update() -> None:

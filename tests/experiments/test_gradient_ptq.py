@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from repro.experiments.gradient_ptq.module import Protocol
 from rooms import configs, finished, plan, refusal, summaries
 
 from repro.errors import UserError
@@ -16,6 +15,7 @@ from repro.models import ResNetCIFAR
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.pretrained import Given
+from repro.training.compression import Protocol
 from repro.training.execute import build_module
 
 PAPER = load_paper("gradient_ptq")

@@ -16,24 +16,18 @@ import repro.methods.gradient_ptq as package
 from repro.errors import UserError
 from repro.methods.gradient_ptq import (
     ActivationQuantizer,
-    Free,
-    Grid,
-    Offset,
-    PowerGrid,
     Recipe,
-    RoundSigmoid,
-    TanhOffset,
     allocate_bits,
-    best_exponent,
-    fit_grid,
     hessian_rounding,
     importance,
     integer_layer,
     layer_hessian,
 )
 from repro.methods.gradient_ptq.activations import MOST_ENTRIES
-from repro.methods.gradient_ptq.losses import LOSSES, loss_for
 from repro.methods.gradient_ptq.recipe import SignSGD, scheduler
+from repro.toolbox.reconstruction import Grid, PowerGrid, best_exponent, fit_grid
+from repro.toolbox.reconstruction.losses import LOSSES, loss_for
+from repro.toolbox.reconstruction.variables import Free, Offset, RoundSigmoid, TanhOffset
 
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:

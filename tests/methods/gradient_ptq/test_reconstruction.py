@@ -16,15 +16,17 @@ from repro.methods.gradient_ptq import (
     Mixed,
     PostTrainingQuantization,
     Recipe,
+)
+from repro.models import PlainCNN, VisionTransformer
+from repro.toolbox.reconstruction import (
     Unit,
     capture,
-    reconstruction,
+    output_gradients,
     units_of,
     variables,
     weight_layers,
 )
-from repro.methods.gradient_ptq.variables import Free, RoundSigmoid
-from repro.models import PlainCNN, VisionTransformer
+from repro.toolbox.reconstruction.variables import Free, RoundSigmoid
 
 QUICK: dict[str, Any] = {"iterations": 20, "lr": 1e-2, "batch_size": 16}
 
@@ -144,7 +146,7 @@ def test_reconstruction_sees_the_quantised_prefix_and_the_float_target() -> None
     model, x = small_cnn(), pictures()
     ptq = PostTrainingQuantization(copy.deepcopy(model), Recipe(bits=2, **QUICK), x)
     ptq.step(0)
-    x_hat, flow = ptq._flows(ptq.units[1])
+    x_hat, flow = ptq.flows(ptq.units[1])
     prefix = ptq.model.stages[0]
     torch.testing.assert_close(x_hat, prefix[1](prefix[0](x)))
     float_input = model.stages[0][1](model.stages[0][0](x))
@@ -221,7 +223,7 @@ def test_mixed_precision_with_equal_ends_is_uniform_and_keeps_its_budget() -> No
 def test_fisher_gradients_are_those_of_the_output() -> None:
     model, x = small_cnn(), pictures(8)
     ptq = PostTrainingQuantization(copy.deepcopy(model), Recipe(), x, torch.arange(8))
-    found = reconstruction.output_gradients(ptq.reference, "stages.1", x, ptq._task_loss, batch=3)
+    found = output_gradients(ptq.reference, "stages.1", x, ptq.task_loss, batch=3)
     middle = model.stages[0](x)
     out = model.stages[1](middle).detach().requires_grad_()
     loss = nn.functional.cross_entropy(model.head(out), torch.arange(8), reduction="sum")

@@ -31,36 +31,20 @@ True
 
 from repro.methods.gradient_ptq.activations import ActivationQuantizer
 from repro.methods.gradient_ptq.allocation import allocate_bits, importance
-from repro.methods.gradient_ptq.grids import Grid, PowerGrid, best_exponent, fit_grid
 from repro.methods.gradient_ptq.hessian import hessian_rounding, layer_hessian
 from repro.methods.gradient_ptq.integer import integer_layer
 from repro.methods.gradient_ptq.recipe import Activations, Mixed, Recipe
-from repro.methods.gradient_ptq.reconstruction import PostTrainingQuantization, Report
-from repro.methods.gradient_ptq.units import Unit, capture, units_of, weight_layers
-from repro.methods.gradient_ptq.variables import Free, Offset, RoundSigmoid, TanhOffset
+from repro.methods.gradient_ptq.reconstruction import PostTrainingQuantization
 
 __all__ = [
     "ActivationQuantizer",
     "Activations",
-    "Free",
-    "Grid",
     "Mixed",
-    "Offset",
     "PostTrainingQuantization",
-    "PowerGrid",
     "Recipe",
-    "Report",
-    "RoundSigmoid",
-    "TanhOffset",
-    "Unit",
     "allocate_bits",
-    "best_exponent",
-    "capture",
-    "fit_grid",
     "hessian_rounding",
     "importance",
     "integer_layer",
     "layer_hessian",
-    "units_of",
-    "weight_layers",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from repro.methods.gradient_ptq.grids import NORM, SHRINK
+from repro.toolbox.reconstruction.grids import NORM, SHRINK
 
 MOST_ENTRIES = 2**16  # that the range search looks at
 

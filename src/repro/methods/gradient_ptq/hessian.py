@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from repro.errors import UserError
-from repro.methods.gradient_ptq.grids import Grid
+from repro.toolbox.reconstruction.grids import Grid
+from repro.toolbox.reconstruction.units import input_matrix
 
 BLOCK = 128  # columns that are quantised before the rest of the matrix is updated
 DAMPING = 0.01  # of the mean diagonal
@@ -23,19 +22,8 @@ def layer_hessian(layer: nn.Module, x: Tensor) -> Tensor:
     Args:
         layer: linear (x: (N, …, in)) or a convolution without groups (x: (N, C, H, W)).
         x: its inputs.
-
-    Raises:
-        UserError: a convolution with groups.
     """
-    if isinstance(layer, nn.Conv2d):
-        if layer.groups != 1:
-            raise UserError(
-                "rounding=hessian takes no convolutions with groups: name them in method.skip."
-            )
-        assert not isinstance(layer.padding, str)
-        columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-        x = columns.transpose(1, 2)
-    x = x.flatten(0, -2)
+    x = input_matrix(layer, x)
     return 2 * x.T @ x / len(x)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.methods.gradient_ptq.activations import ActivationQuantizer
-from repro.methods.gradient_ptq.grids import Grid
+from repro.toolbox.reconstruction.grids import Grid
 
 
 def integer_layer(

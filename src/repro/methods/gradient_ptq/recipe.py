@@ -17,8 +17,8 @@ from typing_extensions import override
 from repro.errors import UserError
 from repro.knobs import Count, Fraction, Known, Natural, Positive, Share, checked
 from repro.methods.gradient_ptq.allocation import Order
-from repro.methods.gradient_ptq.losses import LOSSES
-from repro.methods.gradient_ptq.variables import VARIABLES
+from repro.toolbox.reconstruction.losses import LOSSES
+from repro.toolbox.reconstruction.variables import VARIABLES
 
 Bits = Annotated[int, Ge(2)]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -112,7 +112,7 @@ class Recipe:
         learn_scale: learn the scales, too.
         learn_bias: learn the biases, too.
         scale_lr: Adam's rate for scales (relative to their mean) and biases.
-        loss: see `repro.methods.gradient_ptq.losses`.
+        loss: see `repro.toolbox.reconstruction.losses`.
         optimizer: ``adam``, ``adamax``, ``rmsprop``, ``sgd`` or ``sign_sgd``.
         lr: its rate.
         momentum: of SGD.

@@ -2,64 +2,43 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from repro.data.base.iterators import generator_for
-from repro.errors import UserError
 from repro.methods.gradient_ptq.activations import ActivationQuantizer
 from repro.methods.gradient_ptq.allocation import allocate_bits, importance, order_scores
-from repro.methods.gradient_ptq.grids import Grid, best_exponent, fit_grid
 from repro.methods.gradient_ptq.hessian import hessian_rounding, layer_hessian
-from repro.methods.gradient_ptq.losses import (
-    WITH_GRADIENTS,
-    loss_for,
-    lp,
-    scaled_gradients,
-)
 from repro.methods.gradient_ptq.recipe import Mixed, Recipe, scheduler
-from repro.methods.gradient_ptq.units import (
+from repro.toolbox.reconstruction import (
     Flow,
+    Grid,
+    Report,
     Unit,
+    UnitByUnit,
+    batches,
+    best_exponent,
     capture,
+    fit_grid,
+    on_device,
     output_gradients,
-    units_of,
-    weight_layers,
+    precise,
+    weight_name,
 )
-from repro.methods.gradient_ptq.variables import Variable, variable_for
+from repro.toolbox.reconstruction.losses import WITH_GRADIENTS, loss_for, lp, scaled_gradients
+from repro.toolbox.reconstruction.variables import Variable, variable_for
 
 SCALE_BITS = 32
 NEAR_HALF = 0.5  # the fractional part that rounding is least sure about
 
 
-@dataclass
-class Report:
-    """What became of a unit.
-
-    Attributes:
-        unit: its name.
-        error: relative squared error of its output, with quantised weights and inputs, on
-            calibration data.
-        undecided: share of weights that hardening still changed visibly.
-        loss: the training loss at the last iteration.
-    """
-
-    unit: str
-    error: float
-    undecided: float = 0.0
-    loss: float = 0.0
-
-
-class PostTrainingQuantization:
+class PostTrainingQuantization(UnitByUnit):
     """Quantises a model in place; iterating does it, one unit at a time.
 
     Every random draw of a unit is a function of the seed and the unit's number, so that a run that
@@ -85,18 +64,17 @@ class PostTrainingQuantization:
         seed: int = 0,
         reference: nn.Module | None = None,
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        super().__init__(
+            model,
+            x,
+            recipe.unit,
+            recipe.skip,
+            max(recipe.batch_size, 64),
+            targets,
+            seed,
+            reference,
+        )
         self.recipe = recipe
-        self.x = x
-        self.seed = seed
-        self.reference = copy.deepcopy(model) if reference is None else reference
-        self.reference.eval().requires_grad_(False)
-        self.batch = max(recipe.batch_size, 64)  # examples at a time where there is no learning
-        self.layers = weight_layers(self.reference, x[:1], recipe.skip)
-        if not self.layers:
-            raise UserError("There is no layer to quantise: method.skip leaves none.")
-        self.units = units_of(self.reference, self.layers, recipe.unit)
-        self.targets = self._predictions() if targets is None else targets
         self._importance: dict[int, dict[str, Tensor]] = {}
         self.bits = self._bits()
         self.exponent = self._exponent()
@@ -111,10 +89,10 @@ class PostTrainingQuantization:
         weights = [(unit, False) for unit in self.units]
         return weights + [(unit, True) for unit in self.units if second]
 
-    def __iter__(self) -> Iterator[Report]:
-        """Quantises everything, and reports on each unit."""
-        for number in range(len(self.passes)):
-            yield self.step(number)
+    @property
+    def steps(self) -> int:
+        """One for each of the `passes`."""
+        return len(self.passes)
 
     def step(self, number: int) -> Report:
         """Quantises the weights, or learns the activation steps, of one unit."""
@@ -132,18 +110,18 @@ class PostTrainingQuantization:
         """Rounds to nearest, or by the Hessian; layer after layer."""
         for layer in unit.layers:
             module, grid = self.model.get_submodule(layer), self.grid(layer)
-            weight = self.model.get_parameter(_weight(layer))
+            weight = self.model.get_parameter(weight_name(layer))
             if self.recipe.rounding == "hessian":
                 x_hat = capture(self.model, layer, self.x, self.batch).x
-                hessian = layer_hessian(module, _precise(x_hat))
-                weight.copy_(hessian_rounding(_precise(weight), hessian, grid))
+                hessian = layer_hessian(module, precise(x_hat))
+                weight.copy_(hessian_rounding(precise(weight), hessian, grid))
             else:
-                weight.copy_(grid.nearest(_precise(weight)))
-        return self._report(unit)
+                weight.copy_(grid.nearest(precise(weight)))
+        return self.report(unit)
 
     def _learn_weights(self, unit: Unit, generator: torch.Generator) -> Report:
         recipe, module = self.recipe, self.model.get_submodule(unit.name)
-        quantised, flow = self._flows(unit)
+        quantised, flow = self.flows(unit)
         variables = {
             unit.inside(layer): variable_for(recipe.variable)(
                 self.float_weight(layer),
@@ -152,7 +130,7 @@ class PostTrainingQuantization:
             )
             for layer in unit.layers
         }
-        dtype = module.get_parameter(_weight(next(iter(variables)))).dtype
+        dtype = module.get_parameter(weight_name(next(iter(variables)))).dtype
         biases = self._biases(module, variables)
         optimizers = [recipe.make_optimizer([v.moved for v in variables.values()])]
         scales = self._scale_groups(variables, biases)
@@ -165,12 +143,12 @@ class PostTrainingQuantization:
             optimizers.append(steps)
             schedulers.append(scheduler(steps, "cosine", recipe.iterations))
         loss_of = self._loss(unit)
-        batches = _batches(len(self.x), recipe.batch_size, recipe.iterations, generator)
-        device_generator = _on_device(generator, self.x.device)
+        order = batches(len(self.x), recipe.batch_size, recipe.iterations, generator)
+        device_generator = on_device(generator, self.x.device)
         with self._dropping(inside, device_generator), _learnable(inside):
-            for iteration, index in enumerate(batches):
+            for iteration, index in enumerate(order):
                 x, target = self._augmented(unit, quantised, flow, index, device_generator)
-                weights = {_weight(name): v.soft().to(dtype) for name, v in variables.items()}
+                weights = {weight_name(name): v.soft().to(dtype) for name, v in variables.items()}
                 out = functional_call(
                     module, {**weights, **biases}, (x, *flow.rest), flow.named, strict=False
                 )
@@ -187,11 +165,11 @@ class PostTrainingQuantization:
                 for variable in variables.values():
                     variable.project()
         for name, variable in variables.items():
-            module.get_parameter(_weight(name)).copy_(variable.hard())
+            module.get_parameter(weight_name(name)).copy_(variable.hard())
         for name, bias in biases.items():
             module.get_parameter(name).copy_(bias.detach())
         undecided = statistics.fmean(v.undecided() for v in variables.values())
-        return self._report(unit, undecided, float(loss.detach()))
+        return self.report(unit, undecided, float(loss.detach()))
 
     def _learn_activations(self, unit: Unit, generator: torch.Generator) -> Report:
         """The second pass: LSQ on the steps, with the weights fixed; loss to the power 2.4."""
@@ -200,8 +178,8 @@ class PostTrainingQuantization:
         self._find_ranges(unit)
         inside = self._inside(unit)
         if not inside:
-            return self._report(unit)
-        quantised, flow = self._flows(unit)
+            return self.report(unit)
+        quantised, flow = self.flows(unit)
         module, optimizer = (
             self.model.get_submodule(unit.name),
             torch.optim.Adam([q.step for q in inside], lr=how.lr),
@@ -209,14 +187,14 @@ class PostTrainingQuantization:
         schedule = scheduler(optimizer, "cosine", how.iterations)
         assert flow.output is not None
         with _learnable(inside):
-            for index in _batches(len(self.x), self.recipe.batch_size, how.iterations, generator):
+            for index in batches(len(self.x), self.recipe.batch_size, how.iterations, generator):
                 out = module(quantised[index], *flow.rest, **flow.named)
-                loss = lp(_precise(out), _precise(flow.output[index]))
+                loss = lp(precise(out), precise(flow.output[index]))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-        return self._report(unit, loss=float(loss.detach()))
+        return self.report(unit, loss=float(loss.detach()))
 
     # -- Its parts --
 
@@ -229,15 +207,11 @@ class PostTrainingQuantization:
             **self.recipe.grid_settings(),
         )
 
-    def float_weight(self, layer: str) -> Tensor:
-        """A layer's float weight, in single precision at least."""
-        return _precise(self.reference.get_parameter(_weight(layer)))
-
     def average_bits(self) -> float:
         """Bits per weight over all quantised layers, scales included."""
         bits = weights = 0
         for layer in self.layers:
-            weight = self.reference.get_parameter(_weight(layer))
+            weight = self.reference.get_parameter(weight_name(layer))
             of_layer = torch.as_tensor(self.bits[layer])
             bits += int(of_layer.sum()) * (weight.numel() // of_layer.numel())
             scales = len(weight) if self.recipe.per_channel else 1
@@ -257,7 +231,7 @@ class PostTrainingQuantization:
                 return of_part(parts[-1])
 
             def of_part(part: slice) -> Tensor:
-                return self._task_loss(self.reference(self.x[part]), part) / len(self.x)
+                return self.task_loss(self.reference(self.x[part]), part) / len(self.x)
 
             self._importance[steps] = importance(self.reference, self.layers, loss, steps)
         return self._importance[steps]
@@ -275,7 +249,7 @@ class PostTrainingQuantization:
     def _mixed_bits(self, mixed: Mixed, layers: list[str]) -> dict[str, int | Tensor]:
         """Bits by importance, for each layer or for each of its output channels."""
         by_channel = mixed.unit == "channel"
-        weights = {layer: self.reference.get_parameter(_weight(layer)) for layer in layers}
+        weights = {layer: self.reference.get_parameter(weight_name(layer)) for layer in layers}
 
         def per_unit(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
             start = 1 if by_channel else 0
@@ -359,31 +333,6 @@ class PostTrainingQuantization:
             for quantizer in quantizers:
                 quantizer.enabled, quantizer.keep, quantizer.generator = True, 1.0, None
 
-    def _flows(self, unit: Unit) -> tuple[Tensor, Flow]:
-        """The unit's input in the quantised model, and input and output in the float one."""
-        quantised = capture(self.model, unit.name, self.x, self.batch).x
-        return quantised, capture(self.reference, unit.name, self.x, self.batch, output=True)
-
-    def _report(self, unit: Unit, undecided: float = 0.0, loss: float = 0.0) -> Report:
-        out = capture(self.model, unit.name, self.x, self.batch, output=True).output
-        target = capture(self.reference, unit.name, self.x, self.batch, output=True).output
-        assert out is not None
-        assert target is not None
-        out, target = _precise(out), _precise(target)
-        error = float((out - target).square().sum() / target.square().sum().clamp(min=1e-30))
-        return Report(unit.name, error, undecided, loss)
-
-    def _task_loss(self, output: Tensor, part: slice) -> Tensor:
-        """Cross-entropy of logits (B, …, classes), summed over examples, averaged over tokens."""
-        target = self.targets[part]
-        each = F.cross_entropy(_precise(output).flatten(0, -2), target.flatten(), reduction="sum")
-        return each * len(target) / target.numel()
-
-    @torch.no_grad()
-    def _predictions(self) -> Tensor:
-        """The float model's own labels."""
-        return torch.cat([self.reference(x).argmax(-1) for x in self.x.split(self.batch)])
-
     def _loss(self, unit: Unit) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         name = self.recipe.loss
         if name == "kl" and unit is not self.units[-1]:
@@ -391,22 +340,22 @@ class PostTrainingQuantization:
         loss, gradients = loss_for(name), None
         if name in WITH_GRADIENTS:
             gradients = scaled_gradients(
-                _precise(
-                    output_gradients(self.reference, unit.name, self.x, self._task_loss, self.batch)
+                precise(
+                    output_gradients(self.reference, unit.name, self.x, self.task_loss, self.batch)
                 )
             )
         return lambda o, t, index: loss(
-            _precise(o), _precise(t), None if gradients is None else gradients[index]
+            precise(o), precise(t), None if gradients is None else gradients[index]
         )
 
     def _selected(self, layer: str, generator: torch.Generator) -> Tensor | None:
         """The weights that may move (factor F1)."""
         how, share = self.recipe.subset, self.recipe.subset_share
-        weight = self.reference.get_parameter(_weight(layer))
+        weight = self.reference.get_parameter(weight_name(layer))
         if how == "all":
             return None
         if how == "near_half":
-            position = self.grid(layer).position(_precise(weight))
+            position = self.grid(layer).position(precise(weight))
             return (position - position.floor() - NEAR_HALF).abs() < share / 2
         if how == "random":
             score = torch.rand(weight.shape, generator=generator).to(weight.device)
@@ -480,34 +429,6 @@ def _learnable(quantizers: list[ActivationQuantizer]) -> Iterator[None]:
     finally:
         for quantizer in quantizers:
             quantizer.step.requires_grad_(False)
-
-
-def _batches(
-    size: int, batch: int, iterations: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Indices of mini-batches without replacement, a new permutation every time all are used."""
-    batch = min(batch, size)
-    per_pass = size // batch
-    for iteration in range(iterations):
-        if iteration % per_pass == 0:
-            order = torch.randperm(size, generator=generator)
-        start = iteration % per_pass * batch
-        yield order[start : start + batch]
-
-
-def _on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """A generator for draws on a device, seeded by the given one."""
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """Half precision made single: a step of a grid must not be lost in rounding."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _weight(layer: str) -> str:
-    return f"{layer}.weight" if layer else "weight"
 
 
 def _within(name: str, unit: Unit) -> bool:

@@ -10,11 +10,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from repro.errors import UserError
 from repro.knobs import checked
 
 WEIGHTED = (nn.Linear, nn.Conv2d)
+# What is applied element by element.
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh)
 
 
 @dataclass
@@ -32,6 +35,64 @@ class Unit:
     def inside(self, layer: str) -> str:
         """A layer's name as the unit's module knows it ("" for the unit itself)."""
         return layer.removeprefix(self.name).removeprefix(".") if self.name else layer
+
+
+def following_activation(model: nn.Module, layer: str, x: Tensor) -> nn.Module | None:
+    """The activation module that takes a layer's output as it is; None where there is none.
+
+    Identities between the two, such as folded batch norms, do not matter; activations that are
+    called as functions are not seen.
+
+    Args:
+        model: in evaluation mode.
+        layer: name of a layer.
+        x: one batch of inputs.
+    """
+    outputs: list[Tensor] = []
+    found: list[nn.Module] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if any(args[0] is output for output in outputs):
+            found.append(module)
+
+    hooks = [
+        model.get_submodule(layer).register_forward_hook(
+            lambda _module, _args, output: outputs.append(output)
+        ),
+        *(
+            module.register_forward_pre_hook(look)
+            for module in model.modules()
+            if isinstance(module, ACTIVATIONS)
+        ),
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
+
+def input_matrix(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer's inputs as rows (…, in) that its flattened weight (out, in) multiplies.
+
+    Args:
+        layer: linear (x: (N, …, in)) or a convolution without groups (x: (N, C, H, W)).
+        x: its inputs.
+
+    Raises:
+        UserError: a convolution with groups.
+    """
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups != 1:
+            raise UserError(
+                "This method takes no convolutions with groups: name them in method.skip."
+            )
+        assert not isinstance(layer.padding, str)
+        columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        x = columns.transpose(1, 2)
+    return x.flatten(0, -2)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Variables: what gradient descent moves so that a weight ends on its grid.
 
-All of them live in positions of the grid (`repro.methods.gradient_ptq.grids`) and offer ``soft``,
+All of them live in positions of the grid (`repro.toolbox.reconstruction.grids`) and offer ``soft``,
 the weight that training sees, and ``hard``, the weight on the grid that it ends with.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.knobs import check_choice
-from repro.methods.gradient_ptq.grids import Grid
+from repro.toolbox.reconstruction.grids import Grid
 
 ZETA, GAMMA = 1.1, -0.1  # the rectified sigmoid's stretch: h = clip(1.2 σ(α) - 0.1, 0, 1)
 

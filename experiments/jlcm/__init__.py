@@ -1,0 +1,1 @@
+"""JLCM: codebooks and mappings of a trained network, learned jointly."""
