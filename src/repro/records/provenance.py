@@ -45,7 +45,8 @@ def code_fingerprint() -> dict[str, Any]:
 def paper_fingerprint(paper: Paper) -> str:
     """A hash over what is a paper's own: its room, its method, and the configs that name either.
 
-    Unlike `code_fingerprint` it stays the same while the engine and other papers change.
+    Unlike `code_fingerprint` it stays the same while the engine and other papers change. Claims are
+    left out: recorded runs are judged again when they change.
     """
     digest = hashlib.sha256()
     for name, content in sorted(_own_sources(paper)):
@@ -56,7 +57,7 @@ def paper_fingerprint(paper: Paper) -> str:
 def _own_sources(paper: Paper) -> Iterator[tuple[str, bytes]]:
     """Names and contents of files."""
     room, method = paper.room_folder, Path(__file__).parents[1] / "methods" / paper.slug
-    for file in (*room.rglob("*.py"), *room.glob("claims.yaml"), *method.rglob("*.py")):
+    for file in (*room.rglob("*.py"), *method.rglob("*.py")):
         yield f"{file.parent.name}/{file.name}", file.read_bytes()
     if method.with_suffix(".py").is_file():
         yield "", method.with_suffix(".py").read_bytes()
