@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from repro.claims.file import ClaimsFile, load_claims
 from repro.claims.power import Power, power
-from repro.claims.studies import recorded_results
+from repro.claims.studies import recorded_claims, recorded_results
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
@@ -39,8 +41,21 @@ def show(paper: Paper, as_json: bool) -> None:
 
 
 def _power(paper: Paper, claims: ClaimsFile, scale: str) -> list[Power]:
+    """Today's checks on the recorded runs; what reads curves, which are not recorded, as it was."""
     record = read_json(paper.results_file(scale))
-    return power(claims, recorded_results(record), scale, record.get("looks", ()))
+    known = {
+        (claim.id, check.relation, check.compared): check
+        for claim in recorded_claims(paper, scale)
+        for check in claim.checks
+    }
+
+    def as_known(row: Power) -> Power:
+        before = known.get((row.claim, row.check.relation, row.check.compared))
+        is_gone = row.check.verdict is Verdict.NOT_TESTED
+        return replace(row, check=before) if is_gone and before is not None else row
+
+    rows = power(claims, recorded_results(record), scale, record.get("looks", ()))
+    return [as_known(row) for row in rows]
 
 
 def _print(title: str, rows: list[Power]) -> None:

@@ -23,11 +23,12 @@ def record(toy: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(Paper, "results_file", lambda _, scale: toy / f"{scale}.json")
     accuracies = {"sgd": (0.90, 0.92, 0.91), "tuned": (0.90, 0.86, 0.90)}
     content = {
+        "claims": [],
         "runs": [
             {"arm": arm, "seed": seed, "status": "finished", "metrics": {"test/accuracy": value}}
             for arm, values in accuracies.items()
             for seed, value in enumerate(values)
-        ]
+        ],
     }
     (toy / "mini.json").write_text(json.dumps(content))
     return content
@@ -58,3 +59,22 @@ def test_a_paper_without_records_says_how_to_make_one(toy: Path) -> None:
     result = show()
     assert result.exit_code == 2
     assert "Run it: repro run paper=toy, then repro record paper=toy." in result.stderr
+
+
+def test_what_is_not_recorded_any_more_is_shown_as_it_was_judged(
+    toy: Path, record: dict[str, Any]
+) -> None:
+    """As checks of curves are, of which a record holds none."""
+    (row,) = json.loads(show("--json").stdout)["mini"]
+    known = {key: row[key] for key in row if key not in ("claim", "paper", "detectable")}
+    claim = {
+        "id": "T1",
+        "statement": "It works.",
+        "where": "nowhere",
+        "paper": {"value": "x", "source": "read"},
+        "verdict": "inconclusive",
+        "checks": [known],
+    }
+    (toy / "mini.json").write_text(json.dumps({"claims": [claim], "runs": []}))
+    (again,) = json.loads(show("--json").stdout)["mini"]
+    assert again == row | {"detectable": None}
