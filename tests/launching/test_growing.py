@@ -183,6 +183,8 @@ def test_a_killed_study_goes_on_where_it_was(toy: Path, monkeypatch: pytest.Monk
         (["looks.first=6"], "looks.first lies between 2 and max_seeds=5, not at 6."),
         (["looks.growth=1"], "looks.growth is a number above 1, not 1."),
         (["max_minutes=-3"], "max_minutes is a number above 0, or null, not -3."),
+        (["seeds=[0,1]"], "max_seeds is about seeds=auto, which is missing."),
+        (["looks={first:2}"], "looks takes its settings one by one"),
     ],
 )
 def test_mistakes_are_said_in_a_line(toy: Path, typed: list[str], message: str) -> None:

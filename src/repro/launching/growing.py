@@ -13,9 +13,9 @@ from repro.claims.studies import verdicts_of
 from repro.claims.verdicts import Verdict
 from repro.planning.plan import plan_study
 from repro.planning.prepare import add_runs
-from repro.records.study import Study
+from repro.records.study import LOOK_KEYS, Study
 
-SETTLED = ("arm", "seed", "seeds")  # what a look chooses itself, whatever was typed
+SETTLED = ("arm", "seed", "seeds", *LOOK_KEYS)  # what a look settles itself, whatever was typed
 
 
 @dataclass(frozen=True)

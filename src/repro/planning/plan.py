@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -143,7 +143,9 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         f"arm '{arm}' is not run: here it equals '{first}', whose runs count for both"
         for arm, first in twins.items()
     )
-    looks = _looks(declared.settings | user.pop(*STUDY_KEYS)[1])
+    typed_settings = user.pop(*STUDY_KEYS, "looks")[1]
+    looks = _looks(declared.settings | typed_settings)
+    _refuse_idle(typed_settings, looks)
     if looks is not None:
         _check_growing(grid, {run.arm for run in runs})
         after = ", ".join(map(str, looks.after))
@@ -394,6 +396,19 @@ def _looks(settings: dict[str, Any]) -> Looks | None:
     while after[-1] < most:
         after.append(min(most, max(after[-1] + 1, round(growth * after[-1]))))
     return Looks(after=after, max_minutes=minutes)
+
+
+def _refuse_idle(typed: Collection[str], looks: Looks | None) -> None:
+    """Refuses settings of growing studies that would change nothing.
+
+    Raises:
+        UserError: there is one.
+    """
+    if "looks" in typed:
+        raise UserError("looks takes its settings one by one: looks.first=4 looks.growth=1.5.")
+    idle = [key for key in LOOK_KEYS if key in typed and looks is None]
+    if idle:
+        raise UserError(f"{idle[0]} is about seeds=auto, which is missing.")
 
 
 def _check_growing(grid: bool, arms: set[str]) -> None:
