@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from repro.methods.lrp_pruning import FilterPruning, Random, Relevance, Weight
+from repro.toolbox.dependency_graph import trace
 from repro.toolbox.lrp import Epsilon
 
 torch.manual_seed(0)
@@ -36,7 +37,7 @@ def accuracy(net: nn.Module) -> float:
 
 
 print(f"all 200 units: {accuracy(model):.1f} % right")
-references = [(x[:100], y[:100])]
+references, graph = [(x[:100], y[:100])], trace(model, x[:2])
 rule = Epsilon(eps=0.1, relative=True)
 for name, criterion in (
     ("relevance", Relevance(conv=rule, linear=rule)), ("weights", Weight()), ("chance", Random())
@@ -44,6 +45,6 @@ for name, criterion in (
     pruned, pruning = copy.deepcopy(model), FilterPruning(criterion)
     pruning.begin(pruned)
     pruning.prune(pruned, references, count=100)
-    smaller = pruning.shrunk(pruned, x[:2]).eval()
+    smaller = pruning.shrunk(pruned, graph).eval()
     parameters = sum(each.numel() for each in smaller.parameters())
     print(f"100 removed by {name}: {accuracy(pruned):.1f} %, {parameters} parameters are left")

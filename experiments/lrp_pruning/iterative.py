@@ -24,6 +24,7 @@ from repro.data.base.iterators import Batch, generator_for
 from repro.errors import UserError
 from repro.knobs import Count, Inside, Natural, Share, checked
 from repro.methods.lrp_pruning import Batches, FilterPruning
+from repro.toolbox.dependency_graph import DependencyGraph, trace
 from repro.toolbox.method import Method, OptimizerFactory
 from repro.toolbox.pretrained import Base
 from repro.training.procedure import Procedure, model_weights
@@ -147,6 +148,7 @@ class Iterative(Procedure):
         self.found: dict[str, list[float]] = {}
         self.dense: dict[str, Tensor] = {}
         self.kept = method.kept
+        self.graph: DependencyGraph | None = None
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the weights of the arm that trained the network."""
@@ -215,7 +217,8 @@ class Iterative(Procedure):
         x = self.data.take("train", torch.arange(2))[0].to(self.device)
         was_training = self.model.training
         self.model.eval()
-        smaller = self.method.shrunk(self.model, x).eval()
+        self.graph = self.graph or trace(self.model, x)
+        smaller = self.method.shrunk(self.model, self.graph).eval()
         with FlopCounterMode(display=False) as counted:
             logits = smaller(x)
         self._note("removal_gap", float((logits - self.model(x)).abs().max()))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from repro.methods.lrp_pruning import FilterPruning, Relevance, Weight
 from repro.models import VGG, ResNetCIFAR
 from repro.toolbox.costs import PeakMemory
+from repro.toolbox.dependency_graph import trace
 from repro.toolbox.lrp import Epsilon, z_plus
 
 COMPOSITE = Relevance(conv=z_plus(1e-12), linear=Epsilon())
@@ -56,7 +57,7 @@ def test_a_smaller_network_is_faster_than_a_silent_one() -> None:
     pruning = FilterPruning(Weight(), norm="rank")
     pruning.begin(model)
     pruning.prune(model, [], pruning.total // 2)
-    smaller = pruning.shrunk(model, x[:2]).eval()
+    smaller = pruning.shrunk(model, trace(model, x[:2])).eval()
     with torch.no_grad():
         assert torch.allclose(smaller(x), model(x), atol=1e-5)
         faster("half of the filters", lambda: smaller(x), lambda: model(x), 2.0)

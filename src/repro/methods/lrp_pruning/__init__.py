@@ -8,6 +8,7 @@ Taylor's first term, chance. In a plain loop:
 >>> import torch
 >>> from torch import nn
 >>> from repro.methods.lrp_pruning import FilterPruning, Relevance
+>>> from repro.toolbox.dependency_graph import trace
 >>> from repro.toolbox.lrp import z_plus
 >>> _ = torch.manual_seed(0)
 >>> model = nn.Sequential(
@@ -27,7 +28,7 @@ Taylor's first term, chance. In a plain loop:
 ...         pruning.silence(model)
 >>> sum(int(left.sum()) for left in pruning.kept.values()), pruning.total
 (10, 16)
->>> smaller = pruning.shrunk(model, x)
+>>> smaller = pruning.shrunk(model, trace(model, x))
 >>> bool(torch.allclose(smaller.eval()(x), model.eval()(x), atol=1e-6))
 True
 >>> sum(w.numel() for w in smaller.parameters()) < sum(w.numel() for w in model.parameters())

@@ -16,6 +16,7 @@ from repro.errors import UserError
 from repro.knobs import Count, checked
 from repro.methods.lrp_pruning.criteria import Batches, Criterion, Scores, normalised
 from repro.methods.lrp_pruning.removal import shrunk
+from repro.toolbox.dependency_graph import DependencyGraph
 from repro.toolbox.lrp import explained
 from repro.toolbox.method import Method
 
@@ -206,9 +207,9 @@ class FilterPruning(Method):
         """Silences anew what was removed; call it after every update of fine-tuning."""
         silence(model, self.units, self.kept)
 
-    def shrunk(self, model: nn.Module, example: Tensor) -> nn.Module:
-        """The smaller network that computes the same, given an input (N, …)."""
-        return shrunk(model, self.kept, example)
+    def shrunk(self, model: nn.Module, graph: DependencyGraph) -> nn.Module:
+        """The smaller network that computes the same; see `shrunk`."""
+        return shrunk(model, self.kept, graph)
 
 
 def scoring_cost(pruning: FilterPruning, model: nn.Module, batches: Batches) -> float:

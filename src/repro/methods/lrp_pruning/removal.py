@@ -7,29 +7,33 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from repro.toolbox.dependency_graph import remove, trace
+from repro.toolbox.dependency_graph import DependencyGraph, Group, remove
 
 
-def shrunk(model: nn.Module, kept: Mapping[str, Tensor], example: Tensor) -> nn.Module:
+def shrunk(model: nn.Module, kept: Mapping[str, Tensor], graph: DependencyGraph) -> nn.Module:
     """A smaller copy without the silent units, which computes the same.
 
-    Units that others are added to (channels of a residual stream) only go where all of them are
-    silent; single silent ones of those stay as zeros.
+    Channels that others are added to (of a residual stream) only go where all of them are silent;
+    single silent ones of those stay as zeros.
 
     Args:
         model: its silent units put out zeros (`repro.methods.lrp_pruning.silence`).
         kept: by layer, (units,) bool, which are not silent.
-        example: an input (N, …).
+        graph: of a network of the model's shapes (`repro.toolbox.dependency_graph.trace`).
     """
-    graph = trace(model, example)
-    indices: dict[str, list[int]] = {}
-    for group in graph.groups:
-        outputs = {
-            member.parameter.removesuffix(".weight")
-            for member in group.members
-            if member.dim == 0 and member.parameter.endswith(".weight")
-        }
-        masks = [kept[layer].cpu() for layer in outputs if layer in kept]
-        if group.prunable and masks and len(masks[0]) == group.size:
-            indices[group.name] = torch.stack(masks).any(0).nonzero().flatten().tolist()
-    return remove(model, indices, graph)
+    left = {group: _left(group, kept) for group in graph.prunable if group.exact}
+    return remove(model, {group: mask.nonzero() for group, mask in left.items()}, graph)
+
+
+def _left(group: Group, kept: Mapping[str, Tensor]) -> Tensor:
+    """(size,) bool: which channels of a group have to stay; one of them at least."""
+    left = torch.zeros(group.size, dtype=torch.bool)
+    for member in group.members:
+        layer, _, kind = member.name.rpartition(".")
+        if member.role != "producer" or kind != "weight":
+            continue
+        mask = kept[layer].cpu()[member.indices].any(1) if layer in kept else torch.ones(())
+        left |= mask.bool()
+    if not left.any():
+        left[0] = True
+    return left
