@@ -95,7 +95,7 @@ class Iterative(Procedure):
         UserError: the method does not prune, or fine-tuning is to know of some classes alone.
     """
 
-    METRICS: ClassVar = {"train/loss": "of the last batch; 0 without fine-tuning"} | {
+    METRICS: ClassVar = {
         f"{split}/{name}": meaning
         for split in ("val", "test")
         for name, meaning in {

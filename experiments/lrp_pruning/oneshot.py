@@ -293,7 +293,7 @@ class OneShot(Networks):
         return self.seed, 2, self.parts().index(part), n, draw
 
     def _without(self, scores: Scores, rate: float) -> tuple[dict[str, Tensor], int]:
-        count = int(rate * self.method.total + 1e-6)
+        count = round(rate * self.method.total)
         return without_lowest(scores, self.method.kept, count, self.method.least)
 
     def _references(self, part: str, n: int, draw: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
