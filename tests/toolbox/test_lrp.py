@@ -215,14 +215,29 @@ def test_relevance_is_output_times_gradient_of_a_rewritten_network(
         torch.testing.assert_close(R / size, expected[name] / size, rtol=1e-5, atol=1e-5)
 
 
-def test_relevance_is_conserved(net: tuple[nn.Module, Tensor, Tensor]) -> None:
-    """Everything that begins at the output arrives in every layer of a chain, or in its parts."""
-    model, x, y = net
-    totals = {k: float(R.sum()) for k, R in relevance(model, x, ZPLUS, one_hot(y)).items()}
-    names = [name for name in totals if "downsample" not in name]
-    if any(isinstance(module, BasicBlock) for module in model.modules()):
-        names = [name for name in names if not any(k in name for k in ("conv1", "conv2"))]
-    assert [totals[name] for name in names] == pytest.approx([len(y)] * len(names), rel=1e-4)
+@pytest.mark.parametrize("name", ["mlp", "vgg", "vgg with biases"])
+def test_a_chain_conserves_relevance_in_every_layer(name: str) -> None:
+    x, y = torch.randn(12, 1, 8, 8, dtype=torch.float64), torch.arange(12) % 3
+    found = relevance(trained(NETS[name](), x, y), x, ZPLUS, one_hot(y))
+    totals = [float(R.sum()) for R in found.values()]
+    assert totals == pytest.approx([12] * len(totals), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet", "resnet without projections"])
+def test_sums_and_averages_conserve_relevance(name: str) -> None:
+    """From the output to the first layer, without biases, to which epsilon would lose some."""
+    x, y = torch.randn(12, 1, 8, 8, dtype=torch.float64), torch.arange(12) % 3
+    model = trained(NETS[name](), x, y)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias.zero_()
+                module.running_mean = torch.zeros_like(module.bias)
+            elif isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+    found = relevance(model, x, EPSILON, one_hot(y))
+    ends = [next(iter(found)), {"resnet": "0"}.get(name, "conv1"), ""]
+    assert [float(found[end].sum()) for end in ends] == pytest.approx([12] * 3, rel=1e-4)
 
 
 def test_without_biases_epsilon_is_input_times_gradient() -> None:
