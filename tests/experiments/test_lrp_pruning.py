@@ -190,7 +190,7 @@ def test_full_has_the_papers_networks_and_steps(
 
 
 def test_the_full_toy_is_as_published() -> None:
-    found = configs("paper=lrp_pruning", "scale=full_toy")
+    found = configs("paper=lrp_pruning", "scale=full_toy", "arm=[nets,lrp]")
     config = found["nets"]
     assert config.model.hidden == [1000, 1000, 1000]
     assert (config.model.last_relu, config.optimizer.momentum, config.optimizer.lr) == (
@@ -216,8 +216,8 @@ def test_the_full_toy_is_as_published() -> None:
     ],
 )
 def test_a_bad_choice_is_one_line(typed: str, complaint: str, tmp_path: Path) -> None:
-    typed_too = ["paper=lrp_pruning", "scale=smoke", "seed=0", *typed.split()]
-    assert complaint in refusal(tmp_path, *typed_too)
+    start = ["paper=lrp_pruning", "scale=smoke", "seed=0", "from=null"]
+    assert complaint in refusal(tmp_path, *start, *typed.split())
 
 
 def test_streamed_photographs_with_published_weights(
