@@ -212,9 +212,17 @@ def test_norms() -> None:
     torch.testing.assert_close(normalised(scores, "rank")["b"], torch.tensor([1.0, 0.0, 2.0]) / 3)
 
 
-def test_the_cost_of_scoring_is_counted_by_hand() -> None:
-    model, batch = MLP([10], 4, hidden=[20, 30]), (torch.rand(5, 10), torch.arange(5) % 4)
-    first, rest = 10 * 20, 20 * 30 + 30 * 4
+# Multiply-adds of the first layer, and of all others, for one example.
+COSTS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "mlp": (lambda: MLP([1, 8, 8], 3, hidden=[20, 30]), 64 * 20, 20 * 30 + 30 * 3),
+    "vgg": (NETS["vgg"], 64 * 9 * 4, 64 * 36 * 6 + 16 * 54 * 6 + 24 * 3),
+}
+
+
+@pytest.mark.parametrize("net", COSTS)
+def test_the_cost_of_scoring_is_counted_by_hand(net: str) -> None:
+    build, first, rest = COSTS[net]
+    model, batch = build(), references()
     plain = (first + rest) + (first + 2 * rest)  # forward; gradients of weights and hidden outputs
     for criterion, own in (
         (ZPLUS, (first + rest) + 2 * rest),  # forward; positive parts and back, to the first layer

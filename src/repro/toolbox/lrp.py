@@ -391,7 +391,7 @@ def _back(
 
     def again(x: Tensor) -> Tensor:
         if module is not None:
-            return module(x)
+            return module.forward(x)  # type: ignore[no-any-return] # without anybody's hooks
         function: Any = getattr(x, node.target) if isinstance(node.target, str) else None
         return function(*others, **named) if function else node.target(x, *others, **named)
 
