@@ -125,13 +125,11 @@ class Compression(Procedure):
                 f"method=none a module.design; not {type(method).__name__} and {design}."
             )
         self.model, self.search = model, method if searches else None
+        self.whole = read(model)
         self.make_judge, self.teacher, self.budget = judge, teacher, budget
         self.repeats, self.design, self.take, self.seed = repeats, design, take, seed
-        self.judged_on, self.reference, self.teacher_accuracy = (
-            judged_on,
-            reference,
-            teacher_accuracy,
-        )
+        self.judged_on, self.reference = judged_on, reference
+        self.teacher_accuracy = teacher_accuracy
         self.parent: dict[str, Any] = {}
         self.is_taught, self.is_searched, self.update, self.entropy = False, False, 0, 0.0
         self.teacher_shares = {"val": 0.0, "test": 0.0}
@@ -167,11 +165,6 @@ class Compression(Procedure):
             removal = self.search.policy
             assert isinstance(removal, RemovalPolicy)
             removal.keep_all_alike(removal.keep_rate(self.origin))
-
-    @property
-    def whole(self) -> Architecture:
-        """The teacher's architecture."""
-        return read(self.model)
 
     @property
     def origin(self) -> Architecture:
@@ -223,7 +216,8 @@ class Compression(Procedure):
         """One update of the search; a design is looked at once."""
         judge, origin = self._judge(), self.origin
         if self.search is None:
-            self._note([self._designed()], judge.rate([self._designed()]))
+            proposals = [self._designed()]
+            self._note(proposals, judge.rate(proposals))
             self.is_searched = True
             return
         generator = generator_for(self.seed, 1, self.update)
@@ -349,7 +343,9 @@ class Compression(Procedure):
         self.log_dict(self.summary())
 
     def summary(self) -> dict[str, float]:
-        """All results."""
+        """All results that there are."""
+        if not self.best:
+            return {}
         selected = load(self.best["student"])
         size = count_parameters(selected, self.data.input_shape)
         found = {
@@ -360,9 +356,10 @@ class Compression(Procedure):
             "test/compression": sum(each.numel() for each in self.model.parameters()) / size,
             "test/teacher_accuracy": self.teacher_shares["test"],
         }
-        for number, name in enumerate(FINALS if self.repeats else ()):
+        for number, name in enumerate(FINALS):
             some = self.finals[number * self.repeats : (number + 1) * self.repeats]
-            found[f"test/{name}"] = statistics.fmean(some)
+            if some:
+                found[f"test/{name}"] = statistics.fmean(some)
         if self.search is None:
             return found
         rollouts = [Rollout(**each) for each in self.rollouts]

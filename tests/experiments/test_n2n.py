@@ -11,6 +11,7 @@ from published import write_images
 from repro.experiments.n2n.module import Compression
 from rooms import configs, finished, refusal, summaries
 
+from repro.errors import UserError
 from repro.methods.n2n import Layer, Reinforce, RemovalPolicy, dump, load, rows
 from repro.records.papers import load_paper
 from repro.records.study import Study
@@ -203,9 +204,15 @@ def test_missing_data_is_one_clear_message(tmp_path: Path) -> None:
         (["arm=teacher", "module.design=same_size"], "say from="),
         (["arm=removal", "training.epochs=3"], "set training.epochs=6"),
         (["arm=removal", "model.activation=tanh"], "n2n knows no layer Tanh"),
-        (["arm=shrinkage", "module.take=policy"], "takes over a policy"),
         (["arm=removal", "method.lr=0"], "lr is positive"),
     ],
 )
 def test_a_bad_setting_is_one_line(typed: list[str], complaint: str, tmp_path: Path) -> None:
     assert complaint in refusal(tmp_path, *SMOKE, *typed)
+
+
+@pytest.mark.parametrize("arm", ["removal", "teacher"])
+def test_a_policy_is_taken_from_an_arm_that_has_one(arm: str) -> None:
+    module = built("scale=smoke", f"arm={arm}", "module.take=policy")
+    with pytest.raises(UserError, match="takes over a policy"):
+        module.start_from({"state_dict": {}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from repro.toolbox.dependency_graph import Group, remove, trace
 
-STEPS = 16  # of bisection: finer than a channel of a group of thousands
+STEPS = 12  # of bisection: finer than a channel of a group of thousands
 
 
 def prune_to_size(model: nn.Module, input_shape: Sequence[int], parameters: int) -> nn.Module:
@@ -25,18 +26,32 @@ def prune_to_size(model: nn.Module, input_shape: Sequence[int], parameters: int)
     """
     device = next(model.parameters()).device
     graph = trace(model, torch.zeros(2, *input_shape, device=device))
-    orders = {group: _norms(group, model).argsort(descending=True) for group in graph.prunable}
 
-    def pruned(share: float) -> nn.Module:
-        kept = {group: order[: max(1, int(share * len(order)))] for group, order in orders.items()}
-        return remove(model, kept, graph)
+    def kept(share: float) -> dict[Group, int]:
+        return {group: max(1, int(share * group.size)) for group in graph.prunable}
 
     low, high = 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
-        count = sum(each.numel() for each in pruned(middle).parameters())
-        low, high = (middle, high) if count <= parameters else (low, middle)
-    return pruned(low)
+        if _parameters_left(model, kept(middle)) <= parameters:
+            low = middle
+        else:
+            high = middle
+    largest = {
+        group: _norms(group, model).argsort(descending=True)[:count]
+        for group, count in kept(low).items()
+    }
+    return remove(model, largest, graph)
+
+
+def _parameters_left(model: nn.Module, kept: dict[Group, int]) -> int:
+    """How many parameters there are when so many channels of each group are kept."""
+    shapes = {name: list(weight.shape) for name, weight in model.named_parameters()}
+    for group, count in kept.items():
+        for member in group.members:
+            places = member.indices.shape[1]  # of one channel
+            shapes[member.name][member.dim] -= (group.size - count) * places
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _norms(group: Group, model: nn.Module) -> Tensor:
@@ -45,6 +60,6 @@ def _norms(group: Group, model: nn.Module) -> Tensor:
     squares = torch.zeros(group.size)
     for member in group.owned:
         weight = weights[member.name].detach().cpu()
-        rows = weight.movedim(member.dim, 0).flatten(1).square().sum(1)
+        rows = weight.movedim(member.dim, 0).reshape(weight.shape[member.dim], -1).square().sum(1)
         squares += rows[member.indices].sum(1)
     return squares.sqrt()
