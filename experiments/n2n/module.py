@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -106,7 +107,7 @@ class Compression(Procedure):
         self,
         model: nn.Module,
         method: Any,
-        judge: Callable[..., Judge],
+        judge: partial[Judge],
         teacher: Recipe,
         budget: Budget,
         repeats: Natural = 3,
@@ -351,7 +352,9 @@ class Compression(Procedure):
         found = {
             "search/reward": self.best["reward"],
             "search/trainings": float(len(self.known)),
-            "search/student_epochs": float(len(self.known) * self._judge().recipe.epochs),
+            "search/student_epochs": float(
+                len(self.known) * self.make_judge.keywords["recipe"].epochs
+            ),
             "test/parameters": float(size),
             "test/compression": sum(each.numel() for each in self.model.parameters()) / size,
             "test/teacher_accuracy": self.teacher_shares["test"],
@@ -383,9 +386,9 @@ class Compression(Procedure):
 
 
 def _last(rollouts: Sequence[Rollout], share: float) -> list[Rollout]:
-    """Those of the last share of the updates."""
+    """Those of the last share of the updates, and of one at least."""
     updates = rollouts[-1].update + 1
-    return [each for each in rollouts if each.update >= (1 - share) * updates]
+    return [each for each in rollouts if each.update >= updates - max(1, int(share * updates))]
 
 
 def _mean_reward(rollouts: Sequence[Rollout]) -> float:
