@@ -165,7 +165,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
-        turn = rotation(x_BTD.shape[1], self.head_width, self.theta, x_BTD.device, x_BTD.dtype)
+        # What a trace makes is not to be found by the next pass.
+        angles = rotation.__wrapped__ if torch.compiler.is_compiling() else rotation
+        turn = angles(x_BTD.shape[1], self.head_width, self.theta, x_BTD.device, x_BTD.dtype)
         q_BHTE = rotate(self._split(self.q_proj(x_BTD)), *turn)
         k_BKTE = rotate(self._split(self.k_proj(x_BTD)), *turn)
         v_BKTE = self._split(self.v_proj(x_BTD))
