@@ -204,13 +204,19 @@ class Compression(Procedure):
         return {"loss": torch.zeros(())}
 
     def _teach(self) -> None:
-        """Trains the teacher, unless it is the parent's, and measures who is imitated."""
+        """Trains the teacher, unless it is the parent's, and measures who is imitated.
+
+        Raises:
+            UserError: nothing can be relative to its accuracy.
+        """
         if not self.parent:
             train([self.model], self._epochs(), self.teacher)
         guide = self._guide()
         self.teacher_shares = {
             split: accuracies([guide], self._batches(split))[0] for split in ("val", "test")
         }
+        if not (self.teacher_accuracy or self.teacher_shares[self.judged_on]):
+            raise UserError("n2n: the teacher is never right: raise module.teacher.epochs.")
         self.is_taught = True
 
     def _look_on(self) -> None:
