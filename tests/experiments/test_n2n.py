@@ -176,12 +176,12 @@ def test_full_runs_on_files_in_the_hubs_layout(tmp_path: Path) -> None:
     files = tmp_path / "uoft-cs/cifar10/plain_text"
     write_images(files, (32, 32, 3), {"train": 18, "test": 10}, "img")
     small = [
-        "dataset.val_size=8", "dataset.batch_size=8", "updates.removal=1", "updates.shrinkage=1",
+        "dataset.val_size=8", "dataset.batch_size=8", "updates.removal=1",
         "module.budget.rollouts=1", "module.judge.recipe.epochs=1", "module.teacher.epochs=1",
         "module.repeats=1", "module.teacher_accuracy=0.5", "hardware=cpu", "seed=0",
         f"data.root={tmp_path}",
     ]  # fmt: skip
-    typed = ["paper=n2n", "scale=full", "arm=shrinkage", *small]
+    typed = ["paper=n2n", "scale=full", "arm=removal", *small]
     found = finished(tmp_path / "out", *typed).summary()
     assert found["test/compression"] > 0
     assert found["search/rollouts"] == 1
