@@ -247,10 +247,10 @@ def test_a_keep_rate_is_every_layers() -> None:
 
 
 def searched(search: Search, updates: int) -> list[float]:
-    """Mean rewards of updates towards one student, which keeps two of every three layers."""
-    teacher = read(MLP([4], 3, [8] * 4, batch_norm=True))
+    """Mean rewards of updates towards one student, which keeps every second layer."""
+    teacher = read(MLP([4], 3, [128] * 4))
     free = search.edit.free(teacher)
-    wanted = torch.arange(int(free.sum())) % 3 != 0
+    wanted = torch.arange(int(free.sum())) % 2 == 0
     means = []
     for update in range(updates):
         tables = search.propose(teacher, 5, torch.Generator().manual_seed(update))
@@ -261,8 +261,9 @@ def searched(search: Search, updates: int) -> list[float]:
 
 
 def test_a_policy_finds_a_known_optimum() -> None:
+    """Without a bonus on entropy it keeps everything, which is four of seven, and stays there."""
     torch.manual_seed(0)
-    means = searched(Reinforce(RemovalPolicy(Removal(keep=[])), lr=0.03), 150)
+    means = searched(Reinforce(RemovalPolicy(Removal(keep=[])), lr=0.01, entropy=0.3), 90)
     assert max(means[:5]) < 0.8
     assert min(means[-10:]) >= 0.95
 

@@ -122,14 +122,14 @@ def test_accuracy_by_hand() -> None:
     assert accuracies([model], batches) == [0.75]
 
 
-TEACHER = read(MLP([6], 3, [8, 8], batch_norm=True))
+TEACHER = read(MLP([6], 3, [8, 7], batch_norm=True))
 SMALLER = [TEACHER[:start] + TEACHER[start + 3 :] for start in (1, 4)]  # without a hidden layer
 
 
 def judge(**knobs: Any) -> Judge:
     held_out = [(X[:10], Y[:10])]
     recipe = Recipe(epochs=1, lr=0.01)
-    return Judge(network(8, 8), 0.5, [6], epochs, lambda: held_out, recipe, **knobs)
+    return Judge(network(8, 7), 0.5, [6], epochs, lambda: held_out, recipe, **knobs)
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_each_architecture_is_trained_once(trained: list[int]) -> None:
 def test_rollouts_by_hand() -> None:
     court = judge(limit=Limit(parameters=100))
     (rollout, other) = court.rate(SMALLER)
-    sizes = [6 * 8 + 8 + 16 + 8 * 3 + 3, 6 * 8 + 8 + 16 + 8 * 3 + 3]
+    sizes = [6 * n + n + 2 * n + n * 3 + 3 for n in (7, 8)]
     assert [rollout.parameters, other.parameters] == sizes
     whole = sum(each.numel() for each in court.guide.parameters())
     student = court.student(SMALLER[0])
@@ -168,7 +168,7 @@ def test_rollouts_by_hand() -> None:
     assert rollout.accuracy == accuracy
     assert rollout.reward == pytest.approx(reward(sizes[0], accuracy, whole, 0.5))
     assert rollout.within
-    assert not judge(limit=Limit(parameters=98)).rate(SMALLER[:1])[0].within
+    assert not judge(limit=Limit(parameters=86)).rate(SMALLER[:1])[0].within
     assert judge(parameters=10 * whole).rate(SMALLER)[0].reward > rollout.reward
 
 
