@@ -42,7 +42,7 @@ train([model], epochs, Recipe(epochs=10, lr=0.005, loss="labels"))
 
 teacher = read(model)
 judge = Judge(model, accuracy, [64], epochs, held_out, Recipe(epochs=2, lr=0.01))
-search = Reinforce(RemovalPolicy(Removal(keep=[])), lr=0.02)
+search = Reinforce(RemovalPolicy(Removal(keep=[])), lr=0.005, entropy=0.03)
 found = []
 for update in range(24):
     actions = search.propose(teacher, 5, torch.Generator().manual_seed(update))
