@@ -118,7 +118,7 @@ def test_results_of_an_installed_paper_go_beside_the_study(
     room = toy / "lib" / "site-packages" / "room"
     monkeypatch.setattr(Paper, "room_folder", room)
     monkeypatch.setattr(record, "draw_study", lambda study: [])
-    monkeypatch.setattr(record, "judge_study", lambda study: [])
+    monkeypatch.setattr(record, "verdicts_of", lambda study: [])
     assert record.record({}, toy / "outputs", folder) == folder / "results" / "mini.json"
     assert (folder / "results" / "mini.json").is_file()
     assert not room.exists()
