@@ -93,13 +93,13 @@ def latest_study(outputs: Path) -> Path:
     return studies[-1].folder
 
 
-def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
+def run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool = False) -> int:
     """Runs what is left of a study and reports it; see `_run_and_judge`."""
     with study.held():
-        return _run_and_judge(study, quiet, as_json)
+        return _run_and_judge(study, quiet, as_json, verbose)
 
 
-def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
+def _run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool) -> int:
     """Runs what is left of a study and reports it.
 
     Returns:
@@ -121,7 +121,7 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
         except Exception as error:  # a picture is not worth losing the verdicts
             render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
     _publish(study, verdicts)
-    render.study_result(study, verdicts, as_json)
+    render.study_result(study, verdicts, as_json, verbose)
     return report_failures(study)
 
 
@@ -166,9 +166,10 @@ def _execute(study: Study, quiet: bool) -> int | None:
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
     """Starts a search, or continues the one that the same command began; see `search`."""
-    from repro.launching import local
+    from repro.launching import local, needs
     from repro.search import loop
 
+    needs.check(plan)
     local.check(plan, detach=False)
     study = loop.find(request, outputs)
     if study is not None:

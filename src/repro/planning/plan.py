@@ -127,7 +127,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     for override in hydra_layer.overrides:
         if override.key_or_group == "hydra/launcher":
             compose.check_launcher(str(override.value()))
-    user, slug = _split_paper(user)
+    user, slug = _split_paper(_debugged(user))
     paper = load_paper(slug)
     if not grid:
         compose.refuse_grid(user)
@@ -161,6 +161,16 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     plan.layers()  # finds circles before anything is written
     _check_exclusive(runs)
     return plan
+
+
+def _debugged(user: Layer) -> Layer:
+    """Puts what ``debug=true`` stands for under what was typed."""
+    if user.pop("debug")[1].get("debug") is not True:
+        return user
+    preset = Layer.parse(list(compose.compose_config([], "debug").overrides), "debug.yaml")
+    typed = {override.key_or_group for override in user.overrides}
+    under = [override for override in preset.overrides if override.key_or_group not in typed]
+    return Layer((*under, *user.overrides))
 
 
 def _split_paper(user: Layer) -> tuple[Layer, str]:

@@ -33,10 +33,10 @@ _GROUPS: dict[Role, tuple[str, ...]] = {
     "dataset": ("dataset",),
     "module": ("module", "paper"),
     "logger": ("logger",),
-    "callback": (),
+    "callback": ("callbacks", "profiler"),
     "sweep": ("sweep",),
 }
-_NOT_IN_MODULES = ("dataset", "logger", "hardware", "sweep")
+_NOT_IN_MODULES = ("dataset", "logger", "hardware", "sweep", "callbacks", "profiler")
 _NAMED = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.]+)")  # within an override, too
 _WORD = re.compile(r"[\w.,:|&*()\[\]-]*")  # of a cluster: what no script takes for a command
 # Settings of launchers that are numbers or such words. Others are as the hardware configs say.
@@ -133,9 +133,8 @@ def _folders() -> tuple[Path, ...]:
 @functools.cache
 def registered(role: Role, folders: tuple[Path, ...]) -> frozenset[str]:
     """The targets that config files name for a purpose."""
-    if role == "callback":
-        return frozenset([PRUNING])
-    return frozenset(_named_in(folders, lambda group: group in _GROUPS[role]))
+    own = [PRUNING] if role == "callback" else []
+    return frozenset([*own, *_named_in(folders, lambda group: group in _GROUPS[role])])
 
 
 @functools.cache

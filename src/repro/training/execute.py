@@ -141,6 +141,7 @@ def _execute(run: Run, job: str | None) -> Status:
             outcome["progress"] = 1.0
         run.update(
             **outcome,
+            live=None,
             ended=now(),
             seconds=round(seconds, 3),
             peak_memory_mb=_peak_memory_mb(),
@@ -247,6 +248,7 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         profiler=NotProfiling(),
+        detect_anomaly=training.get("detect_anomaly", False),
         plugins=[AtomicFiles()],
         **extra,
     )
@@ -318,7 +320,6 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     module = build_module(config, data)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
-    watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
     checkpoints = Checkpoints(
         folder=run.checkpoints_folder,
         monitor=training.monitor,
@@ -326,14 +327,49 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
+    watch = Watch(training.log_every, report=_Reporter(run, training.monitor, checkpoints))
     own = _own_callback(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
         logger=[series, *trackers],
-        callbacks=[watch, *own, checkpoints],
+        callbacks=[watch, *own, *_callbacks(config), checkpoints],
     )
     return _Fit(run, config, data, module, trainer, series, watch, checkpoints, own)
+
+
+class _Reporter:
+    """Notes in run.json how far training is.
+
+    Args:
+        run: the run.
+        monitor: the metric that it selects by.
+        checkpoints: which knows that metric, as a number, since the last validation.
+    """
+
+    def __init__(self, run: Run, monitor: str, checkpoints: Checkpoints) -> None:
+        self.run, self.monitor, self.checkpoints = run, monitor, checkpoints
+        self.started = time.monotonic()
+        self.first: float | None = None  # what was done before
+
+    def __call__(self, done: float, steps_per_second: float, loss: float | None) -> None:
+        """Writes it down."""
+        if self.first is None:
+            self.first, self.started = done, time.monotonic()
+        elapsed, fresh = time.monotonic() - self.started, done - self.first
+        measures = {"loss": loss, self.monitor: self.checkpoints.validated.get(self.monitor)}
+        self.run.update(
+            progress=round(done, 4),
+            live={
+                "steps_per_second": round(steps_per_second, 3),
+                "seconds_left": round(elapsed / fresh * (1 - done), 1) if fresh > 0 else None,
+                "measures": {
+                    name: value
+                    for name, value in measures.items()
+                    if value is not None and math.isfinite(value)
+                },
+            },
+        )
 
 
 def _train(fit: _Fit) -> dict[str, Any]:
@@ -418,6 +454,15 @@ def _own_callback(run: Run) -> list[Any]:
         return []
     callback = OmegaConf.create({"_target_": name, "_partial_": True})
     return [instantiate(callback, "callback")(run)]
+
+
+def _callbacks(config: DictConfig) -> list[Any]:
+    """The callbacks that were chosen, and the profiler."""
+    from repro.planning.instantiate import instantiate
+
+    chosen = list((config.get("callbacks") or {}).values())
+    profiler = config.get("profiler")
+    return [instantiate(each, "callback") for each in (*chosen, *([profiler] if profiler else ()))]
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
