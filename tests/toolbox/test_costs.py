@@ -7,7 +7,12 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from repro.toolbox.costs import PeakMemory, SavedForBackward, count_operations
+from repro.toolbox.costs import (
+    PeakMemory,
+    SavedForBackward,
+    count_operations,
+    multiply_accumulates,
+)
 
 CPU = torch.device("cpu")
 MB = 2**20
@@ -144,3 +149,11 @@ def test_parameters_and_what_is_without_gradient_are_not_counted():
         with torch.no_grad():
             model(torch.randn(400, 8))
     assert saved.peak == x.nbytes
+
+
+def test_multiply_accumulates_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, groups=2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)
+    )
+    convolution, linear = 16 * 6 * 9, 96 * 5
+    assert multiply_accumulates(model, torch.zeros(3, 2, 6, 6)) == 3 * (convolution + linear)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from repro.internals import TorchDispatchMode, identity, tree_leaves
 
@@ -215,3 +216,17 @@ def count_operations(function: Any, *args: Any) -> CountOperations:
     with torch.no_grad(), CountOperations() as counted:
         function(*args)
     return counted
+
+
+def multiply_accumulates(model: nn.Module, *inputs: Any) -> int:
+    """Multiply-accumulates of a forward pass, as PyTorch's `FlopCounterMode` counts them.
+
+    Products of matrices, convolutions and attention count; norms, activations and additions do not.
+
+    Args:
+        model: any module.
+        inputs: what it is called with; all examples of the batch count.
+    """
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return int(counter.get_total_flops()) // 2  # a product and an addition are two of its
