@@ -69,6 +69,7 @@ class Plan:
     hydra_overrides: list[str]
     notes: list[str] = field(default_factory=list)
     twins: dict[str, str] = field(default_factory=dict)  # arm that is not run -> arm it equals
+    rehearsal: dict[str, Any] | None = None  # see `repro.planning.rehearse`
 
     @property
     def is_grid(self) -> bool:

@@ -25,8 +25,9 @@ from repro.records.papers import config_folders
 TRUST_VARIABLE = "REPRO_TRUST"  # an environment variable, because workers and jobs must see it too
 TRUST = "If it is your own, say so: repro resume --trust."
 
-# The callback of a search's trials, which run.json names; no other can be named.
+# The callbacks of a search's trials and of rehearsals, which run.json names; no other can be named.
 PRUNING = "repro.search.pruning.PruneHopeless"
+REHEARSING = "repro.training.rehearsal.Rehearsing"
 
 Role = Literal["dataset", "module", "logger", "callback", "sweep"]
 _GROUPS: dict[Role, tuple[str, ...]] = {
@@ -134,7 +135,7 @@ def _folders() -> tuple[Path, ...]:
 def registered(role: Role, folders: tuple[Path, ...]) -> frozenset[str]:
     """The targets that config files name for a purpose."""
     if role == "callback":
-        return frozenset([PRUNING])
+        return frozenset([PRUNING, REHEARSING])
     return frozenset(_named_in(folders, lambda group: group in _GROUPS[role]))
 
 

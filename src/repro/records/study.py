@@ -41,6 +41,7 @@ class StudyRecord(Record):
     layers: list[list[str]] = Field(default_factory=list)  # parents before children
     search: dict[str, Any] | None = None  # what is searched, if runs are trials
     mlflow_run: str | None = None
+    rehearsal: dict[str, Any] | None = None  # that it is one, and of how many seeds: no result
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,8 @@ class Study:
     @property
     def is_judged(self) -> bool:
         """Whether there are claims to judge: a single arm or a grid has nothing to compare."""
+        if self.about.rehearsal is not None:
+            return False
         return not self.about.is_grid and len({run.folder.parent for run in self.runs}) > 1
 
     def discard(self) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -192,9 +193,15 @@ class WeightsFile:
         file: a state dictionary, as ``.pth`` or ``.safetensors``; below `root`, or a path of its
             own.
         root: folder of all downloads, see `repro.data.base.files.data_root`.
+        info: what stands in for it, see `unloaded`; not used here.
     """
 
-    def __init__(self, file: str | Path, root: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        root: str | Path | None = None,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
+    ) -> None:
         self.file = data_root(root) / file  # an absolute path stays what it is
 
     def __call__(self, model: nn.Module, _data: object, _device: torch.device) -> None:
@@ -223,3 +230,12 @@ class WeightsFile:
         except Exception as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{self.file}: not the weights of this model: {reason}") from error
+
+
+def unloaded(**_facts: Any) -> Given:
+    """Stands in for `WeightsFile`: the model keeps its fresh weights.
+
+    Args:
+        **_facts: where the weights would be.
+    """
+    return Given()

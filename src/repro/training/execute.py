@@ -6,6 +6,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -265,6 +266,11 @@ def _train_and_test(
     if is_main:
         run.update(versions=provenance.versions(), hardware=hardware.describe())
     outcome = _train(fit)
+    if outcome["status"] == Status.INTERRUPTED and _is_rehearsal(run) and not stop.requested:
+        del fit  # or there would be two of them in memory
+        gc.collect()
+        fit = _prepare(run, stop, trackers)
+        outcome = _train(fit)
     if stop.requested and outcome["status"] != Status.DIVERGED:
         outcome = {"status": Status.INTERRUPTED}
     if outcome["status"] == Status.INTERRUPTED:
@@ -418,6 +424,11 @@ def _own_callback(run: Run) -> list[Any]:
         return []
     callback = OmegaConf.create({"_target_": name, "_partial_": True})
     return [instantiate(callback, "callback")(run)]
+
+
+def _is_rehearsal(run: Run) -> bool:
+    """Whether the run stops by itself halfway, to be resumed."""
+    return run.record().callback == trust.REHEARSING
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
