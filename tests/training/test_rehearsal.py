@@ -120,7 +120,7 @@ def test_what_does_not_fit_names_the_knob(toy: Path) -> None:
     (row,) = full_scale.rows(study)
     assert row.cells()[-1] == "failed"
     (problem,) = row.problems
-    assert "training.accumulate=2" in problem
+    assert "hardware.accumulate=2" in problem
 
 
 def test_a_job_of_a_cluster_is_short() -> None:

@@ -27,6 +27,7 @@ COUNTS = (
     "training.epochs",
     "training.val_every",
     "training.log_every",
+    "hardware.accumulate",
     "hardware.threads",
     "hardware.num_nodes",
     *OPTIONAL_COUNTS,

@@ -41,8 +41,8 @@ NOTHING = "–"
 # Words by which devices and systems say that memory is used up.
 OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "not enough memory")
 SMALLER = (
-    "halve dataset.batch_size and say training.accumulate=2, hardware.precision=bf16-mixed, or "
-    "hardware.activation_checkpointing=true"
+    "say hardware.accumulate=2 or more, hardware.activation_checkpointing=true, "
+    "hardware.precision=bf16-mixed, or choose a smaller dataset.batch_size"
 )
 
 

@@ -312,16 +312,19 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     from repro.planning.instantiate import instantiate
     from repro.training.checkpoints import Checkpoints, Watch
     from repro.training.series import CsvLogger
+    from repro.training.speed import set_arithmetic, speed_up
 
     config = run.config()
     training = config.training
     torch.set_num_threads(config.hardware.threads)
     on_cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+    set_arithmetic(config.hardware.get("tf32"))
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.dataset, "dataset")
     module = build_module(config, data)
+    speed_up(module, config.hardware)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
     watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
