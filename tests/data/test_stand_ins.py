@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import build_dataset
 from torch import Tensor
 
 from repro.data.stand_ins import RepeatedTokens
@@ -27,9 +27,15 @@ SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
 }
 
 
-def stand_in(name: str) -> Any:
+@pytest.fixture
+def stand_in(dataset: Callable[..., Any]) -> Callable[[str], Any]:
+    """What stands in for a data set."""
+    return partial(_stand_in, dataset)
+
+
+def _stand_in(build: Callable[..., Any], name: str) -> Any:
     info = CONFIGS[name]["info"]
-    return build_dataset(name, **{**SMALL.get(name, {}), "_target_": info["stand_in"]["target"]})
+    return build(name, **{**SMALL.get(name, {}), "_target_": info["stand_in"]["target"]})
 
 
 def first(batches: Any) -> tuple[Tensor, ...]:
@@ -38,7 +44,7 @@ def first(batches: Any) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", [n for n in ALONE if "sets" not in CONFIGS[n]])
-def test_every_set_that_must_be_fetched_has_one(name: str) -> None:
+def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[str], Any]) -> None:
     data, config = stand_in(name), CONFIGS[name]
     data.setup()
     for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
@@ -64,7 +70,10 @@ def test_suites_consist_of_stand_ins(name: str) -> None:
 
 
 def test_it_does_in_place_of_files_of_the_hub(
-    tmp_path: Path, dataset: Callable[..., Any], write_images: Callable[..., Path]
+    tmp_path: Path,
+    dataset: Callable[..., Any],
+    stand_in: Callable[[str], Any],
+    write_images: Callable[..., Path],
 ) -> None:
     """A batch of the real loader, of tiny files, and one of the stand-in are of one kind."""
     folder = tmp_path / "uoft-cs" / "cifar10" / "plain_text"

@@ -38,7 +38,9 @@ _GROUPS: dict[Role, tuple[str, ...]] = {
     "sweep": ("sweep",),
 }
 _NOT_IN_MODULES = ("dataset", "logger", "hardware", "sweep")
-_NAMED = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.]+)")  # within an override, too
+_NAMED = re.compile(
+    r"(?:_target_|\btarget)['\"]?\s*[=:]\s*['\"]?([\w.]+)"
+)  # within an override, too; the latter are stand-ins
 _WORD = re.compile(r"[\w.,:|&*()\[\]-]*")  # of a cluster: what no script takes for a command
 # Settings of launchers that are numbers or such words. Others are as the hardware configs say.
 _HARMLESS = (

@@ -148,9 +148,31 @@ def _number(value: float | None) -> str:
 # -- The page -------------------------------------------------------------------------------------
 
 
-def full_scales(paper: Paper) -> list[str]:
-    """The scales of a paper that are neither smoke nor mini."""
-    return [scale for scale in paper.scales if scale.startswith("full")]
+def full_scales(slugs: Sequence[str] | None = None) -> list[tuple[Paper, str]]:
+    """The scales of papers that are neither smoke nor mini; the first of each paper before others.
+
+    Args:
+        slugs: only these papers; None for all.
+    """
+    papers = [paper for paper in load_papers() if not slugs or paper.slug in slugs]
+    scales = [[scale for scale in paper.scales if scale.startswith("full")] for paper in papers]
+    numbered = [
+        (number, order, scale)
+        for order, names in enumerate(scales)
+        for number, scale in enumerate(names)
+    ]
+    return [(papers[order], scale) for _, order, scale in sorted(numbered)]
+
+
+def on_cpu(paper: Paper, scale: str) -> list[str]:
+    """What is typed to rehearse a scale on two cores."""
+    return ["hardware=cpu", *paper.reduced.get(scale, [])]
+
+
+def on_gpu(paper: Paper, scale: str) -> list[str]:
+    """What is typed to rehearse a scale as it is on one GPU."""
+    own = [text for text in paper.scales[scale] if text.startswith("hardware.")]
+    return ["hardware=gpu", *own]
 
 
 def one_of_each_kind(plan: Plan) -> Plan:
@@ -199,30 +221,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="start no further scale after so many")
     parser.add_argument("--print", action="store_true", help="print instead of writing the page")
     asked = parser.parse_args(arguments)
-    began, lines, failed = time.monotonic(), [], 0
+    began, failed = time.monotonic(), 0
+    lines: list[str] = []
     with tempfile.TemporaryDirectory() as outputs:
-        for paper in load_papers():
-            if asked.paper and paper.slug not in asked.paper:
-                continue
-            for scale in full_scales(paper):
-                if asked.minutes and time.monotonic() - began > 60 * asked.minutes:
-                    break
-                typed = [] if asked.whole else ["hardware=cpu", *paper.reduced.get(scale, [])]
-                try:
-                    arms = rows(rehearse(paper, scale, Path(outputs), typed))
-                except ReproError as error:
-                    arms = [Row("all", None, [str(error).splitlines()[0]])]
-                is_well = all(arm.measured is not None for arm in arms)
-                failed += not is_well
-                print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
-                lines += section(paper, scale, typed, arms)
+        for paper, scale in full_scales(asked.paper):
+            if asked.minutes and time.monotonic() - began > 60 * asked.minutes:
+                break
+            typed = on_gpu(paper, scale) if asked.whole else on_cpu(paper, scale)
+            try:
+                arms = rows(rehearse(paper, scale, Path(outputs), typed))
+            except ReproError as error:
+                arms = [Row("all", None, [str(error).splitlines()[0]])]
+            is_well = all(arm.measured is not None for arm in arms)
+            failed += not is_well
+            print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
+            lines += section(paper, scale, typed, arms)
     text = "\n".join(lines) + "\n"
     if asked.print:
         print(text)
     else:
         page = document()
         page_text = page.read_text(encoding="utf-8")
-        files.write_text(page, record.fill(page_text, "rehearsals", text))
+        block = "rehearsals:whole" if asked.whole else "rehearsals"
+        files.write_text(page, record.fill(page_text, block, text))
     return failed
 
 
