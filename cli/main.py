@@ -169,6 +169,9 @@ def cli(debug: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @verbose_option
 @click.option("--detach", is_flag=True, help="Leave the study to the cluster's jobs, and return.")
+@click.option("--rehearse", is_flag=True, help="Only some steps on made-up data: does it fit?")
+@click.option("--steps", type=click.IntRange(1), help="Steps of a rehearsal.")
+@click.option("--minutes", type=click.FloatRange(0), default=10.0, help="Its most for each run.")
 @json_option
 @config_dir_option
 @people_readable
@@ -180,6 +183,9 @@ def run(
     quiet: bool,
     verbose: bool,
     detach: bool,
+    rehearse: bool,
+    steps: int | None,
+    minutes: float,
     as_json: bool,
 ) -> None:
     """Run a study: every arm and seed of a paper, then the verdicts.
@@ -188,6 +194,7 @@ def run(
     repro run paper=dgc                                   at scale=mini
     repro run paper=dgc scale=full hardware=gpu           at the paper's size
     repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
+    repro run paper=dgc scale=full --rehearse             what would it take?
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
     """  # noqa: D301
@@ -198,6 +205,10 @@ def run(
 
     plan = plan_study(overrides, grid=multirun)
     outputs = Path(plan.runs[0].config.outputs)
+    if rehearse:
+        from . import rehearsal
+
+        plan = rehearsal.planned(plan, steps, minutes)
     if cfg:
         render.config(plan.runs[0].config)
         return
@@ -214,6 +225,8 @@ def run(
     workflow.check_claims(plan)
     needs.check(plan)
     local.check(plan, detach)
+    if rehearse:
+        sys.exit(rehearsal.run(plan, outputs, quiet=quiet or as_json, as_json=as_json))
     study = workflow.prepared(plan, outputs)
     with workflow.discarded_if_refused(study), trust.trusted():
         if detach:

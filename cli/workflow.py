@@ -152,7 +152,7 @@ def _execute(study: Study, quiet: bool) -> int | None:
             wait_for(study.runs)
     except KeyboardInterrupt:
         if jobs_of(study.runs):
-            render.message(f"The jobs go on. Come back: repro resume {_short(study.folder)}")
+            render.message(f"The jobs go on. Come back: repro resume {short(study.folder)}")
             return INTERRUPTED
         interrupted = True
     statuses = {current_record(run).status for run in study.runs}
@@ -160,7 +160,7 @@ def _execute(study: Study, quiet: bool) -> int | None:
         return None
     report_failures(study)
     _report_lost_jobs(study)
-    render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+    render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
     return INTERRUPTED if interrupted else 1
 
 
@@ -199,10 +199,10 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     try:
         is_done = loop.run(study, announce)
     except KeyboardInterrupt:
-        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
         return INTERRUPTED
     if not is_done:
-        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
         return 1
     result = results.conclude(study)
     _publish(study, [])
@@ -286,7 +286,7 @@ def report_failures(study: Study) -> int:
         return 2
     for run in [run for run in study.runs if run.job and run.status() is Status.FAILED][:SHOWN]:
         _show_end(run.log_file)
-    render.message(f"Details: log.txt in each run directory under {_short(study.folder)}")
+    render.message(f"Details: log.txt in each run directory under {short(study.folder)}")
     return 1
 
 
@@ -307,11 +307,12 @@ def _report_lost_jobs(study: Study) -> None:
 def _show_end(log: Path) -> None:
     """Prints where a log is and its last lines."""
     if not log.is_file():
-        render.message(f"It never started: there is no {_short(log)}.")
+        render.message(f"It never started: there is no {short(log)}.")
         return
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    render.message("\n    ".join([f"The end of {_short(log)}:", *lines]))
+    render.message("\n    ".join([f"The end of {short(log)}:", *lines]))
 
 
-def _short(folder: Path) -> Path:
+def short(folder: Path) -> Path:
+    """A folder as it is reached from the current one, if it is below it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

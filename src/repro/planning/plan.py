@@ -30,6 +30,7 @@ COUNTS = (
     "training.epochs",
     "training.val_every",
     "training.log_every",
+    "hardware.accumulate",
     "hardware.threads",
     "hardware.num_nodes",
     *OPTIONAL_COUNTS,
@@ -73,6 +74,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     twins: dict[str, str] = field(default_factory=dict)  # arm that is not run -> arm it equals
     looks: Looks | None = None  # with seeds=auto
+    rehearsal: dict[str, Any] | None = None  # see `repro.planning.rehearse`
 
     @property
     def is_grid(self) -> bool:

@@ -33,6 +33,7 @@ class Paper:
     arms: dict[str, list[str]]  # with what they inherit
     scales: dict[str, list[str]]  # likewise
     report: list[str]  # the metrics worth a column in the summary table
+    reduced: dict[str, list[str]]  # what makes a full scale fit two cores, by scale
     combines: list[str]  # what lets more methods train it, where its defaults stand in their way
     figures: dict[str, Any]  # the stock figures of its studies, see repro.report.figures
     config_file: Path
@@ -131,6 +132,7 @@ def load_paper(slug: str) -> Paper:
             arms=layers.expand(content["arms"], "arm", is_group),
             scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
+            reduced=layers.expand(content.get("reduced") or {}, "scale", is_group),
             combines=list(about.get("combines") or []),
             figures=dict(content.get("figures") or {}),
             config_file=file,

@@ -54,6 +54,8 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
             f"{study.folder} is not finished ({len(unfinished)} runs are left). "
             f"Finish it first: repro resume {study.folder}"
         )
+    if study.about.rehearsal is not None:
+        raise UserError(f"{study.folder} is a rehearsal, which has no results.")
     if study.about.is_grid:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     paper, scale = study.paper, study.scale

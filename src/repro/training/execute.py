@@ -6,6 +6,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -267,6 +268,11 @@ def _train_and_test(
     if is_main:
         run.update(versions=provenance.versions(), hardware=hardware.describe())
     outcome = _train(fit)
+    if outcome["status"] == Status.INTERRUPTED and _is_rehearsal(run) and not stop.requested:
+        del fit  # or there would be two of them in memory
+        gc.collect()
+        fit = _prepare(run, stop, trackers)
+        outcome = _train(fit)
     if stop.requested and outcome["status"] != Status.DIVERGED:
         outcome = {"status": Status.INTERRUPTED}
     if outcome["status"] == Status.INTERRUPTED:
@@ -308,16 +314,19 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     from repro.planning.instantiate import instantiate
     from repro.training.checkpoints import Checkpoints, Watch
     from repro.training.series import CsvLogger
+    from repro.training.speed import set_arithmetic, speed_up
 
     config = run.config()
     training = config.training
     torch.set_num_threads(config.hardware.threads)
     on_cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+    set_arithmetic(config.hardware.get("tf32"))
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.dataset, "dataset")
     module = build_module(config, data)
+    speed_up(module, config.hardware)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
     checkpoints = Checkpoints(
@@ -463,6 +472,11 @@ def _callbacks(config: DictConfig) -> list[Any]:
     chosen = list((config.get("callbacks") or {}).values())
     profiler = config.get("profiler")
     return [instantiate(each, "callback") for each in (*chosen, *([profiler] if profiler else ()))]
+
+
+def _is_rehearsal(run: Run) -> bool:
+    """Whether the run stops by itself halfway, to be resumed."""
+    return run.record().callback == trust.REHEARSING
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:
