@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt $(INDEX) --editable
 
-.PHONY: run test torture lint types check bench combinations clean
+.PHONY: run test torture lint types check bench combinations rehearsal gpu gpu-quarter clean
 
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
@@ -45,6 +45,19 @@ bench: $(DEV)
 # Tries every method on every paper and writes docs/combinations.md.
 combinations: $(RUN)
 	$(BIN)/python -m repro.report.combinations
+
+# Rehearses every full scale, reduced to two cores, and writes docs/full-scale.md.
+rehearsal: $(RUN)
+	$(BIN)/python -m repro.report.full_scale
+
+# The same numbers on a GPU as without one.
+gpu: $(DEV)
+	$(BIN)/pytest -m gpu tests/gpu
+
+# Ten minutes on a lent GPU: what of these tests takes half of them, and the full scales as they are.
+gpu-quarter: $(DEV)
+	-timeout 280 $(BIN)/pytest -m gpu -q tests/gpu
+	timeout 310 $(BIN)/python -m repro.report.full_scale --whole --minutes 4
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info

@@ -13,9 +13,10 @@ from pathlib import Path
 from rich.text import Text
 
 from repro.records import provenance
-from repro.records.papers import load_papers
+from repro.records.papers import config_folders, load_papers
 
 from . import render
+from .standing import settings_file
 
 EXTRAS = {
     "datasets": "benchmark data sets: pip install 'gradient-repro[data]'",
@@ -92,6 +93,20 @@ def _folders() -> list[Finding]:
     return [Finding("outputs", "ok", f"{outputs.absolute()}, {free:.0f} GiB free")]
 
 
+def _configs() -> list[Finding]:
+    """Where papers, data sets and settings of others come from."""
+    _, *others = config_folders()
+    findings = [
+        Finding("configs", "ok" if folder.is_dir() else "broken", str(folder)) for folder in others
+    ]
+    file = settings_file()
+    known = "config_dirs: [DIR] in it stands for --config-dir"
+    return [
+        *findings,
+        Finding("settings", "ok" if file.is_file() else "optional", f"{file}: {known}"),
+    ]
+
+
 def _papers() -> list[Finding]:
     from repro.claims.file import load_claims
 
@@ -105,4 +120,10 @@ def _papers() -> list[Finding]:
     return findings
 
 
-CHECKS: tuple[Callable[[], list[Finding]], ...] = (_packages, _hardware, _folders, _papers)
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (
+    _packages,
+    _hardware,
+    _folders,
+    _configs,
+    _papers,
+)

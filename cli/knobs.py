@@ -16,7 +16,7 @@ from repro.records.layers import key_of
 from repro.records.papers import Paper, config_folders, is_group
 
 _DEFAULT_SCALE = "mini"
-_NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "figures", "info")
+_NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "figures", "info", "reduced")
 
 
 class Knob(NamedTuple):

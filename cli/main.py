@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import shlex
@@ -17,11 +18,22 @@ from typing import Any
 import click
 
 from repro.errors import INTERRUPTED, ReproError, did_you_mean
-from repro.records.papers import CONFIG_DIR_VARIABLE
 
-from . import OUTPUT_LOST, complete
+from . import OUTPUT_LOST, complete, standing
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
+SIMILAR = "repro.similar"  # the name of an error handler of codecs
+ASCII = {
+    "−": "-",
+    "–": "-",
+    "≥": ">=",
+    "≤": "<=",
+    "±": "+-",
+    "×": "x",
+    "✓": "+",
+    "✗": "x",
+    "∞": "inf",
+}
 
 
 class Verbs(click.Group):
@@ -98,13 +110,7 @@ def _use_config_dir(
     _context: click.Context, _parameter: click.Parameter, folder: Path | None
 ) -> None:
     if folder is not None:
-        # An environment variable, because workers and cluster jobs must see it too.
-        os.environ[CONFIG_DIR_VARIABLE] = str(folder.absolute())
-        # The rooms of one's own papers may lie beside that folder; last, so as to hide no module.
-        beside = str(folder.absolute().parent)
-        sys.path.append(beside)
-        before = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = f"{before}{os.pathsep}{beside}" if before else beside
+        standing.use_config_dir(folder)
 
 
 def _name_paper(
@@ -129,6 +135,9 @@ config_dir_option = click.option(
     help="A folder with your own papers and configs, laid out like conf/.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, help="Also every check of a claim, and the paper's numbers."
+)
 outputs_option = click.option(
     "--outputs",
     default="outputs",
@@ -158,7 +167,11 @@ def cli(debug: bool) -> None:
 @click.option("--cfg", is_flag=True, help="Print the composed config of the first run, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the runs and their expected cost, and stop.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@verbose_option
 @click.option("--detach", is_flag=True, help="Leave the study to the cluster's jobs, and return.")
+@click.option("--rehearse", is_flag=True, help="Only some steps on made-up data: does it fit?")
+@click.option("--steps", type=click.IntRange(1), help="Steps of a rehearsal.")
+@click.option("--minutes", type=click.FloatRange(0), default=10.0, help="Its most for each run.")
 @json_option
 @config_dir_option
 @people_readable
@@ -168,7 +181,11 @@ def run(
     cfg: bool,
     dry_run: bool,
     quiet: bool,
+    verbose: bool,
     detach: bool,
+    rehearse: bool,
+    steps: int | None,
+    minutes: float,
     as_json: bool,
 ) -> None:
     """Run a study: every arm and seed of a paper, then the verdicts.
@@ -177,6 +194,7 @@ def run(
     repro run paper=dgc                                   at scale=mini
     repro run paper=dgc scale=full hardware=gpu           at the paper's size
     repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
+    repro run paper=dgc scale=full --rehearse             what would it take?
     repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
     """  # noqa: D301
@@ -187,22 +205,34 @@ def run(
 
     plan = plan_study(overrides, grid=multirun)
     outputs = Path(plan.runs[0].config.outputs)
+    if rehearse:
+        from . import rehearsal
+
+        plan = rehearsal.planned(plan, steps, minutes)
     if cfg:
         render.config(plan.runs[0].config)
         return
+    from repro.launching import local, needs
+
     if dry_run:
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
+        lacking = needs.lacking(plan)
+        if lacking is not None:
+            render.message(lacking)
         return
-    from repro.launching import local
     from repro.planning import trust
 
     workflow.check_claims(plan)
+    needs.check(plan)
     local.check(plan, detach)
+    if rehearse:
+        sys.exit(rehearsal.run(plan, outputs, quiet=quiet or as_json, as_json=as_json))
     study = workflow.prepared(plan, outputs)
     with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
-        sys.exit(workflow.run_and_judge(study, quiet=quiet or as_json, as_json=as_json))
+        quiet = quiet or as_json
+        sys.exit(workflow.run_and_judge(study, quiet, as_json, verbose))
 
 
 @cli.command()
@@ -243,12 +273,13 @@ def list_(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("slug", shell_complete=complete.papers)
+@verbose_option
 @click.option("--power", is_flag=True, help="Which effects the recorded studies could have found.")
 @json_option
 @config_dir_option
 @people_readable
-def show(slug: str, power: bool, as_json: bool) -> None:
-    """Show a paper: its question, claims, arms, scales and knobs."""
+def show(slug: str, verbose: bool, power: bool, as_json: bool) -> None:
+    """Show a paper: its verdicts, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
     paper = load_paper(slug)
@@ -259,7 +290,7 @@ def show(slug: str, power: bool, as_json: bool) -> None:
     else:
         from . import render
 
-        render.paper(paper, as_json)
+        render.paper(paper, as_json, verbose)
 
 
 @cli.command()
@@ -268,17 +299,20 @@ def show(slug: str, power: bool, as_json: bool) -> None:
 @click.option(
     "--all", "show_all", is_flag=True, help=f"All studies, not only the newest {SHOWN_STUDIES}."
 )
+@verbose_option
 @json_option
 @config_dir_option
 @people_readable
-def status(folder: Path | None, outputs: Path, show_all: bool, as_json: bool) -> None:
+def status(
+    folder: Path | None, outputs: Path, show_all: bool, verbose: bool, as_json: bool
+) -> None:
     """Show where studies stand, or the runs of one."""
     from repro.records.study import Study, find_studies
 
     from . import render
 
     if folder is not None:
-        render.study_status(Study.open(folder), as_json)
+        render.study_status(Study.open(folder), as_json, verbose)
     else:
         found = find_studies(outputs)
         shown = found if show_all or as_json else found[-SHOWN_STUDIES:]
@@ -315,17 +349,15 @@ def resume(folder: Path | None, outputs: Path, trusted: bool, quiet: bool, as_js
 
 
 @cli.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
 @json_option
+@config_dir_option
 @people_readable
-def compare(first: Path, second: Path, as_json: bool) -> None:
-    """Compare two runs: what differs in their configs, and in their results."""
-    from repro.records.run import Run
-
+def compare(folders: tuple[Path, ...], as_json: bool) -> None:
+    """Compare runs, or studies: settings, results and verdicts that differ."""
     from . import render
 
-    render.comparison(Run.open(first), Run.open(second), as_json)
+    render.comparison(folders, as_json)
 
 
 @cli.command()
@@ -334,6 +366,9 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     "--html", type=click.Path(dir_okay=False, path_type=Path), help="Write one self-contained page."
 )
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write Markdown.")
+@click.option(
+    "--recorded", is_flag=True, help="The recorded results, which need no run, instead of studies."
+)
 @click.option("--paper", "papers", multiple=True, help="Only this paper; may be repeated.")
 @click.option("--scale", "scales", multiple=True, help="Only this scale; may be repeated.")
 @click.option(
@@ -348,19 +383,25 @@ def report(
     outputs: Path,
     html: Path | None,
     markdown: Path | None,
+    recorded: bool,
     papers: tuple[str, ...],
     scales: tuple[str, ...],
     since: datetime | None,
     as_json: bool,
 ) -> None:
-    """Report on all studies: papers and verdicts, here, in Markdown or as a web page."""
+    """Report on all studies: papers and verdicts, here, in Markdown or as a web page.
+
+    \b
+    repro report --html report.html              the studies in outputs
+    repro report --recorded --html report.html   what is recorded of every paper, without a run
+    """  # noqa: D301
     from repro.report.collect import Filters
 
     from . import report as reports
 
     filters = Filters(papers, scales, since)
     command = shlex.join(["repro", *sys.argv[1:]])
-    reports.report(outputs, filters, html, markdown, as_json, command)
+    reports.report(outputs, filters, html, markdown, as_json, command, recorded)
 
 
 @cli.command()
@@ -427,6 +468,7 @@ def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool
 
 @cli.command()
 @json_option
+@config_dir_option
 @people_readable
 def doctor(as_json: bool) -> None:
     """Check this installation: versions, hardware, data, writable folders."""
@@ -450,6 +492,7 @@ root_option = click.option(
 @data.command(name="list")
 @root_option
 @json_option
+@config_dir_option
 @people_readable
 def data_list(root: Path | None, as_json: bool) -> None:
     """List the data sets, and which of them are here."""
@@ -463,6 +506,7 @@ def data_list(root: Path | None, as_json: bool) -> None:
 @data.command()
 @click.argument("name", shell_complete=complete.data_sets)
 @root_option
+@config_dir_option
 @people_readable
 def fetch(name: str, root: Path | None) -> None:
     """Download a benchmark data set from the Hugging Face hub."""
@@ -475,6 +519,7 @@ def fetch(name: str, root: Path | None) -> None:
 @click.argument("name", shell_complete=complete.data_sets)
 @root_option
 @json_option
+@config_dir_option
 @people_readable
 def check(name: str, root: Path | None, as_json: bool) -> None:
     """Check a data set's files: every split is there and can be read."""
@@ -501,6 +546,17 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "repro", "_REPRO_COMPLETE").source())
 
 
+def _similar(error: UnicodeError) -> tuple[str, int]:
+    """What to print for signs that a terminal cannot show, such as a true minus."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    return "".join(ASCII.get(sign, "?") for sign in signs), error.end
+
+
+codecs.register_error(SIMILAR, _similar)
+
+
 def main() -> None:
     """Entry point of the `repro` command; SIGTERM and a closed terminal end it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -508,7 +564,12 @@ def main() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no error
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=SIMILAR)
+    try:
+        standing.use_settings()
+    except ReproError as error:
+        _say_error(str(error))
+        sys.exit(error.exit_code)
     # Workers are `python -m …`, which would import what lies in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     cli(prog_name="repro")

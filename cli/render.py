@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from repro.cli import OUTPUT_LOST
 from repro.cli.knobs import knobs
+from repro.cli.verdicts import verdict_table
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +27,7 @@ from repro.records.summary import (
     Scored,
     best_first,
     by_arm,
+    identical_points,
     is_outdated,
     mean_and_spread,
     recorded_commit,
@@ -44,8 +48,7 @@ if TYPE_CHECKING:
     from repro.records.study import Study
     from repro.search.request import Request
 
-NARROW = 120  # tables are laid out for this width where the output is not a terminal
-COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow"}
+WIDE = 120  # tables are laid out for this width where neither terminal nor COLUMNS says how wide
 
 
 class Screen(Console):
@@ -62,8 +65,8 @@ class Screen(Console):
 
 
 console = Screen()
-if not console.is_terminal:
-    console.width = max(console.width, NARROW)
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = WIDE
 
 
 def message(text: str) -> None:
@@ -115,10 +118,13 @@ def table(*columns: str, title: str | None = None) -> PlainTable:
         title=name, title_justify="left", header_style="bold", box=None, pad_edge=False
     )
     for number, column in enumerate(columns):
-        # Metrics are named like comm/bytes_per_step: the slash is a good place to break.
-        header = Text(column.replace("/", "/\n"))
-        made.add_column(header, overflow="fold", no_wrap=number == 0)
+        made.add_column(Text(_header(column)), overflow="fold", no_wrap=number == 0)
     return made
+
+
+def _header(name: str) -> str:
+    """A metric's name, such as comm/bytes_per_step: the slash is a good place to break."""
+    return name.replace("/", "/\n")
 
 
 def config(composed: DictConfig) -> None:
@@ -195,29 +201,18 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
 
 
 def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
-    """The recorded verdicts on a paper's claims, by scale, but for claims out of reach."""
-    from repro.claims.verdicts import ClaimVerdict, Verdict
+    """The recorded verdicts on a paper's claims, by scale."""
+    from repro.claims.verdicts import ClaimVerdict
 
-    found = {}
-    for scale in paper.scales:
-        file = paper.results_file(scale)
-        if file.is_file():
-            verdicts = [ClaimVerdict.from_dict(claim) for claim in read_json(file)["claims"]]
-            found[scale] = [v for v in verdicts if v.verdict is not Verdict.NOT_AT_SCALE]
-    return found
-
-
-def recorded_table(scale: str, verdicts: Iterable[ClaimVerdict]) -> Table:
-    """What was measured of a paper, narrow enough for 80 columns."""
-    shown = table("claim", "verdict", "measured", "statement", title=f"\nRecorded at scale={scale}")
-    for claim in verdicts:
-        verdict = Text(f"{claim.verdict.mark} {claim.verdict}", COLOURS.get(claim.verdict, ""))
-        effects = "\n".join(check.effect_text for check in claim.checks)
-        shown.add_row(claim.id, verdict, effects, claim.statement)
-    return shown
+    files = {scale: paper.results_file(scale) for scale in paper.scales}
+    return {
+        scale: [ClaimVerdict.from_dict(claim) for claim in read_json(file)["claims"]]
+        for scale, file in files.items()
+        if file.is_file()
+    }
 
 
-def paper(shown: Paper, as_json: bool) -> None:
+def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     """What was measured of a paper, then its question, claims, arms, scales and knobs."""
     from repro.claims.file import load_claims
 
@@ -255,7 +250,8 @@ def paper(shown: Paper, as_json: bool) -> None:
     if shown.question:
         console.print(shown.question, markup=False, highlight=False)
     for scale, verdicts in recorded(shown).items():
-        console.print(recorded_table(scale, verdicts))
+        title = f"\nRecorded at scale={scale}"
+        console.print(verdict_table(verdicts, title, verbose), highlight=False)
         since = f" ({OLD} the paper's code has changed since)" if is_outdated(shown, scale) else ""
         console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
@@ -296,8 +292,34 @@ def study_starts(study: Study) -> None:
         markup=False,
         soft_wrap=True,
     )
+    expected = _expected(study)
+    if expected is not None:
+        console.print(expected, highlight=False)
     for note in about.notes:
         console.print(f"note: {note}", markup=False)
+
+
+def _expected(study: Study) -> str | None:
+    """How long what is left of a study will take, as far as earlier runs of its arms tell."""
+    from repro.launching.local import local_jobs
+    from repro.records.study import typical_seconds
+
+    ends = {run: run.end() for run in study.runs}
+    left = [run for run, end in ends.items() if end is None or not end.is_final]
+    if not left:
+        return None
+    known = typical_seconds(study.paper, study.scale, study.folder.parents[2])
+    arms = [run.folder.relative_to(study.folder).parts[0] for run in left]
+    timed = [known[arm] for arm in arms if arm in known]
+    if not timed:
+        return "How long that takes is not known: no such run was made before."
+    total = len(left) * sum(timed) / len(timed)  # an arm that is not known takes the mean
+    config = left[0].plain_config()
+    expected = f"Expected: {duration(total)} of computing"
+    if config["hardware"]["launcher"]["name"] != "basic":
+        return f"{expected}."
+    together = local_jobs(config["hardware"], config["n_jobs"], len(left))
+    return f"{expected}, {duration(total / together)} with {together} runs at a time."
 
 
 def look(added: Look) -> None:
@@ -326,7 +348,9 @@ def submitted(study: Study, as_json: bool) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) -> None:
+def study_result(
+    study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool, verbose: bool = False
+) -> None:
     """The summary of a study: metrics by arm, then claims and verdicts."""
     points, metric, mode = scores(study) if study.about.is_grid else ([], "", "")
     if as_json:
@@ -344,18 +368,19 @@ def study_result(study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool) 
             }
         )
         return
-    console.print(summary_table(study))
+    for part in summary(study, console.width):
+        console.print(part)
     if points:
         console.print(Text(f"\nBest first, by {metric}", "bold"))
         console.print(scores_table(("arm",), points, metric, mode))
+        for alike in identical_points(study):
+            console.print(
+                f"note: identical numbers, to the last digit: {'; '.join(alike)}", markup=False
+            )
     if study.scale == "smoke":
         console.print("smoke only shows that things run; what they mean is judged at other scales.")
-    if verdicts:
-        console.print(verdict_table(verdicts))
-        for verdict in verdicts:
-            notes = "; ".join(filter(None, (verdict.reason, verdict.outlook)))
-            if notes and verdict.checks:
-                console.print(f"{verdict.id}: {notes}", markup=False, highlight=False)
+    if any(verdict.checks for verdict in verdicts):
+        console.print(verdict_table(verdicts, "\nClaims", verbose), highlight=False)
     overrides = [text for text in study.about.typed if not text.startswith("paper=")]
     if overrides:
         console.print(f"With: {' '.join(overrides)}", markup=False, highlight=False)
@@ -428,31 +453,50 @@ def scores_table(
     return shown
 
 
-def summary_table(study: Study) -> Table:
-    """Mean and standard deviation over seeds of the paper's report metrics, by arm."""
+def summary(study: Study, width: int) -> Iterator[Table]:
+    """Mean and standard deviation over seeds of the paper's report metrics, by arm.
+
+    Args:
+        study: whose runs.
+        width: of the terminal: where all metrics do not fit beside each other, tables follow.
+    """
     from repro.report.tables import arm_rows, metrics_of
 
     rows = arm_rows([run.measured() for run in study.runs], study.paper.report)
-    metrics = metrics_of(rows, study.paper.report)
-    has_points = any(row.point for row in rows)
-    shown = table("arm", *(["point"] if has_points else []), "runs", *metrics)
-    for row in rows:
-        cells = [row.metrics.get(name, "–") for name in metrics]
-        shown.add_row(row.arm, *([row.point] if has_points else []), row.states, *cells)
-    return shown
+    named = {
+        "arm": [row.arm for row in rows],
+        "point": [row.point for row in rows] if any(row.point for row in rows) else [],
+        "runs": [row.states for row in rows],
+    }
+    named = {name: cells for name, cells in named.items() if cells}
+    measured = {
+        name: [row.metrics.get(name, "–") for row in rows]
+        for name in metrics_of(rows, study.paper.report)
+    }
+    left = width - sum(map(_column_width, named, named.values()))
+    for block in _side_by_side(measured, left):
+        shown = table(*named, *block)
+        for cells in zip(*named.values(), *(measured[name] for name in block), strict=True):
+            shown.add_row(*cells)
+        yield shown
 
 
-def verdict_table(verdicts: Iterable[ClaimVerdict]) -> Table:
-    """Claim, the paper's number, ours with its interval, seeds, verdict."""
-    from repro.report.tables import VERDICT_COLUMNS, verdict_rows
+def _side_by_side(columns: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
+    """Shares out columns to lines of tables that are no wider than `width`."""
+    blocks: list[list[str]] = [[]]
+    left = width
+    for name, cells in columns.items():
+        needed = _column_width(name, cells)
+        if needed > left and blocks[-1]:
+            blocks.append([])
+            left = width
+        blocks[-1].append(name)
+        left -= needed
+    return blocks
 
-    shown = table(*VERDICT_COLUMNS, title="\nClaims")
-    for row in verdict_rows(verdicts):
-        measured = f"{row.effect}\n{row.detail}" if row.seeds else row.detail
-        verdict = str(row.verdict or f"({row.check})")
-        style = COLOURS.get(verdict, "dim") if row.verdict else ""
-        shown.add_row(*row[:3], measured, row.seeds, Text(verdict, style=style))
-    return shown
+
+def _column_width(name: str, cells: Sequence[str]) -> int:
+    return 1 + max(len(text) for text in (*_header(name).split("\n"), *cells))
 
 
 def run_result(run: Run, as_json: bool) -> None:
@@ -508,9 +552,10 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
     console.print(shown)
 
 
-def study_status(study: Study, as_json: bool) -> None:
+def study_status(study: Study, as_json: bool, verbose: bool = False) -> None:
     """One line a run."""
     from repro.claims.studies import read_verdicts
+    from repro.launching.progress import in_words
     from repro.launching.queue import current_record
 
     records = [(run, current_record(run)) for run in study.runs]
@@ -523,42 +568,32 @@ def study_status(study: Study, as_json: bool) -> None:
         shown.add_row(
             str(run.folder.relative_to(study.folder)),
             record.status,
-            f"{100 * record.progress:.0f} %" if is_running else "",
+            f"{100 * record.progress:.0f} %  {in_words(record.live)}" if is_running else "",
             "" if record.seconds is None else duration(record.seconds),
             Text(record.error.message if record.error else record.queue),
         )
     console.print(shown)
     verdicts = read_verdicts(study)
     if verdicts:
-        console.print(verdict_table(verdicts))
+        console.print(verdict_table(verdicts, "\nClaims", verbose), highlight=False)
 
 
-def comparison(first: Run, second: Run, as_json: bool) -> None:
-    """What differs between two runs."""
-    from repro.planning.compose import flatten
+def comparison(folders: Sequence[Path], as_json: bool) -> None:
+    """What differs between runs, or between studies."""
+    from repro.report.compare import compare
 
-    def settings(run: Run) -> dict[str, Any]:
-        plain = run.plain_config()
-        plain.pop("module", None)  # it points at the groups above it
-        return flatten(plain)
-
-    def differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        return {
-            key: (a.get(key), b.get(key))
-            for key in dict.fromkeys([*a, *b])
-            if a.get(key) != b.get(key)
-        }
-
-    changed = differences(settings(first), settings(second))
-    measured = differences(first.summary(), second.summary())
+    compared = compare(folders)
     if as_json:
-        emit({"config": changed, "summary": measured})
+        emit(compared.tables)
         return
-    for title, found in (("Settings that differ", changed), ("Results that differ", measured)):
-        shown = table("", str(first.folder), str(second.folder), title=title)
-        for key, (left, right) in found.items():
-            shown.add_row(key, Text(number(left)), Text(number(right)))
-        console.print(shown if found else f"{title}: none")
+    if compared.common:
+        console.print(f"in {compared.common}", highlight=False, markup=False, soft_wrap=True)
+    for title, rows in compared.titled().items():
+        shown = table("", *compared.names, title=f"\n{title}")
+        for key, values in rows.items():
+            cells = ("–" if value is None else number(value) for value in values)
+            shown.add_row(key, *cells)
+        console.print(shown if rows else f"{title}: none")
 
 
 def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
@@ -570,7 +605,10 @@ def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
     for each in found:
         here = "comes with it" if each.bundled else str(each.place or "no")
         size = "–" if each.bundled else f"{each.megabytes:g}"
-        shown.add_row(each.name, each.description, each.licence, size, here)
+        # Licence and size have columns of their own.
+        what = each.description.replace(f", {each.licence}", "")
+        what = re.sub(r" (No download|Download of [^.]*|To be put in place by hand)\.", "", what)
+        shown.add_row(each.name, what, each.licence, size, here)
     console.print(shown)
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from rich.text import Text
 
 from repro.records import files
-from repro.report.collect import Collected, Filters, StudyEntry, collect
+from repro.report.collect import Collected, Filters, StudyEntry, collect, collect_recorded
 from repro.report.settings import Settings
 from repro.report.tables import TALLY
 
 from . import render
+from .verdicts import COLOURS
 
 SHOWN_PROBLEMS = 3
 
@@ -24,9 +25,10 @@ def report(
     markdown: Path | None,
     as_json: bool,
     command: str,
+    recorded: bool = False,
 ) -> None:
-    """Prints the overview and writes the files that were asked for."""
-    collected = collect(outputs, filters)
+    """Prints the overview of studies, or of what is recorded, and writes the files asked for."""
+    collected = collect_recorded(filters) if recorded else collect(outputs, filters)
     if as_json:
         render.emit(_plain(collected))
     else:
@@ -60,12 +62,12 @@ def _print_overview(collected: Collected, outputs: Path) -> None:
             *(
                 Text(
                     str(n) if study.verdicts else "–",
-                    style=render.COLOURS.get(name, "") if n else "dim",
+                    style=COLOURS.get(name, "") if n else "dim",
                 )
                 for name, n in zip(TALLY, counts, strict=True)
             ),
             runs,
-            str(study.created.date()),
+            study.when,
         )
     render.console.print(shown)
 

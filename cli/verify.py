@@ -49,12 +49,13 @@ def verify(paper: Paper, study: Study | None, scale: str, quiet: bool, as_json: 
 
 def _run(typed: list[str], quiet: bool) -> tuple[Study, int | None]:
     """Runs a study again, and says how it was stopped, if it was."""
-    from repro.launching import local
+    from repro.launching import local, needs
     from repro.planning import trust
     from repro.planning.plan import plan_study
 
     plan = plan_study(typed)
     workflow.check_claims(plan)
+    needs.check(plan)
     local.check(plan, detach=False)
     study = workflow.prepared(plan, Path(plan.runs[0].config.outputs))
     with workflow.discarded_if_refused(study), trust.trusted(), study.held():

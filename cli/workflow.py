@@ -93,13 +93,13 @@ def latest_study(outputs: Path) -> Path:
     return studies[-1].folder
 
 
-def run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
+def run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool = False) -> int:
     """Runs what is left of a study and reports it; see `_run_and_judge`."""
     with study.held():
-        return _run_and_judge(study, quiet, as_json)
+        return _run_and_judge(study, quiet, as_json, verbose)
 
 
-def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
+def _run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool) -> int:
     """Runs what is left of a study and reports it.
 
     Returns:
@@ -121,7 +121,7 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool) -> int:
         except Exception as error:  # a picture is not worth losing the verdicts
             render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
     _publish(study, verdicts)
-    render.study_result(study, verdicts, as_json)
+    render.study_result(study, verdicts, as_json, verbose)
     return report_failures(study)
 
 
@@ -152,7 +152,7 @@ def _execute(study: Study, quiet: bool) -> int | None:
             wait_for(study.runs)
     except KeyboardInterrupt:
         if jobs_of(study.runs):
-            render.message(f"The jobs go on. Come back: repro resume {_short(study.folder)}")
+            render.message(f"The jobs go on. Come back: repro resume {short(study.folder)}")
             return INTERRUPTED
         interrupted = True
     statuses = {current_record(run).status for run in study.runs}
@@ -160,15 +160,16 @@ def _execute(study: Study, quiet: bool) -> int | None:
         return None
     report_failures(study)
     _report_lost_jobs(study)
-    render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+    render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
     return INTERRUPTED if interrupted else 1
 
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
     """Starts a search, or continues the one that the same command began; see `search`."""
-    from repro.launching import local
+    from repro.launching import local, needs
     from repro.search import loop
 
+    needs.check(plan)
     local.check(plan, detach=False)
     study = loop.find(request, outputs)
     if study is not None:
@@ -198,10 +199,10 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     try:
         is_done = loop.run(study, announce)
     except KeyboardInterrupt:
-        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
         return INTERRUPTED
     if not is_done:
-        render.message(f"Stopped. Continue with: repro resume {_short(study.folder)}")
+        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
         return 1
     result = results.conclude(study)
     _publish(study, [])
@@ -285,7 +286,7 @@ def report_failures(study: Study) -> int:
         return 2
     for run in [run for run in study.runs if run.job and run.status() is Status.FAILED][:SHOWN]:
         _show_end(run.log_file)
-    render.message(f"Details: log.txt in each run directory under {_short(study.folder)}")
+    render.message(f"Details: log.txt in each run directory under {short(study.folder)}")
     return 1
 
 
@@ -306,11 +307,12 @@ def _report_lost_jobs(study: Study) -> None:
 def _show_end(log: Path) -> None:
     """Prints where a log is and its last lines."""
     if not log.is_file():
-        render.message(f"It never started: there is no {_short(log)}.")
+        render.message(f"It never started: there is no {short(log)}.")
         return
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    render.message("\n    ".join([f"The end of {_short(log)}:", *lines]))
+    render.message("\n    ".join([f"The end of {short(log)}:", *lines]))
 
 
-def _short(folder: Path) -> Path:
+def short(folder: Path) -> Path:
+    """A folder as it is reached from the current one, if it is below it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +25,18 @@ class Start(Protocol):
         """Changes them in place; `model` is on `device`, the inputs of `data` are floats."""
 
 
-def pretrained(weights: str | None = None, **rotation: Any) -> Start:
+def pretrained(
+    weights: str | None = None,
+    info: Mapping[str, Any] | None = None,  # noqa: ARG001 - read from the config
+    **rotation: Any,
+) -> Start:
     """Weights from a file, or, without one, `RotationPretraining`."""
     return RotationPretraining(**rotation) if weights is None else PublishedWeights(weights)
+
+
+def unloaded(weights: str | None = None, **rotation: Any) -> Start | None:
+    """Stands in for `pretrained`: the model keeps its own draw instead of published weights."""
+    return pretrained(**rotation) if weights is None else None
 
 
 class RotationPretraining:

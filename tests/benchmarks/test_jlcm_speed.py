@@ -42,7 +42,7 @@ def test_hard_look_ups_against_autograd_through_the_relaxed_weight() -> None:
     def ours() -> None:
         torch.autograd.grad(mapped(logits, tables, groups), (logits, tables), g)
 
-    faster("look-up and both gradients", ours, relaxed, 0.8, 3)
+    faster("look-up and both gradients", ours, relaxed, 1.5, 3)
 
 
 def test_products_from_packed_codes() -> None:
@@ -59,4 +59,4 @@ def test_products_from_packed_codes() -> None:
 
     faster("product from 2 bits, against codes as integers", ours, unpacked_first, 1, 3)
     # Sixteen times less memory; a product with floats in memory costs less time.
-    faster("product from 2 bits, against floats", ours, lambda: x @ weight.T, 0.1, 3)
+    faster("product from 2 bits, against floats", ours, lambda: x @ weight.T, 0.25, 3)

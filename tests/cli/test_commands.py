@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from fake_outputs import claim, make_study
 from repro.cli.main import cli
 
+from repro.claims.verdicts import Verdict
 from repro.records.papers import load_paper
 from repro.records.study import Study, find_studies
 
@@ -109,6 +112,37 @@ def test_compare_names_settings_and_results_that_differ(study: Study) -> None:
     assert call("compare", str(first), "nowhere").exit_code == 2
 
 
+def test_several_runs_are_compared_under_short_names(study: Study) -> None:
+    folders = [str(run.folder) for run in study.runs[:3]]
+    compared = json.loads(call("compare", *folders, "--json").stdout)
+    assert compared["config"]["seed"] == [0, 1, 0]
+    text = call("compare", *folders).stdout
+    assert f"in {study.folder}" in text.replace("\n", "")
+    assert re.search(r"sgd/ +sgd/ +adam/ *\n +seed=0 +seed=1 +seed=0", text)
+    assert text.replace("\n", "").count(str(study.folder)) == 1
+
+
+def test_studies_are_compared_by_their_claims_and_arms(study: Study, tmp_path: Path) -> None:
+    first = make_study(tmp_path, verdicts=[claim("C1", Verdict.SUPPORTED)])
+    later = make_study(
+        tmp_path,
+        created=datetime(2026, 3, 2),
+        arms=["dense", "random"],
+        verdicts=[claim("C1", Verdict.NOT_SUPPORTED)],
+        typed=["paper=dgc", "seeds=[0,1,2]"],
+    )
+    compared = json.loads(call("compare", str(first), str(later), "--json").stdout)
+    assert compared["claims"] == {
+        "C1": ["✓ supported  +0.8 [−0.2, +1.9] points", "✗ not supported  +0.8 [−0.2, +1.9] points"]
+    }
+    assert compared["config"]["typed"][1] == "paper=dgc seeds=[0,1,2]"
+    assert compared["arms"]["random, test/accuracy"][0] is None
+    assert "dense, test/accuracy" not in compared["arms"]  # the same numbers
+    assert "✗ not supported" in call("compare", str(first), str(later)).stdout
+    for wrong in ([str(first)], [str(first), str(first / "dense/seed=0")]):
+        assert call("compare", *wrong).exit_code == 2
+
+
 def test_resume_of_a_finished_study_only_reports(study: Study) -> None:
     before = [run.record_file.stat().st_mtime_ns for run in study.runs]
     result = call("resume", "-q")
@@ -136,6 +170,20 @@ def test_cfg_prints_the_first_runs_config(toy: Path) -> None:
     printed = OmegaConf.create(call("run", "paper=toy", "arm=adam", "seed=5", "--cfg").stdout)
     assert (printed.arm, printed.seed, printed.dataset.seed) == ("adam", 5, 5)
     assert printed.optimizer.lr == 0.003
+
+
+def test_what_a_study_will_take_is_said_before_it_starts(study: Study) -> None:
+    started = call("resume").stdout
+    assert "Expected" not in started  # nothing is left to do
+    again = ["run", "paper=toy", "scale=smoke", "arm=[sgd,adam]", "seed=0", "training.epochs=1"]
+    assert re.search(r"Expected: [\d.]+ s of computing", call(*again, "n_jobs=1").stdout)
+
+
+def test_points_of_a_grid_that_measured_the_same_are_named(toy: Path) -> None:
+    typed = ["-m", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "training.epochs=1", "n_jobs=1"]
+    shown = call("run", *typed, "training.clip_norm=1e8,1e9", "-q").stdout
+    alike = "sgd training.clip_norm=100000000.0; sgd training.clip_norm=1000000000.0"
+    assert f"identical numbers, to the last digit: {alike}" in " ".join(shown.split())
 
 
 def test_quiet_prints_the_result_alone(toy: Path) -> None:

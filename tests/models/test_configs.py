@@ -11,6 +11,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from repro.errors import UserError
+from repro.models.language.gpt2 import GPT2
+from repro.models.language.llama import Llama, unloaded
+
 DATASET: dict[str, Any] = {"input_shape": [3, 64, 64], "classes": 10, "vocab_size": 50}
 FOLDER = Path(str(files("repro.conf"))) / "model"
 NAMES = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.yaml"))
@@ -68,3 +72,28 @@ def test_has_the_depth_of_its_name(name: str) -> None:
 
 def test_a_typed_knob_wins() -> None:
     assert compose("resnet56", "model.width=8").model.width == 8
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if "sizes:" in (FOLDER / f"{name}.yaml").read_text()]
+)
+def test_the_sizes_of_published_models_give_their_number_of_parameters(name: str) -> None:
+    config = compose(name).model
+    kind = GPT2 if "gpt2" in name else Llama
+    vocab_size = 50257 if kind is GPT2 else 32000
+    with torch.device("meta"):
+        model = kind(vocab_size, **config.info.sizes)
+    assert sum(each.numel() for each in model.parameters()) == config.parameters
+
+
+def test_made_up_weights_are_there_and_of_the_stated_type() -> None:
+    sizes = {"width": 8, "layers": 1, "heads": 2, "mlp_width": 16}
+    model = unloaded(info={"sizes": sizes}, vocab_size=11, dtype="bfloat16", folder="none")
+    assert {each.dtype for each in model.parameters()} == {torch.bfloat16}
+    assert model(torch.zeros(1, 3, dtype=torch.int64)).isfinite().all()
+
+
+def test_made_up_weights_beyond_memory_are_refused() -> None:
+    sizes = {"width": 2**17, "layers": 500, "heads": 2, "mlp_width": 2**17}
+    with pytest.raises(UserError, match="GB of host memory"):
+        unloaded(info={"sizes": sizes}, vocab_size=11)

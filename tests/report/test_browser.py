@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from fake_outputs import claim, make_study
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 from repro.cli.main import cli
 
@@ -30,7 +31,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PHONE = ViewportSize(width=360, height=740)
 DESKTOP = ViewportSize(width=1280, height=900)
 
 
@@ -44,9 +44,10 @@ def browser() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """A page, and everything that went wrong on it."""
+    """A page, its newest study of dgc, and everything that went wrong on it."""
 
     page: Page
+    folder: Path
     wrong: list[str] = field(default_factory=list)
 
     def visible(self, selector: str) -> list[str]:
@@ -62,7 +63,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = folder / "outputs"
     bad = [claim("C1", Verdict.NOT_SUPPORTED)]
     make_study(outputs, created=datetime(2026, 1, 1), verdicts=bad)
-    make_study(outputs, created=datetime(2026, 2, 1), arms=["dense", "dgc", "random"])
+    judged = make_study(outputs, created=datetime(2026, 2, 1), arms=["dense", "dgc", "random"])
+    (judged / "figures").mkdir()
+    Image.new("RGB", (1600, 500), "white").save(judged / "figures" / "traffic.png")
     make_study(outputs, scale="smoke", created=datetime(2026, 3, 1))
     make_hostile(make_study(outputs, paper="zebra", created=datetime(2026, 4, 1), arms=["a", "b"]))
     page = folder / "report.html"
@@ -74,7 +77,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["light"])
 def visit(browser: Browser, site: Path, request: pytest.FixtureRequest) -> Iterator[Visit]:
     context = browser.new_context(viewport=DESKTOP, color_scheme=request.param, offline=True)
-    visit = Visit(context.new_page())
+    folder = site.parent / "outputs/dgc/mini/2026-02-01_00-00-00"
+    visit = Visit(context.new_page(), folder)
     watch(visit)
     visit.page.goto(site.as_uri())
     yield visit
@@ -147,9 +151,9 @@ def test_the_legend_hides_an_arm(visit: Visit) -> None:
     study = visit.page.locator("#dgc-1")
     lines = study.locator("figure path.line:visible")
     before = lines.count()
-    figures = study.locator("figure").count()
+    charts = study.locator("svg.chart").count()
     study.locator(".legend button", has_text="random").click()
-    assert lines.count() == before - figures
+    assert lines.count() == before - charts
     study.locator(".legend button", has_text="random").click()
     assert lines.count() == before
 
@@ -160,7 +164,7 @@ def test_hostile_strings_are_shown_as_text(visit: Visit) -> None:
     zebra = visit.page.locator(".paper", has_text="zebra")
     assert (zebra.text_content() or "").count(HOSTILE) >= 10
     assert visit.page.evaluate("document.scripts.length") == 1
-    assert visit.page.evaluate("document.images.length") == 0
+    assert visit.page.evaluate("document.images.length") == 1  # the figure of another study
 
 
 def test_the_policy_stops_even_a_script_that_got_in(browser: Browser, site: Path) -> None:
@@ -175,12 +179,67 @@ def test_the_policy_stops_even_a_script_that_got_in(browser: Browser, site: Path
 
 
 @pytest.mark.parametrize("visit", ["light", "dark"], indirect=True)
-def test_no_page_is_wider_than_a_phone(visit: Visit) -> None:
-    visit.page.set_viewport_size(PHONE)
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_no_page_is_wider_than_its_screen(visit: Visit, width: int) -> None:
+    visit.page.set_viewport_size({"width": width, "height": 800})
     for details in visit.page.locator("details").all():
         details.evaluate("element => element.open = true")
-    width = visit.page.evaluate("document.documentElement.scrollWidth")
-    assert width == PHONE["width"]
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_figures_are_shown_offline(visit: Visit) -> None:
+    visit.page.goto(f"{visit.page.url}#dgc-1")
+    picture = visit.page.locator("#dgc-1 .drawing img")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") == 1000
+
+
+def test_the_pointer_reads_values_off_a_chart(visit: Visit) -> None:
+    visit.page.goto(f"{visit.page.url}#dgc-1")
+    chart = visit.page.locator("#dgc-1 .chart").nth(1)
+    assert chart.get_attribute("aria-label") == "train/loss over steps"
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box is not None
+    share = (400 - 10 - 1) / 400  # close to the right end: the last step
+    visit.page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    tip = visit.page.locator("#tip")
+    expect(tip).to_be_visible()
+    lines = tip.inner_text().split("\n")
+    assert lines[0] == "step 599"
+    shown = dict(line.strip().split("\t") for line in lines[1:])
+    rows = [
+        (visit.folder / f"dense/seed={seed}/metrics.csv").read_text().splitlines()[-1].split(",")
+        for seed in range(3)
+    ]
+    mean = sum(float(row[4]) for row in rows) / 3
+    assert float(shown["dense"]) == pytest.approx(mean, rel=0.05)
+    visit.page.mouse.move(0, 0)
+    expect(tip).to_be_hidden()
+
+
+def test_two_studies_and_several_runs_are_compared(visit: Visit) -> None:
+    page = visit.page
+    page.locator("#dgc-1 .compare").click()
+    expect(page.locator("#tray #compare")).to_be_disabled()
+    page.locator("#dgc-2 .compare").click()
+    page.click("#tray #compare")
+    heads, first, *_ = page.locator("#comparison tr").all_inner_texts()
+    assert heads.split("\t")[1:] == ["dgc mini 02-01 00:00", "dgc mini 01-01 00:00"]
+    assert first.split("\t")[0] == "C1"
+    assert "✓ supported" in first
+    assert "✗ not supported" in first
+    page.click("#close")
+    page.click("#clear")
+    expect(page.locator("#tray")).to_be_hidden()
+    page.goto(f"{page.url}#dgc-1")
+    page.locator("#dgc-1 .part summary", has_text="9 runs").click()
+    for seed in (0, 1, 2):
+        page.locator("#dgc-1 .runs tr", has_text=f"random seed={seed}").locator(".pick").check()
+    page.click("#tray #compare")
+    rows = [text.split("\t") for text in page.locator("#comparison tr").all_inner_texts()]
+    assert rows[0][1:] == [f"dgc random seed={seed}" for seed in (0, 1, 2)]
+    assert rows[1] == ["status", "finished", "finished", "finished"]
 
 
 @pytest.mark.parametrize("visit", ["light", "dark"], indirect=True)

@@ -13,6 +13,7 @@ import pytest
 from fake_outputs import claim, make_study, update_json
 
 from repro.claims.verdicts import Verdict
+from repro.records.papers import load_paper
 from repro.report import tables
 
 OUTPUTS = Path("outputs")
@@ -135,10 +136,9 @@ def test_markdown_holds_claims_and_arms_and_hostile_text_stays_text(report: Any)
     make_study(OUTPUTS, verdicts=[verdict])
     assert report("--markdown", "deep/r.md").exit_code == 0
     text = Path("deep/r.md").read_text()
-    assert "| C1 | a \\| b \\# \\<script\\>alert(1)\\</script\\> \\[x\\](y) \\`z\\` |" in text
-    assert "+0.8 \\[-0.2, +1.9\\] points" in text
+    assert " | a \\| b \\# \\<script\\>alert(1)\\</script\\> \\[x\\](y) \\`z\\` | " in text
+    assert "| C1 | ? **inconclusive** | +0.8 \\[−0.2, +1.9\\] points (" in text
     assert "93.87 against 93.75 % (recalled)" in text
-    assert "**inconclusive**" in text
     table = text[text.index("| arm |") :].strip().splitlines()
     assert len(table) == 4
     assert {line.count("|") for line in table} == {table[0].count("|")}
@@ -160,3 +160,47 @@ def test_a_report_imports_neither_torch_nor_hydra(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == ""
     assert (tmp_path / "r.html").is_file()
+
+
+def test_claims_of_other_scales_stand_below_the_table() -> None:
+    away = claim("C2", Verdict.NOT_AT_SCALE).model_copy(
+        update={"checks": (), "reason": "needs a GPU"}
+    )
+    lines = tables.verdicts_markdown([claim("C1", Verdict.SUPPORTED), away])
+    assert lines[0].startswith("| claim | verdict | measured here |")
+    assert lines[-1] == "- C2 It costs no accuracy. (needs a GPU)"
+    assert tables.verdicts_markdown([away])[1:] == [
+        "Not tested at this scale:",
+        "",
+        "- C2 It costs no accuracy. (needs a GPU)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        ([], "no claim tested"),
+        ([Verdict.NOT_AT_SCALE], "no claim tested"),
+        ([Verdict.SUPPORTED], "1 of 1 tested claim supported"),
+        (
+            [*Verdict, Verdict.SUPPORTED],
+            "2 of 4 tested claims supported, 1 not supported, 1 inconclusive, 2 not tested",
+        ),
+    ],
+)
+def test_the_answer_in_words(verdicts: list[Verdict], said: str) -> None:
+    assert tables.answer(claim("C", verdict) for verdict in verdicts) == said
+
+
+def test_what_is_recorded_is_reported_without_a_run(report: Any) -> None:
+    result = report("--recorded", "--paper", "dgc", "--json")
+    found = json.loads(result.stdout)["studies"]
+    assert {(study["paper"], study["scale"]) for study in found} >= {("dgc", "mini")}
+    recorded = json.loads(load_paper("dgc").results_file("mini").read_text())
+    assert found[0]["claims"] == {each["id"]: each["verdict"] for each in recorded["claims"]}
+    assert report("--recorded", "--markdown", "r.md").exit_code == 0
+    assert "### dgc at scale=mini, recorded" in Path("r.md").read_text()
+    assert "recorded" in report("--recorded").stdout
+    refused = report("--recorded", "--paper", "dcg")
+    assert refused.exit_code == 2
+    assert "Did you mean 'dgc'?" in refused.stderr

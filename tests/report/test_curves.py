@@ -5,17 +5,20 @@ from __future__ import annotations
 import doctest
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_outputs import make_study
+from fake_outputs import make_study, update_json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from repro.claims.verdicts import CheckVerdict
 from repro.records.series import read_series
-from repro.report import html, pictures, tables
+from repro.report import forest, html, pictures, tables
 from repro.report.collect import Filters, StudyEntry, collect
-from repro.report.curves import average, curves_of, read_columns
+from repro.report.curves import Curve, average, claimed_first, curves_of, read_columns
 from repro.report.differences import differences, monitored, read_settings
 from repro.report.pictures import draw, nice_values
 from repro.report.settings import Settings
@@ -27,7 +30,7 @@ def study(tmp_path: Path) -> StudyEntry:
     return collect(tmp_path, Filters()).studies[0]
 
 
-@pytest.mark.parametrize("module", [pictures, html, tables])
+@pytest.mark.parametrize("module", [forest, html, pictures, tables])
 def test_examples_in_docstrings(module: object) -> None:
     outcome = doctest.testmod(module)  # type: ignore[arg-type]
     assert outcome.attempted > 0
@@ -67,7 +70,9 @@ def test_values_that_are_not_finite_and_rows_after_damage_are_left_out(tmp_path:
 
 def test_only_metrics_logged_more_than_once_are_drawn(study: StudyEntry) -> None:
     wanted = ["test/loss", "val/accuracy", "train/loss", "val/loss"]
-    settings = Settings(studies=1, curves=2, lines=16, points=100, log_above=1000)
+    settings = Settings(
+        studies=1, curves=2, lines=16, points=100, pixels=900, pictures_kb=900, log_above=1000
+    )
     found = curves_of(study, wanted, settings)
     assert list(found) == ["val/accuracy", "train/loss"]
     assert [curve.name for curve in found["train/loss"]] == ["dense", "dgc"]
@@ -93,6 +98,10 @@ def test_a_wide_range_is_logarithmic() -> None:
     assert not draw("loss", [average("a", [{0: 0.0, 1: 1e9}], 9)], log_above=1000).is_log
 
 
+CHECK = {"relation": "greater", "compared": "a − b, m", "claimed": "> 0"}
+SETTINGS = Settings(
+    studies=1, curves=4, lines=16, points=100, pixels=900, pictures_kb=900, log_above=1000
+)
 finite = st.floats(-1e300, 1e300)
 
 
@@ -126,3 +135,107 @@ def test_a_config_that_cannot_be_read_has_no_settings(tmp_path: Path, text: str)
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert read_settings(file) == {}
+
+
+def curve(name: str, values: list[float], **more: Any) -> Curve:
+    return replace(average(name, [dict(enumerate(values))], points=1000), **more)
+
+
+def heights(picture: pictures.Picture, name: str) -> list[float]:
+    (line,) = [line for line in picture.lines if line.name == name]
+    return [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", line.mean)]
+
+
+def test_a_few_far_points_do_not_stretch_the_axis() -> None:
+    steady = [1.0 - 0.005 * step for step in range(100)]
+    even = draw("m", [curve("a", steady)], log_above=1000)
+    assert (even.y_ends, even.is_cut) == ((pytest.approx(0.505), 1.0), False)
+    jump = draw("m", [curve("a", [50.0, *steady[1:]])], log_above=1000)
+    assert jump.is_cut
+    assert jump.y_ends[0] == pytest.approx(0.505)
+    assert 0.98 < jump.y_ends[1] < 1.1
+    assert heights(jump, "a")[0] == 0.0  # above the frame, which cuts it off
+
+
+def test_an_arm_that_diverged_has_no_say_in_the_axis_and_is_marked() -> None:
+    lost = curve("lost", [1.0, 1e27], lost=[(1, 1e27)], is_lost=True)
+    picture = draw("loss", [curve("a", [1.0, 0.5]), lost], log_above=1000)
+    assert picture.y_ends == (0.5, 1.0)
+    assert not picture.is_log
+    (mark,) = [line.lost for line in picture.lines if line.name == "lost"]
+    right, top = pictures.WIDTH - pictures.RIGHT, pictures.TOP
+    assert mark.startswith(f"M{right - 4:.1f} {top:.1f}l8 8")
+    assert draw("loss", [lost], log_above=1000).y_ends[1] == pytest.approx(1e27)
+
+
+def test_seeds_that_diverged_do_not_count_in_the_mean(tmp_path: Path) -> None:
+    folder = make_study(tmp_path)
+    whole = curves_of(collect(tmp_path, Filters()).studies[0], ["train/loss"], SETTINGS)
+    update_json(folder / "dgc/seed=0/run.json", status="diverged")
+    cut = curves_of(collect(tmp_path, Filters()).studies[0], ["train/loss"], SETTINGS)
+    dense, dgc = cut["train/loss"]
+    assert dense == whole["train/loss"][0]
+    assert [step for step, _ in dgc.lost] == [599]
+    assert dgc.mean != whole["train/loss"][1].mean
+    assert not dgc.is_lost
+    for seed in (1, 2):
+        update_json(folder / f"dgc/seed={seed}/run.json", status="diverged")
+    lost = curves_of(collect(tmp_path, Filters()).studies[0], ["train/loss"], SETTINGS)
+    assert lost["train/loss"][1].is_lost
+    assert lost["train/loss"][1].mean == whole["train/loss"][1].mean
+
+
+def test_constants_are_not_drawn_and_arms_of_claims_come_first(tmp_path: Path) -> None:
+    make_study(tmp_path, arms=["other", "dense", "dgc"])
+    study = collect(tmp_path, Filters()).studies[0]
+    assert list(curves_of(study, ["comm/count_0", "train/loss"], SETTINGS)) == ["train/loss"]
+    assert claimed_first(study) == (["dense", "dgc", "other"], {"dense", "dgc"})
+    unjudged = replace(study, verdicts=[])
+    assert claimed_first(unjudged) == (["other", "dense", "dgc"], {"other", "dense", "dgc"})
+
+
+def effect(**fields: Any) -> forest.Row:
+    known = {**CHECK, "verdict": "supported", "effect": 1.0}
+    row = forest.row(CheckVerdict.model_validate({**known, **fields}))
+    assert row is not None
+    return row
+
+
+def test_a_row_of_the_forest_places_interval_and_region() -> None:
+    row = effect(low=0.5, high=2.0)
+    (limit,) = row.limits
+    assert limit.label == "0"
+    assert limit.at < row.interval[0] < row.effect < row.interval[1]
+    assert row.claimed == (limit.at, forest.WIDTH - forest.EDGE)
+    # A linear axis from 0 to 2, with 8 % left free on both sides.
+    inner = forest.WIDTH - 2 * forest.EDGE
+    assert row.effect == pytest.approx(forest.EDGE + inner / 2)
+    assert limit.at == pytest.approx(forest.EDGE + inner * 0.08 / 1.16)
+
+
+def test_percentages_lie_where_their_limit_does() -> None:
+    row = effect(effect=-0.005, low=-0.01, high=0.0, claimed="≥ -1 %", percent=True)
+    (limit,) = row.limits
+    assert limit.label == "−1"
+    assert limit.at == pytest.approx(row.interval[0])
+
+
+def test_wide_ratios_are_on_a_logarithmic_axis() -> None:
+    row = effect(effect=10.0, low=1.0, high=100.0, claimed="≥ 10")
+    assert row.effect == pytest.approx(forest.WIDTH / 2) == row.limits[0].at
+
+
+def test_an_end_without_a_limit_reaches_the_edge() -> None:
+    row = effect(low=None, high=2.0)
+    assert row.interval[0] == forest.EDGE
+    point = effect(low=None, high=None)
+    assert point.interval == (point.effect, point.effect)
+    assert forest.row(CheckVerdict.model_validate({**CHECK, "verdict": "not tested"})) is None
+
+
+@given(finite, finite, finite, st.text())
+def test_no_row_leaves_its_picture(one: float, other: float, third: float, claimed: str) -> None:
+    low, middle, high = sorted((one, other, third))
+    row = effect(low=low, effect=middle, high=high, claimed=claimed)
+    places = (*row.claimed, *row.interval, row.effect)
+    assert all(forest.EDGE <= place <= forest.WIDTH - forest.EDGE for place in places)

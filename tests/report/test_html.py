@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +12,10 @@ from urllib.parse import unquote
 
 import pytest
 from fake_outputs import claim, make_study, update_json
+from PIL import Image
 
 from repro.claims.verdicts import Verdict
+from repro.records.papers import Paper, load_papers
 
 OUTPUTS = Path("outputs")
 
@@ -105,7 +108,7 @@ def test_every_part_of_a_study_is_there(report: Any) -> None:
     for part in (
         "93.87 against 93.75 %",
         ">recalled</span>",
-        "+0.8 [-0.2, +1.9] points",
+        "+0.8 [−0.2, +1.9] points",
         "optimizer.lr",
         "0123456789abcdef · 0123456789ab",
         "<dt>torch</dt><dd>2.13.0</dd>",
@@ -144,3 +147,71 @@ def test_any_file_name_will_do(report: Any, name: str) -> None:
     make_study(OUTPUTS, seeds=1)
     Path("a/b").mkdir(parents=True)
     assert page_of(report, path=name).startswith("<!doctype html>")
+
+
+def test_the_page_begins_with_the_result(report: Any) -> None:
+    verdicts = [claim("C1", Verdict.SUPPORTED), claim("C2", Verdict.INCONCLUSIVE)]
+    make_study(OUTPUTS, verdicts=verdicts)
+    assert "<h1>dgc: 1 of 2 tested claims supported, 1 inconclusive.</h1>" in page_of(report)
+    make_study(OUTPUTS, paper="other", verdicts=[claim("C1", Verdict.NOT_SUPPORTED)])
+    in_all = "2 papers: 1 of 3 tested claims supported, 1 not supported, 1 inconclusive."
+    assert f"<h1>{in_all}</h1>" in page_of(report)
+
+
+def test_every_effect_is_drawn_with_its_limit(report: Any) -> None:
+    make_study(OUTPUTS)
+    text = page_of(report)
+    assert text.count('<svg class="forest"') == 1
+    assert 'aria-label="+0.8 [−0.2, +1.9] points, claimed ≥ −1 %"' in text
+
+
+def test_checks_that_agree_are_folded(report: Any) -> None:
+    (check,) = claim("C1", Verdict.SUPPORTED).checks
+    other = check.model_copy(update={"verdict": Verdict.INCONCLUSIVE})
+    agree = claim("C1", Verdict.SUPPORTED).model_copy(update={"checks": (check,) * 3})
+    divided = claim("C2", Verdict.INCONCLUSIVE).model_copy(update={"checks": (check, other)})
+    away = claim("C3", Verdict.NOT_AT_SCALE).model_copy(update={"reason": "needs a GPU"})
+    make_study(OUTPUTS, verdicts=[agree, divided, away])
+    text = page_of(report)
+    assert text.count("2 more, all supported") == 1
+    assert text.count('<svg class="forest"') == 5
+    assert "1 claim not tested at this scale" in text
+    assert "needs a GPU" in text
+
+
+def test_figures_are_inside_the_page_and_anything_else_is_not(report: Any, tmp_path: Path) -> None:
+    figures = make_study(OUTPUTS) / "figures"
+    figures.mkdir()
+    Image.new("RGBA", (1800, 600), (0, 0, 255, 255)).save(figures / "wide.png")
+    (figures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
+    (figures / "script.png").write_text("<svg onload='alert(1)'/>")
+    text = page_of(report)
+    assert "img-src data:" in text
+    assert text.count("<img ") == 1
+    assert 'width="1000" height="333" alt="wide"' in text
+    assert re.search(r'<img src="data:image/webp;base64,[A-Za-z0-9+/=]+"', text)
+
+
+def test_diverged_seeds_are_counted_in_the_legend(report: Any) -> None:
+    folder = make_study(OUTPUTS)
+    update_json(folder / "dgc/seed=0/run.json", status="diverged")
+    text = page_of(report)
+    assert "1 of 3 diverged" in text
+    assert 'class="lost' in text
+
+
+@pytest.mark.slow
+def test_the_page_of_all_records_is_small_and_needs_no_run(report: Any) -> None:
+    text = page_of(report, "--recorded")
+    papers = [paper for paper in load_papers() if any(map(is_recorded(paper), paper.scales))]
+    assert text.count('<section class="paper">') == len(papers) > 10
+    assert text.count("<img ") >= len(papers)
+    pictures, a_paper = 1_250_000, 58_000  # so that thirty papers stay below 3 MB
+    assert len(text.encode()) <= pictures + a_paper * len(papers)
+    page = Page(text)
+    assert not [link for link in page.links if link.startswith("./")]
+    assert 'alt="mini_traffic"' in text
+
+
+def is_recorded(paper: Paper) -> Callable[[str], bool]:
+    return lambda scale: paper.results_file(scale).is_file()

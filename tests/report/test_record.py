@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fake_outputs import claim
+from fake_outputs import claim, make_study
 
 from repro.claims.file import load_claims
 from repro.claims.verdicts import Verdict
@@ -92,7 +92,7 @@ def test_reasons_of_margins_stand_below_the_table() -> None:
     explained = plain.model_copy(update={"checks": (reason, reason)})
     assert verdicts_markdown([plain])[-1].startswith("| C1")
     *_, empty, last = verdicts_markdown([plain, explained])
-    assert (empty, last) == ("", "Limits: C1 ≥ -1 %, half of 2 points \\| table 1.")
+    assert (empty, last) == ("", "Limits: C1 ≥ −1 %, half of 2 points \\| table 1.")
 
 
 def test_every_config_file_of_a_paper_is_listed() -> None:
@@ -109,3 +109,16 @@ def test_a_paper_from_elsewhere_is_not_in_the_overview(
     assert next(row for row in overview.splitlines() if "[`dgc`]" in row).count("mini †") == 1
     assert overview.count("†") == 2  # there, and in the legend
     assert "toy" not in overview
+
+
+def test_results_of_an_installed_paper_go_beside_the_study(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_study(toy / "outputs")
+    room = toy / "lib" / "site-packages" / "room"
+    monkeypatch.setattr(Paper, "room_folder", room)
+    monkeypatch.setattr(record, "draw_study", lambda study: [])
+    monkeypatch.setattr(record, "verdicts_of", lambda study: [])
+    assert record.record({}, toy / "outputs", folder) == folder / "results" / "mini.json"
+    assert (folder / "results" / "mini.json").is_file()
+    assert not room.exists()

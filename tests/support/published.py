@@ -6,11 +6,13 @@ Whoever writes them skips the test where the libraries that they need are missin
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +43,22 @@ def write_table(file: Path, texts: Sequence[str]) -> None:
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table({"text": texts}), file)
+
+
+def write_images(folder: Path, shape: Sequence[int], splits: dict[str, int], column: str) -> None:
+    """Writes random images (height, width, channels) of ten classes, so many in each split."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pictures = pytest.importorskip("PIL.Image")
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    for split, count in splits.items():
+        cells = []
+        for _ in range(count):
+            encoded = io.BytesIO()
+            pictures.fromarray(draw.integers(0, 256, shape, np.uint8)).save(encoded, "PNG")
+            cells.append({"bytes": encoded.getvalue(), "path": None})
+        table = pyarrow.table({column: cells, "label": [i % 10 for i in range(count)]})
+        parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 
 def write_gpt2(root: Path) -> None:

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from repro.toolbox.costs import PeakMemory, SavedForBackward, count_operations
+from repro.toolbox.costs import (
+    CountFlops,
+    PeakMemory,
+    SavedForBackward,
+    count_operations,
+    multiply_accumulates,
+    peak_flops,
+)
 
 CPU = torch.device("cpu")
 MB = 2**20
@@ -144,3 +151,38 @@ def test_parameters_and_what_is_without_gradient_are_not_counted():
         with torch.no_grad():
             model(torch.randn(400, 8))
     assert saved.peak == x.nbytes
+
+
+def test_multiply_accumulates_by_hand() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, groups=2), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(96, 5)
+    )
+    convolution, linear = 16 * 6 * 9, 96 * 5
+    assert multiply_accumulates(model, torch.zeros(3, 2, 6, 6)) == 3 * (convolution + linear)
+
+
+class TestCountFlops:
+    def test_products_and_convolutions_forward_and_back(self) -> None:
+        layer, conv = torch.nn.Linear(5, 7), torch.nn.Conv2d(3, 4, 3)
+        with CountFlops() as counted:
+            layer(torch.randn(11, 5)).sum().backward()  # the input needs no gradient
+        assert counted.flops == 2 * (2 * 11 * 5 * 7)
+        with CountFlops() as counted:
+            conv(torch.randn(2, 3, 8, 8))
+        assert counted.flops == 2 * (2 * 4 * 6 * 6) * (3 * 3 * 3)
+
+    def test_attention_is_two_products_and_five_more_for_its_gradient(self) -> None:
+        q, k, v = (torch.randn(2, 3, 16, 8, requires_grad=True) for _ in range(3))
+        with CountFlops() as counted:
+            torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True
+            ).sum().backward()
+        assert counted.flops == (2 + 5) * (2 * 2 * 3 * 16 * 16 * 8)
+
+
+def test_peaks_are_found_by_the_name_of_the_device() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe", "bf16") == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-40GB", "float32") == 19.5e12
+    assert peak_flops("x86_64", "bf16") is None
+    assert peak_flops("Tesla V100-SXM2-16GB", "bf16") is None

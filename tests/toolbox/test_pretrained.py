@@ -129,3 +129,18 @@ def test_weights_files(tmp_path: Path) -> None:
         WeightsFile(tmp_path / "w.pth")(nn.Linear(9, 3), None, CPU)
     with pytest.raises(UserError, match=r"base\.file="):
         WeightsFile("none.pth", root=tmp_path)(other, None, CPU)
+
+
+def test_weights_under_other_names_and_for_other_classes(tmp_path: Path) -> None:
+    model, other = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, k)) for k in (4, 5))
+    published = {f"features.{k}": v for k, v in model.state_dict().items()}
+    torch.save(published, tmp_path / "w.pth")
+    head = other[1].weight.clone()
+    WeightsFile(tmp_path / "w.pth", in_order=True, new_head=True)(other, None, CPU)
+    assert torch.equal(other[0].weight, model[0].weight)
+    assert torch.equal(other[0].bias, model[0].bias)
+    assert torch.equal(other[1].weight, head)
+    with pytest.raises(UserError, match="not the weights of this model"):
+        WeightsFile(tmp_path / "w.pth", in_order=True)(other, None, CPU)
+    with pytest.raises(UserError, match="not the weights of this model"):
+        WeightsFile(tmp_path / "w.pth", in_order=True)(nn.Linear(2, 3), None, CPU)

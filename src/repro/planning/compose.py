@@ -29,6 +29,7 @@ from repro.records.layers import stack as stack_texts
 from repro.records.papers import config_folders, is_group
 
 STUDY_BLOCKS = ("arms", "scales")
+NO_RUN_READS = ("figures", "reduced")  # `repro.report` does
 Point = dict[str, Any]  # one point of a grid: override key -> value
 
 
@@ -62,7 +63,7 @@ class _ReadOnce:
         """A copy, because what is composed from it writes into it."""
         if config_path not in self.parsed:
             self.parsed[config_path] = self.repository.load_config(config_path)
-            self._drop(config_path, "figures")  # `repro.report.figures` reads it, no run does
+            self._drop(config_path, *NO_RUN_READS)
         found = copy.copy(self.parsed[config_path])
         if found is not None:
             found.config = copy.deepcopy(found.config)

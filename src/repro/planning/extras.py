@@ -8,11 +8,28 @@ from importlib.util import find_spec
 from repro.errors import UserError
 
 EXTRAS = {  # importable package -> the extra that brings it
+    "PIL": "data",
+    "datasets": "data",
+    "pyarrow": "data",
+    "skimage": "data",
+    "safetensors": "hf",
+    "tokenizers": "hf",
+    "mpe2": "mpe",
     "optuna": "sweep",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "wandb": "wandb",
 }
+
+
+def missing(packages: Iterable[str]) -> list[str]:
+    """What to say of packages that are not installed; none of them is imported."""
+    said = []
+    for package in packages:
+        if find_spec(package) is None:
+            name = f"'gradient-repro[{EXTRAS[package]}]'" if package in EXTRAS else package
+            said.append(f"{package} is not installed. Get it with: pip install {name}")
+    return said
 
 
 def require(packages: Iterable[str]) -> None:
@@ -21,7 +38,5 @@ def require(packages: Iterable[str]) -> None:
     Raises:
         UserError: one is missing; the message holds the command that installs it.
     """
-    for package in packages:
-        if package in EXTRAS and find_spec(package) is None:
-            command = f"pip install 'gradient-repro[{EXTRAS[package]}]'"
-            raise UserError(f"{package} is not installed. Get it with: {command}")
+    for said in missing(package for package in packages if package in EXTRAS):
+        raise UserError(said)

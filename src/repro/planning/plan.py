@@ -30,6 +30,7 @@ COUNTS = (
     "training.epochs",
     "training.val_every",
     "training.log_every",
+    "hardware.accumulate",
     "hardware.threads",
     "hardware.num_nodes",
     *OPTIONAL_COUNTS,
@@ -73,6 +74,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     twins: dict[str, str] = field(default_factory=dict)  # arm that is not run -> arm it equals
     looks: Looks | None = None  # with seeds=auto
+    rehearsal: dict[str, Any] | None = None  # see `repro.planning.rehearse`
 
     @property
     def is_grid(self) -> bool:
@@ -127,7 +129,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     for override in hydra_layer.overrides:
         if override.key_or_group == "hydra/launcher":
             compose.check_launcher(str(override.value()))
-    user, slug = _split_paper(user)
+    user, slug = _split_paper(_debugged(user))
     paper = load_paper(slug)
     if not grid:
         compose.refuse_grid(user)
@@ -163,6 +165,16 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     plan.layers()  # finds circles before anything is written
     _check_exclusive(runs)
     return plan
+
+
+def _debugged(user: Layer) -> Layer:
+    """Puts what ``debug=true`` stands for under what was typed."""
+    if user.pop("debug")[1].get("debug") is not True:
+        return user
+    preset = Layer.parse(list(compose.compose_config([], "debug").overrides), "debug.yaml")
+    typed = {override.key_or_group for override in user.overrides}
+    under = [override for override in preset.overrides if override.key_or_group not in typed]
+    return Layer((*under, *user.overrides))
 
 
 def _split_paper(user: Layer) -> tuple[Layer, str]:

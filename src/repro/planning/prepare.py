@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import UserError
+from repro.planning import trust
 from repro.planning.plan import Plan
-from repro.records import files, provenance
+from repro.records import files, names, provenance
 from repro.records.run import Code, Run, RunRecord
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord
@@ -26,7 +27,10 @@ def create_study(plan: Plan, outputs: Path, search: dict[str, Any] | None = None
 
     A `UserError` says so if ``outputs`` cannot be written to.
     """
-    study = Study(_new_folder(outputs / plan.paper.slug / plan.scale))
+    folder = outputs / plan.paper.slug
+    if plan.rehearsal is not None:
+        folder = folder / names.REHEARSALS
+    study = Study(_new_folder(folder / plan.scale))
     try:
         _prepare(study, plan, search)
     except BaseException:  # a folder without study.json would be found by nobody
@@ -54,6 +58,8 @@ def _prepare(study: Study, plan: Plan, search: dict[str, Any] | None) -> None:
         record["looks"] = plan.looks
     if search is not None:
         record["search"] = search
+    if plan.rehearsal is not None:
+        record["rehearsal"] = plan.rehearsal
     # Written last: a folder without study.json was never completely prepared.
     write_record(study.record_file, StudyRecord(**record))
 
@@ -94,6 +100,7 @@ def _prepare_runs(plan: Plan, folder: Path) -> None:
             code=code,
             status=Status.WAITING,
             created=now(),
+            callback=None if plan.rehearsal is None else trust.REHEARSING,
         )
         Run.create(folder / run.folder, run.content, run.overrides, record)
 

@@ -25,19 +25,22 @@ from repro.records.papers import config_folders
 TRUST_VARIABLE = "REPRO_TRUST"  # an environment variable, because workers and jobs must see it too
 TRUST = "If it is your own, say so: repro resume --trust."
 
-# The callback of a search's trials, which run.json names; no other can be named.
+# The callbacks of a search's trials and of rehearsals, which run.json names; no other can be named.
 PRUNING = "repro.search.pruning.PruneHopeless"
+REHEARSING = "repro.training.rehearsal.Rehearsing"
 
 Role = Literal["dataset", "module", "logger", "callback", "sweep"]
 _GROUPS: dict[Role, tuple[str, ...]] = {
     "dataset": ("dataset",),
     "module": ("module", "paper"),
     "logger": ("logger",),
-    "callback": (),
+    "callback": ("callbacks", "profiler"),
     "sweep": ("sweep",),
 }
-_NOT_IN_MODULES = ("dataset", "logger", "hardware", "sweep")
-_NAMED = re.compile(r"_target_['\"]?\s*[=:]\s*['\"]?([\w.]+)")  # within an override, too
+_NOT_IN_MODULES = ("dataset", "logger", "hardware", "sweep", "callbacks", "profiler")
+_NAMED = re.compile(
+    r"(?:_target_|\btarget)['\"]?\s*[=:]\s*['\"]?([\w.]+)"
+)  # within an override, too; the latter are stand-ins
 _WORD = re.compile(r"[\w.,:|&*()\[\]-]*")  # of a cluster: what no script takes for a command
 # Settings of launchers that are numbers or such words. Others are as the hardware configs say.
 _HARMLESS = (
@@ -133,9 +136,8 @@ def _folders() -> tuple[Path, ...]:
 @functools.cache
 def registered(role: Role, folders: tuple[Path, ...]) -> frozenset[str]:
     """The targets that config files name for a purpose."""
-    if role == "callback":
-        return frozenset([PRUNING])
-    return frozenset(_named_in(folders, lambda group: group in _GROUPS[role]))
+    own = [PRUNING, REHEARSING] if role == "callback" else []
+    return frozenset([*own, *_named_in(folders, lambda group: group in _GROUPS[role])])
 
 
 @functools.cache

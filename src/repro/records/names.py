@@ -15,6 +15,7 @@ LAST_CHECKPOINT = "last.ckpt"
 PREVIOUS_CHECKPOINT = "previous.ckpt"  # while the run is not done
 BEST_CHECKPOINT = "best.ckpt"
 ARTIFACTS = "artifacts"
+REHEARSAL = "rehearsal.json"  # of a run that was rehearsed
 LOCK = ".lock"  # held by the process that executes the run, or the study
 
 # A study's folder
@@ -25,6 +26,7 @@ FIGURES = "figures"
 JOBS = "jobs"  # Slurm's logs and submitit's files
 
 # A folder of studies
+REHEARSALS = "rehearsal"  # in a paper's folder, where no study is looked for
 SHARED = (".cache", "mlflow.db", ".mlflow.lock", "mlflow", "wandb")  # what its studies share
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from repro.errors import UserError, did_you_mean
 from repro.records import layers
 from repro.records.files import parse_yaml
 
-CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"
+CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"  # folders, separated as in PATH
+ENTRY_POINTS = "repro.papers"  # the group in which distributions name their config packages
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Paper:
     arms: dict[str, list[str]]  # with what they inherit
     scales: dict[str, list[str]]  # likewise
     report: list[str]  # the metrics worth a column in the summary table
+    reduced: dict[str, list[str]]  # what makes a full scale fit two cores, by scale
     combines: list[str]  # what lets more methods train it, where its defaults stand in their way
     figures: dict[str, Any]  # the stock figures of its studies, see repro.report.figures
     config_file: Path
@@ -60,9 +64,33 @@ class Paper:
 
 
 def config_folders() -> list[Path]:
-    """The config folders in search order: the project's own, then the user's."""
-    extra = os.environ.get(CONFIG_DIR_VARIABLE)
-    return [_own_folder(), Path(extra)] if extra else [_own_folder()]
+    """The config folders in search order: the project's, installed distributions', the user's."""
+    own = os.environ.get(CONFIG_DIR_VARIABLE, "")
+    named = (Path(folder) for folder in own.split(os.pathsep) if folder)
+    return list(dict.fromkeys([_own_folder(), *installed_folders(), *named]))
+
+
+@cache
+def installed_folders() -> tuple[Path, ...]:
+    """The config folders that other distributions name as entry points of `repro.papers`.
+
+    Raises:
+        UserError: one of them is no package.
+    """
+    folders = []
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            spec = find_spec(point.value)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            name = point.dist.name if point.dist else "an unknown distribution"
+            raise UserError(
+                f"{name} names {point.value} as an entry point of {ENTRY_POINTS}, which is no "
+                "package with a config folder. Uninstall it, or mend it."
+            )
+        folders.extend(map(Path, spec.submodule_search_locations))
+    return tuple(folders)
 
 
 @cache
@@ -104,6 +132,7 @@ def load_paper(slug: str) -> Paper:
             arms=layers.expand(content["arms"], "arm", is_group),
             scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
+            reduced=layers.expand(content.get("reduced") or {}, "scale", is_group),
             combines=list(about.get("combines") or []),
             figures=dict(content.get("figures") or {}),
             config_file=file,

@@ -55,6 +55,14 @@ class Failure(Record):
     traceback: str = ""
 
 
+class Live(Record):
+    """What a run that is under way last said of its training."""
+
+    steps_per_second: float = 0.0
+    seconds_left: float | None = None
+    measures: dict[str, float] = Field(default_factory=dict)  # the loss, and what it selects by
+
+
 class RunRecord(Record):
     """The content of run.json, of which a run comes to know more and more."""
 
@@ -79,6 +87,7 @@ class RunRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, Any] = Field(default_factory=dict)
     progress: float = 0.0  # from 0 to 1
+    live: Live | None = None  # while it runs
     reason: str = ""  # of a divergence
     data: dict[str, Any] | None = None  # fingerprint
     ended: Moment | None = None

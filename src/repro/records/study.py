@@ -50,6 +50,7 @@ class StudyRecord(Record):
     search: dict[str, Any] | None = None  # what is searched, if runs are trials
     looks: Looks | None = None  # with seeds=auto
     mlflow_run: str | None = None
+    rehearsal: dict[str, Any] | None = None  # that it is one, and of how many seeds: no result
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,8 @@ class Study:
     @property
     def is_judged(self) -> bool:
         """Whether there are claims to judge: a single arm or a grid has nothing to compare."""
+        if self.about.rehearsal is not None:
+            return False
         return not self.about.is_grid and len({run.folder.parent for run in self.runs}) > 1
 
     def discard(self) -> None:

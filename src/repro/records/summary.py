@@ -72,6 +72,24 @@ def scores(study: Study) -> tuple[list[Scored], str, str]:
     return best_first(scored, training.mode), training.monitor, training.mode
 
 
+def identical_points(study: Study) -> list[list[str]]:
+    """The points of a grid at which an arm measured the very same, so that a setting did nothing.
+
+    Returns:
+        Groups of points, each as ``arm key=value``.
+    """
+    alike: dict[str, list[str]] = {}
+    for (arm, point), runs in by_arm(run.measured() for run in study.runs).items():
+        # Times differ between equal runs.
+        measured = {
+            run.seed: {name: v for name, v in run.metrics.items() if not name.startswith("time/")}
+            for run in runs
+        }
+        if any(measured.values()):
+            alike.setdefault(f"{arm} {sorted(measured.items())}", []).append(f"{arm} {point}")
+    return [points for points in alike.values() if len(points) > 1]
+
+
 def best_first(rows: Sequence[Scored], mode: str) -> list[Scored]:
     """Sorts by the mean; rows that have no value, or ended before their time, come last.
 

@@ -12,8 +12,9 @@ from repro.claims.studies import read_verdicts
 from repro.claims.verdicts import ClaimVerdict, Verdict
 from repro.errors import ReproError, UserError, did_you_mean
 from repro.launching.queue import current_record
-from repro.records.papers import load_paper
-from repro.records.run import MeasuredRun, Run
+from repro.records import files
+from repro.records.papers import Paper, load_paper, load_papers
+from repro.records.run import Code, MeasuredRun, Run
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord, find_studies
 from repro.records.summary import by_arm
@@ -21,17 +22,24 @@ from repro.records.summary import by_arm
 
 @dataclass(frozen=True)
 class StudyEntry:
-    """A study with its runs and verdicts; single runs and grids have no verdicts."""
+    """A study with its runs, verdicts and pictures; single runs and grids have no verdicts."""
 
     folder: Path
     about: StudyRecord
     runs: list[MeasuredRun]
     verdicts: list[ClaimVerdict]
+    figures: list[Path] = field(default_factory=list)
+    is_recorded: bool = False  # read from a paper's room: there are no run directories
 
     @property
     def created(self) -> datetime:
         """When it was started, in local time."""
         return self.about.created.astimezone()
+
+    @property
+    def when(self) -> str:
+        """The day, or that the results are the recorded ones."""
+        return "recorded" if self.is_recorded else str(self.created.date())
 
     @property
     def groups(self) -> dict[str, list[MeasuredRun]]:
@@ -116,14 +124,74 @@ def collect(outputs: Path, filters: Filters) -> Collected:
         with _noted(study.folder, collected.problems):
             if filters.accept(study.about):
                 runs = _read_runs(study.runs, collected.problems)
-                entry = StudyEntry(
-                    study.folder, study.about, runs, _read_verdicts(study, collected)
-                )
+                verdicts = _read_verdicts(study, collected)
+                figures = sorted(study.figures_folder.glob("*.png"))
+                entry = StudyEntry(study.folder, study.about, runs, verdicts, figures)
                 by_paper.setdefault(study.about.paper, []).append(entry)
     for slug in sorted(by_paper):
         newest_first = sorted(by_paper[slug], key=lambda entry: entry.created, reverse=True)
         collected.papers.append(_describe(slug, newest_first))
     return collected
+
+
+def collect_recorded(filters: Filters) -> Collected:
+    """Reads the results that lie in the papers' rooms, which are shipped: no run is needed.
+
+    A `UserError` says so if a filter names a paper or a scale of which nothing is recorded.
+    """
+    papers = load_papers()
+    recorded = [
+        (paper, scale)
+        for paper in papers
+        for scale in paper.scales
+        if paper.results_file(scale).is_file()
+    ]
+    _check_known("paper", filters.papers, {paper.slug for paper, _ in recorded})
+    _check_known("scale", filters.scales, {scale for _, scale in recorded})
+    collected = Collected(len(recorded))
+    for paper in papers:
+        entries = []
+        for scale in [scale for each, scale in recorded if each is paper]:
+            with _noted(paper.results_file(scale), collected.problems):
+                entry = _recorded(paper, scale)
+                if filters.accept(entry.about):
+                    entries.append(entry)
+        if entries:
+            collected.papers.append(_describe(paper.slug, entries))
+    return collected
+
+
+def _recorded(paper: Paper, scale: str) -> StudyEntry:
+    file = paper.results_file(scale)
+    content = files.read_json(file)
+    written = datetime.fromtimestamp(file.stat().st_mtime).astimezone()
+    code = Code(**content["code"])
+    runs = [
+        MeasuredRun(
+            **run,
+            paper=paper.slug,
+            scale=scale,
+            folder=file.parent,
+            code=code,
+            versions=content["versions"],
+            hardware=content["hardware"],
+        )
+        for run in content["runs"]
+    ]
+    about = StudyRecord(
+        paper=paper.slug, scale=scale, typed=content["typed"], created=written, code=code
+    )
+    verdicts = [ClaimVerdict.from_dict(claim) for claim in content["claims"]]
+    return StudyEntry(
+        file.parent, about, runs, verdicts, _recorded_figures(paper, scale), is_recorded=True
+    )
+
+
+def _recorded_figures(paper: Paper, scale: str) -> list[Path]:
+    """The pictures of a scale: those of mini_cifar begin with mini_, too."""
+    found = sorted(paper.results_file(scale).parent.glob(f"{scale}_*.png"))
+    longer = [other for other in paper.scales if other.startswith(f"{scale}_")]
+    return [file for file in found if not file.name.startswith(tuple(f"{o}_" for o in longer))]
 
 
 @contextmanager

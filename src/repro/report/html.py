@@ -23,14 +23,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from repro.claims.verdicts import Verdict
-from repro.records import names
 from repro.records.run import MeasuredRun
-from repro.report import pictures
+from repro.records.status import Status
+from repro.report import forest, pictures
 from repro.report.collect import Collected, PaperEntry, StudyEntry
-from repro.report.curves import curves_of
+from repro.report.curves import claimed_first, curves_of
 from repro.report.differences import Differences, differences, monitored
+from repro.report.embedded import Embedded, embed
 from repro.report.settings import Settings
-from repro.report.tables import TALLY, ArmRow, arm_rows, metrics_of
+from repro.report.tables import (
+    TALLY,
+    ArmRow,
+    answer,
+    arm_rows,
+    in_reach,
+    is_divided,
+    metrics_of,
+    out_of_reach,
+    with_minus,
+)
 
 KINDS = {
     Verdict.SUPPORTED: "good",
@@ -50,6 +61,7 @@ class LineStyle:
     name: str
     key: str
     style: str
+    note: str  # how many of its seeds diverged; may be empty
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class ShownStudy(StudyLine):
     metrics: list[str]
     arms: list[ArmRow]
     environment: list[tuple[str, str]]
-    figures: list[Path]
+    figures: list[Embedded]
     legend: dict[str, LineStyle]
     left_out: int  # arms without a line
     pictures: list[pictures.Picture]
@@ -110,26 +122,48 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         "kind": KINDS.__getitem__,
         "tally": _tally,
         "breakable": _breakable,
+        "forest": forest.row,
+        "is_divided": is_divided,
+        "in_reach": in_reach,
+        "out_of_reach": out_of_reach,
+        "answer": answer,
+        "minus": with_minus,
         "link": functools.partial(_link, start=target.absolute().parent),
         "number": _number,
         "seconds": _seconds,
     }
     is_open = len(collected.papers) == 1  # a page about many is easier to oversee closed
-    papers = [_show_paper(paper, settings, is_open) for paper in collected.papers]
+    pictures_ = sum(len(study.figures) for paper in collected.papers for study in paper.latest)
+    most = 750 * settings.pictures_kb // max(1, pictures_)  # bytes: base64 takes a third more
+    papers = [_show_paper(paper, settings, most, is_open) for paper in collected.papers]
     return environment.get_template("report.html.j2").render(
         style=_asset("report.css"),
         script=_asset("report.js"),
         frame=pictures,
+        rows=forest,
+        in_short=_in_short(collected),
+        marks=[verdicts[0].mark for verdicts in TALLY.values()],
         papers=papers,
         studies=collected.studies,
         overview=[row for paper in papers for row in _overview(paper)],
         scales=_scales(collected.studies),
+        has_dates=len({study.created.date() for study in collected.studies}) > 1,
         tally_names=list(TALLY),
         run_count=sum(len(study.runs) for study in collected.studies),
         problems=collected.problems,
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         command=command,
     )
+
+
+def _in_short(collected: Collected) -> str:
+    """The result in a sentence: of the newest judged study of each paper and scale."""
+    judged = [study for paper in collected.papers for study in paper.latest if study.verdicts]
+    if not judged:
+        return "Nothing has been judged yet."
+    names = dict.fromkeys(study.about.paper for study in judged)
+    of = next(iter(names)) if len(names) == 1 else f"{len(names)} papers"
+    return f"{of}: {answer(claim for study in judged for claim in study.verdicts)}."
 
 
 def web_address(link: str) -> str:
@@ -147,7 +181,8 @@ def web_address(link: str) -> str:
     return link if link.startswith(("https://", "http://")) else ""
 
 
-def _show_paper(paper: PaperEntry, settings: Settings, is_open: bool) -> ShownPaper:
+def _show_paper(paper: PaperEntry, settings: Settings, most: int, is_open: bool) -> ShownPaper:
+    """A paper's section, with figures of ``most`` bytes each in the studies that speak for it."""
     in_force = {study.folder for study in paper.latest}
     lines = [StudyLine(study, f"{paper.slug}-{n}") for n, study in enumerate(paper.studies)]
     whole: list[ShownStudy] = []
@@ -157,19 +192,24 @@ def _show_paper(paper: PaperEntry, settings: Settings, is_open: bool) -> ShownPa
         for rank, line in enumerate(same):
             speaks = line.entry.folder in in_force
             if speaks or rank < settings.studies:
-                whole.append(_show_study(paper, line, settings, is_open and speaks))
+                figures = _embedded(line.entry, settings.pixels, most) if speaks else []
+                whole.append(_show_study(paper, line, settings, figures, is_open and speaks))
             else:
                 older.append(line)
     return ShownPaper(paper, web_address(paper.link), whole, older)
 
 
+def _embedded(study: StudyEntry, width: int, most: int) -> list[Embedded]:
+    found = (embed(file, width, most) for file in study.figures)
+    return [picture for picture in found if picture is not None]
+
+
 def _show_study(
-    paper: PaperEntry, line: StudyLine, settings: Settings, is_open: bool
+    paper: PaperEntry, line: StudyLine, settings: Settings, figures: list[Embedded], is_open: bool
 ) -> ShownStudy:
     study = line.entry
     arms = arm_rows(study.runs, paper.metrics)
     drawn = [*filter(None, [monitored(study)]), "train/loss", *paper.metrics, "val/loss"]
-    groups = list(study.groups)
     return ShownStudy(
         entry=study,
         id=line.id,
@@ -177,12 +217,9 @@ def _show_study(
         metrics=metrics_of(arms, paper.metrics),
         arms=arms,
         environment=_environment(study.runs),
-        figures=sorted((study.folder / names.FIGURES).glob("*.png")),
-        legend={
-            name: LineStyle(name, f"l{number}", _style(number))
-            for number, name in enumerate(groups[: settings.lines])
-        },
-        left_out=max(0, len(groups) - settings.lines),
+        figures=figures,
+        legend=_legend(study, settings.lines),
+        left_out=max(0, len(study.groups) - settings.lines),
         pictures=[
             pictures.draw(metric, curves, settings.log_above)
             for metric, curves in curves_of(study, drawn, settings).items()
@@ -191,8 +228,18 @@ def _show_study(
     )
 
 
-def _style(number: int) -> str:
-    return f"c{number % COLOURS}" + (" dashed" if number // COLOURS % 2 else "")
+def _legend(study: StudyEntry, most: int) -> dict[str, LineStyle]:
+    """Colours for the arms that claims compare; the others are grey."""
+    order, named = claimed_first(study)
+    legend = {}
+    for number, name in enumerate(order[:most]):
+        statuses = [run.status for run in study.groups[name]]
+        lost = statuses.count(Status.DIVERGED)
+        style = f"c{number % COLOURS}" if name in named else "muted"
+        dashed = " dashed" if number // COLOURS % 2 else ""
+        note = f"{lost} of {len(statuses)} diverged" if lost else ""
+        legend[name] = LineStyle(name, f"l{number}", style + dashed, note)
+    return legend
 
 
 def _overview(paper: ShownPaper) -> list[OverviewRow]:

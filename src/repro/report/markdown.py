@@ -25,7 +25,7 @@ def _lines(collected: Collected) -> Iterator[str]:
             escape(study.about.scale),
             *(study.count(*verdicts) for verdicts in tables.TALLY.values()),
             len(study.runs),
-            study.created.date(),
+            study.when,
         ]
         for paper in collected.papers
         for study in paper.latest
@@ -40,9 +40,10 @@ def _lines(collected: Collected) -> Iterator[str]:
 
 
 def _study(paper: PaperEntry, study: StudyEntry) -> Iterator[str]:
-    scale, date = escape(study.about.scale), study.created.date()
-    yield from ("", f"### {escape(paper.slug)} at scale={scale}, {date}", "")
-    yield f"With {escape(' '.join(study.about.typed))} in {escape(study.folder)}"
+    scale = escape(study.about.scale)
+    yield from ("", f"### {escape(paper.slug)} at scale={scale}, {study.when}", "")
+    where = "" if study.is_recorded else f" in {escape(study.folder)}"
+    yield f"With {escape(' '.join(study.about.typed))}{where}"
     if study.verdicts:
         yield from ("", *tables.verdicts_markdown(study.verdicts, escape))
     arms = tables.arm_rows(study.runs, paper.metrics)

@@ -34,6 +34,8 @@ FOLDERS = {"outputs", "data.root"}
 def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) -> Path:
     """Writes the results of a finished study into its paper's room and updates its README.
 
+    Where the paper is part of an installed package, they go beside the study instead.
+
     Args:
         wanted: ``paper``, and optionally ``scale`` (mini by default).
         outputs: where studies are.
@@ -52,12 +54,16 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
             f"{study.folder} is not finished ({len(unfinished)} runs are left). "
             f"Finish it first: repro resume {study.folder}"
         )
+    if study.about.rehearsal is not None:
+        raise UserError(f"{study.folder} is a rehearsal, which has no results.")
     if study.about.is_grid:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     paper, scale = study.paper, study.scale
     if scale not in paper.scales:
         raise UserError(f"{study.folder}: {paper.slug} has no scale {scale!r}.")
     target = paper.results_file(scale)
+    if _is_installed(target):
+        target = study.folder / "results" / target.name
     with study.confined():
         content, figures = _content(study), draw_study(study)
     files.make_folder(target.parent)
@@ -66,8 +72,14 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
         if figure.suffix == ".png":
             picture = target.parent / f"{scale}_{figure.name}"
             files.write_bytes(picture, figure.read_bytes())
-    update_readmes(paper)
+    if target == paper.results_file(scale):
+        update_readmes(paper)
     return target
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file is part of an installed package, which is no place for one's own results."""
+    return any(part in ("site-packages", "dist-packages") for part in file.resolve().parts)
 
 
 def rejudge(wanted: dict[str, str]) -> Path:

@@ -20,6 +20,8 @@ class Settings(BaseModel):
     curves: PositiveInt
     lines: PositiveInt
     points: PositiveInt
+    pixels: PositiveInt
+    pictures_kb: PositiveInt
     log_above: float
 
     @classmethod

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
 from repro.records.run import MeasuredRun
 from repro.records.summary import by_arm, mean_and_spread, state_counts
 
@@ -20,7 +20,8 @@ TALLY = {
     "inconclusive": (Verdict.INCONCLUSIVE,),
     "not tested": (Verdict.NOT_TESTED, Verdict.NOT_AT_SCALE),
 }
-VERDICT_COLUMNS = ("claim", "statement", "the paper", "measured here", "seeds", "verdict")
+VERDICT_COLUMNS = ("claim", "verdict", "measured here", "seeds", "statement", "the paper")
+NOT_HERE = "not tested at this scale"
 
 
 def escape_cell(text: str) -> str:
@@ -39,62 +40,91 @@ def escape_markdown(value: Any) -> str:
     return re.sub(r"([\\`*\[\]<>|&#])", r"\\\1", line)
 
 
-class VerdictRow(NamedTuple):
-    """A check of a claim, or a claim without any; a claim's first row names it."""
+def with_minus(text: str) -> str:
+    """The text with true minus signs in its numbers; hyphens stay.
 
-    id: str
-    statement: str
-    paper: str
-    effect: str
-    detail: str  # what was compared, and what is claimed
-    seeds: str
-    verdict: Verdict | None  # the claim's, in its first row
-    check: Verdict | None  # the check's, where the claim has several
+    Examples:
+        >>> with_minus("-0.5 [-0.9, 1e-05] of full-scale runs, claimed ≥ -1 %")
+        '−0.5 [−0.9, 1e−05] of full-scale runs, claimed ≥ −1 %'
+    """
+    return re.sub(r"(?:(?<=\de)|(?<![\w.\])-]))-(?=\.?\d|∞)", "−", text)
 
 
-def verdict_rows(verdicts: Iterable[ClaimVerdict]) -> list[VerdictRow]:
-    """The rows of the table of claims."""
-    rows = []
-    for claim in verdicts:
-        head = (claim.id, claim.statement, claim.paper.text)
-        if not claim.checks:
-            rows.append(VerdictRow(*head, "–", claim.reason, "", claim.verdict, None))
-        for number, check in enumerate(claim.checks):
-            first = number == 0
-            rows.append(
-                VerdictRow(
-                    *(head if first else ("", "", "")),
-                    check.effect_text,
-                    check.detail,
-                    str(check.seeds),
-                    claim.verdict if first else None,
-                    check.verdict if len(claim.checks) > 1 else None,
-                )
-            )
-    return rows
+def effect_of(check: CheckVerdict) -> str:
+    """A check's effect and its interval."""
+    return with_minus(check.effect_text)
+
+
+def detail_of(check: CheckVerdict) -> str:
+    """What a check compared, and where the effect should lie."""
+    return with_minus(check.detail)
+
+
+def in_reach(verdicts: Iterable[ClaimVerdict]) -> list[ClaimVerdict]:
+    """The claims that the study's scale can test."""
+    return [claim for claim in verdicts if claim.verdict is not Verdict.NOT_AT_SCALE]
+
+
+def out_of_reach(verdicts: Iterable[ClaimVerdict]) -> list[ClaimVerdict]:
+    """The claims that it cannot test."""
+    return [claim for claim in verdicts if claim.verdict is Verdict.NOT_AT_SCALE]
+
+
+def is_divided(claim: ClaimVerdict) -> bool:
+    """Whether the checks of a claim came to different verdicts."""
+    return len({check.verdict for check in claim.checks}) > 1
+
+
+def answer(verdicts: Iterable[ClaimVerdict]) -> str:
+    """What the claims came to, as the end of a sentence."""
+    given = [claim.verdict for claim in verdicts]
+    counts = {name: sum(given.count(v) for v in kinds) for name, kinds in TALLY.items()}
+    left = counts.pop("not tested")
+    held = counts.pop("supported")
+    judged = len(given) - left
+    if not judged:
+        return "no claim tested"
+    parts = [f"{held} of {judged} tested {'claim' if judged == 1 else 'claims'} supported"]
+    parts += [f"{count} {name}" for name, count in counts.items() if count]
+    return ", ".join([*parts, *([f"{left} not tested"] if left else [])])
 
 
 def verdicts_markdown(
     verdicts: Iterable[ClaimVerdict], escape: Callable[[str], str] = escape_cell
 ) -> list[str]:
-    """The table of claims in Markdown, as lines, and below it the reasons of margins.
+    """The table of claims in Markdown, as lines; below it what is left out, and limits' reasons.
 
     Args:
         verdicts: the claims.
         escape: makes text harmless; by default only what ends a cell is.
     """
     verdicts = list(verdicts)
-    rows = []
-    for row in verdict_rows(verdicts):
-        cells = [escape(text) for text in row[:3]]
-        verdict = f"**{row.verdict}**" if row.verdict else ""
-        if row.seeds:
-            measured = escape(f"{row.effect} ({row.detail})")
-            verdict = " ".join(filter(None, [verdict, f"({row.check})" if row.check else ""]))
-        else:
-            measured, verdict = row.effect, f"{verdict}: {escape(row.detail)}"
-        rows.append((*cells, measured, row.seeds, verdict))
-    return [*markdown_table(VERDICT_COLUMNS, rows), *_margins_markdown(verdicts, escape)]
+    rows = [
+        (
+            escape(claim.id),
+            f"{claim.verdict.mark} **{claim.verdict}**",
+            "<br>".join(escape(line) for line in _measured(claim)),
+            ", ".join(dict.fromkeys(str(check.seeds) for check in claim.checks)),
+            escape(claim.statement),
+            escape(claim.paper.text),
+        )
+        for claim in in_reach(verdicts)
+    ]
+    lines = markdown_table(VERDICT_COLUMNS, rows) if rows else []
+    left = out_of_reach(verdicts)
+    if left:
+        lines += ["", f"{NOT_HERE.capitalize()}:", ""]
+        lines += [f"- {escape(c.id)} {escape(c.statement)} ({escape(c.reason)})" for c in left]
+    return [*lines, *_margins_markdown(verdicts, escape)]
+
+
+def _measured(claim: ClaimVerdict) -> list[str]:
+    """A line a check, marked where there are several; or why there is none."""
+    several = len(claim.checks) > 1
+    return [
+        f"{f'{check.verdict.mark} ' if several else ''}{effect_of(check)} ({detail_of(check)})"
+        for check in claim.checks
+    ] or [claim.reason]
 
 
 def margin_reasons(verdicts: Iterable[ClaimVerdict]) -> list[tuple[str, str, str]]:
@@ -109,7 +139,8 @@ def margin_reasons(verdicts: Iterable[ClaimVerdict]) -> list[tuple[str, str, str
 
 
 def _margins_markdown(verdicts: Iterable[ClaimVerdict], escape: Callable[[str], str]) -> list[str]:
-    texts = [f"{name} {limit}, {because}" for name, limit, because in margin_reasons(verdicts)]
+    reasons = margin_reasons(verdicts)
+    texts = [f"{name} {with_minus(limit)}, {because}" for name, limit, because in reasons]
     return ["", f"Limits: {escape('; '.join(texts))}."] if texts else []
 
 

@@ -1,4 +1,4 @@
-"""What a computation costs, measured or counted: peak memory, multiplications, solves."""
+"""What a computation costs, measured or counted: peak memory, operations, solves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 from repro.internals import TorchDispatchMode, identity, tree_leaves
 
+# What a device can do at most, in 1e12 floating-point operations a second, by a part of its name:
+# dense, without sparsity, as its maker states it (bf16 on matrix cores, tf32 likewise, float32).
+PEAKS: dict[str, dict[str, float]] = {
+    "H200": {"bf16": 989, "tf32": 495, "float32": 67},
+    "H100 PCIe": {"bf16": 756, "tf32": 378, "float32": 51},
+    "H100": {"bf16": 989, "tf32": 495, "float32": 67},
+    "A100": {"bf16": 312, "tf32": 156, "float32": 19.5},
+    "L40S": {"bf16": 362, "tf32": 183, "float32": 91.6},
+    "V100": {"float32": 15.7},
+}
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm"}
 _ELEMENTWISE = {"mul", "div", "reciprocal", "square", "rsqrt", "sqrt"}
 
@@ -191,6 +202,62 @@ class CountOperations(TorchDispatchMode):
         return result
 
 
+class CountFlops(TorchDispatchMode):
+    """Counts the floating-point operations of products inside a ``with`` block, backward included.
+
+    Products of matrices, convolutions and attention, a multiplication and an addition each, by the
+    formulas of `torch.utils.flop_counter`; elementwise work is not counted.
+
+    Attributes:
+        flops: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation and counts it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name in _CPU_ATTENTION:
+            self.flops += _CPU_ATTENTION[name] * _attention(*args[_QUERY[name] :][:2])
+        elif func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=result)
+        return result
+
+
+# Products of queries, keys and values that the CPU's attention makes; where the query stands.
+_CPU_ATTENTION = {
+    "_scaled_dot_product_flash_attention_for_cpu": 2,
+    "_scaled_dot_product_flash_attention_for_cpu_backward": 5,
+}
+_QUERY = dict(zip(_CPU_ATTENTION, (0, 1), strict=True))
+
+
+def _attention(q_BHTE: Tensor, k_BKSE: Tensor) -> int:
+    """Operations of one product of all queries with all keys."""
+    return 2 * q_BHTE.numel() * k_BKSE.shape[-2]
+
+
+def peak_flops(device: str, precision: str) -> float | None:
+    """The most operations a second that a device can do; None where it is not known.
+
+    Args:
+        device: its name, as ``torch.cuda.get_device_name`` says it.
+        precision: ``bf16``, ``tf32`` or ``float32``.
+    """
+    known = next((peaks for name, peaks in PEAKS.items() if _is_in(name, device)), {})
+    return known[precision] * 1e12 if precision in known else None
+
+
+def _is_in(name: str, device: str) -> bool:
+    return all(word in device for word in name.split())
+
+
 def _cost(name: str, tensors: list[Tensor]) -> int:
     """Products of a dense factorisation, to leading order (Golub and Van Loan)."""
     *batch, rows, columns = tensors[0].shape
@@ -215,3 +282,17 @@ def count_operations(function: Any, *args: Any) -> CountOperations:
     with torch.no_grad(), CountOperations() as counted:
         function(*args)
     return counted
+
+
+def multiply_accumulates(model: nn.Module, *inputs: Any) -> int:
+    """Multiply-accumulates of a forward pass, half of what `CountFlops` counts.
+
+    Products of matrices, convolutions and attention count; norms, activations and additions do not.
+
+    Args:
+        model: any module.
+        inputs: what it is called with; all examples of the batch count.
+    """
+    with torch.no_grad(), CountFlops() as counted:
+        model(*inputs)
+    return int(counted.flops) // 2  # a product and an addition are two of its

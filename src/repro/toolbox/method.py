@@ -33,9 +33,12 @@ class Method:
 
     Attributes:
         METRICS: what `metrics` returns, by name (or pattern with ``*``), with unit and meaning.
+        accumulates: a `backward` of its own calls the loss of a batch once and goes back once from
+            it, so that the loss may do both for parts of the batch (``hardware.accumulate``).
     """
 
     METRICS: ClassVar[Mapping[str, str]] = {}
+    accumulates: ClassVar[bool] = False
 
     def attach(self, model: nn.Module) -> None:
         """Looks at the model once, before training.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -192,10 +193,22 @@ class WeightsFile:
         file: a state dictionary, as ``.pth`` or ``.safetensors``; below `root`, or a path of its
             own.
         root: folder of all downloads, see `repro.data.base.files.data_root`.
+        in_order: the model calls the same tensors otherwise: they are matched by their order.
+        new_head: the model's last layer (weight and bias) keeps its own first weights, because it
+            has other classes.
+        info: what stands in for it, see `unloaded`; not used here.
     """
 
-    def __init__(self, file: str | Path, root: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        root: str | Path | None = None,
+        in_order: bool = False,
+        new_head: bool = False,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
+    ) -> None:
         self.file = data_root(root) / file  # an absolute path stays what it is
+        self.in_order, self.new_head = in_order, new_head
 
     def __call__(self, model: nn.Module, _data: object, _device: torch.device) -> None:
         """Loads the weights; the model stays where it is.
@@ -215,7 +228,7 @@ class WeightsFile:
                 weights = load_file(self.file)
             else:
                 weights = torch.load(self.file, map_location="cpu", weights_only=True)
-            model.load_state_dict(weights)
+            model.load_state_dict(self._fitting(weights, model.state_dict()))
         except ImportError as error:
             raise UserError(
                 "Reading .safetensors needs: pip install 'gradient-repro[hf]'"
@@ -223,3 +236,20 @@ class WeightsFile:
         except Exception as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(f"{self.file}: not the weights of this model: {reason}") from error
+
+    def _fitting(self, weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights under the model's names, with its own head where that is asked for."""
+        if self.in_order:
+            weights = dict(zip(own, weights.values(), strict=True))
+        if self.new_head:
+            weights = weights | dict(list(own.items())[-2:])
+        return weights
+
+
+def unloaded(**_facts: Any) -> Given:
+    """Stands in for `WeightsFile`: the model keeps its fresh weights.
+
+    Args:
+        **_facts: where the weights would be.
+    """
+    return Given()

@@ -39,50 +39,68 @@ class Watch(Callback):
 
     Args:
         check_every: steps between two looks at whether the losses are finite.
-        report: told the fraction of steps that are done.
+        report: told the fraction of steps that are done, steps per second, and the mean loss
+            between the last two looks at the losses; None before the first.
         report_every: least seconds between two reports.
     """
 
     def __init__(
-        self, check_every: int, report: Callable[[float], None], report_every: float = 1.0
+        self,
+        check_every: int,
+        report: Callable[[float, float, float | None], None],
+        report_every: float = 1.0,
     ) -> None:
         self.check_every = check_every
         self.report = report
         self.report_every = report_every
         self.losses: Tensor | None = None  # summed: what is not finite stays so
+        self.summed = 0  # so many of them
+        self.loss: float | None = None  # their mean at the last look
         self.seconds = 0.0
         self.steps = 0
         self.started = 0.0
         self.reported_at = 0.0
+        self.reported_steps = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Starts timing a step."""
         self.started = time.perf_counter()
+        if not self.steps:
+            self.reported_at = self.started
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any
     ) -> None:
-        """Ends a step.
-
-        Raises:
-            Diverged: the training loss is not finite.
-        """
+        """Ends a step; `Diverged` says so if the training loss is not finite."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
             loss = loss.detach().sum()
             self.losses = loss if self.losses is None else self.losses + loss
+            self.summed += 1
             if trainer.global_step % self.check_every == 0 or trainer.is_last_batch:
-                if not math.isfinite(self.losses):
-                    step = trainer.global_step
-                    raise Diverged(f"the training loss is not finite at step {step}")
-                self.losses = None
+                self._look(trainer.global_step)
         now = time.perf_counter()
         self.seconds += now - self.started
         self.steps += 1
         if now - self.reported_at >= self.report_every and trainer.is_global_zero:
-            self.reported_at = now
-            self.report(trainer.global_step / max(1, trainer.estimated_stepping_batches))
+            steps = self.steps - self.reported_steps
+            done = trainer.global_step / max(1, trainer.estimated_stepping_batches)
+            self.report(done, steps / (now - self.reported_at), self.loss)
+            self.reported_at, self.reported_steps = now, self.steps
+
+    def _look(self, step: int) -> None:
+        """Waits for the losses so far: the one place where the device is waited for.
+
+        Raises:
+            Diverged: they are not finite.
+        """
+        assert self.losses is not None
+        total = float(self.losses)
+        if not math.isfinite(total):
+            raise Diverged(f"the training loss is not finite at step {step}")
+        self.loss = total / self.summed
+        self.losses, self.summed = None, 0
 
     def times(self) -> dict[str, float]:
         """Seconds of training steps alone, and milliseconds a step; of this attempt only."""
@@ -93,11 +111,11 @@ class Watch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The losses that were not checked yet."""
-        return {"losses": self.losses}
+        return {"losses": self.losses, "summed": self.summed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""
-        self.losses = state["losses"]
+        self.losses, self.summed = state["losses"], state.get("summed", 1)
 
 
 class AtomicFiles(TorchCheckpointIO):

@@ -6,6 +6,7 @@ Lightning's data-parallel launcher starts again for every further rank.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -141,6 +142,7 @@ def _execute(run: Run, job: str | None) -> Status:
             outcome["progress"] = 1.0
         run.update(
             **outcome,
+            live=None,
             ended=now(),
             seconds=round(seconds, 3),
             peak_memory_mb=_peak_memory_mb(),
@@ -247,6 +249,7 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         profiler=NotProfiling(),
+        detect_anomaly=training.get("detect_anomaly", False),
         plugins=[AtomicFiles()],
         **extra,
     )
@@ -265,6 +268,11 @@ def _train_and_test(
     if is_main:
         run.update(versions=provenance.versions(), hardware=hardware.describe())
     outcome = _train(fit)
+    if outcome["status"] == Status.INTERRUPTED and _is_rehearsal(run) and not stop.requested:
+        del fit  # or there would be two of them in memory
+        gc.collect()
+        fit = _prepare(run, stop, trackers)
+        outcome = _train(fit)
     if stop.requested and outcome["status"] != Status.DIVERGED:
         outcome = {"status": Status.INTERRUPTED}
     if outcome["status"] == Status.INTERRUPTED:
@@ -306,19 +314,21 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
     from repro.planning.instantiate import instantiate
     from repro.training.checkpoints import Checkpoints, Watch
     from repro.training.series import CsvLogger
+    from repro.training.speed import set_arithmetic, speed_up
 
     config = run.config()
     training = config.training
     torch.set_num_threads(config.hardware.threads)
     on_cpu = config.hardware.accelerator == "cpu" or not torch.cuda.is_available()
+    set_arithmetic(config.hardware.get("tf32"))
     torch.use_deterministic_algorithms(config.hardware.deterministic, warn_only=not on_cpu)
     pl.seed_everything(config.seed, workers=True, verbose=False)
 
     data = instantiate(config.dataset, "dataset")
     module = build_module(config, data)
+    speed_up(module, config.hardware)
     _start_from_parent(run, module)
     series = CsvLogger(run.series_file)
-    watch = Watch(training.log_every, report=lambda done: run.update(progress=round(done, 4)))
     checkpoints = Checkpoints(
         folder=run.checkpoints_folder,
         monitor=training.monitor,
@@ -326,14 +336,49 @@ def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
         should_stop=lambda: stop.requested,
         **training.checkpoint,
     )
+    watch = Watch(training.log_every, report=_Reporter(run, training.monitor, checkpoints))
     own = _own_callback(run)
     trainer = build_trainer(
         config,
         default_root_dir=run.folder,
         logger=[series, *trackers],
-        callbacks=[watch, *own, checkpoints],
+        callbacks=[watch, *own, *_callbacks(config), checkpoints],
     )
     return _Fit(run, config, data, module, trainer, series, watch, checkpoints, own)
+
+
+class _Reporter:
+    """Notes in run.json how far training is.
+
+    Args:
+        run: the run.
+        monitor: the metric that it selects by.
+        checkpoints: which knows that metric, as a number, since the last validation.
+    """
+
+    def __init__(self, run: Run, monitor: str, checkpoints: Checkpoints) -> None:
+        self.run, self.monitor, self.checkpoints = run, monitor, checkpoints
+        self.started = time.monotonic()
+        self.first: float | None = None  # what was done before
+
+    def __call__(self, done: float, steps_per_second: float, loss: float | None) -> None:
+        """Writes it down."""
+        if self.first is None:
+            self.first, self.started = done, time.monotonic()
+        elapsed, fresh = time.monotonic() - self.started, done - self.first
+        measures = {"loss": loss, self.monitor: self.checkpoints.validated.get(self.monitor)}
+        self.run.update(
+            progress=round(done, 4),
+            live={
+                "steps_per_second": round(steps_per_second, 3),
+                "seconds_left": round(elapsed / fresh * (1 - done), 1) if fresh > 0 else None,
+                "measures": {
+                    name: value
+                    for name, value in measures.items()
+                    if value is not None and math.isfinite(value)
+                },
+            },
+        )
 
 
 def _train(fit: _Fit) -> dict[str, Any]:
@@ -418,6 +463,20 @@ def _own_callback(run: Run) -> list[Any]:
         return []
     callback = OmegaConf.create({"_target_": name, "_partial_": True})
     return [instantiate(callback, "callback")(run)]
+
+
+def _callbacks(config: DictConfig) -> list[Any]:
+    """The callbacks that were chosen, and the profiler."""
+    from repro.planning.instantiate import instantiate
+
+    chosen = list((config.get("callbacks") or {}).values())
+    profiler = config.get("profiler")
+    return [instantiate(each, "callback") for each in (*chosen, *([profiler] if profiler else ()))]
+
+
+def _is_rehearsal(run: Run) -> bool:
+    """Whether the run stops by itself halfway, to be resumed."""
+    return run.record().callback == trust.REHEARSING
 
 
 def _not_finite(metrics: dict[str, float]) -> str | None:

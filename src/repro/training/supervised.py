@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
@@ -84,6 +85,7 @@ class Supervised(Evaluated):
     }
 
     optimizer_factory: OptimizerFactory
+    parts = 1  # of a batch, see `repro.training.speed.accumulate`
 
     def __init__(
         self,
@@ -115,6 +117,26 @@ class Supervised(Evaluated):
         inputs, target = batch
         return self.training_loss(self.model(inputs), target)
 
+    def accumulated_loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a batch, of which all parts but the last have gone back already.
+
+        In this way no more than one of the `parts` is kept for the way back.
+
+        Raises:
+            UserError: the batch is no tuple of tensors that could be cut.
+        """
+        if not (isinstance(batch, tuple | list) and all(isinstance(t, Tensor) for t in batch)):
+            raise UserError(
+                "hardware.accumulate cuts batches of tensors, which this data set has not."
+            )
+        total = torch.zeros((), device=self.device)
+        *early, last = zip(*(tensor.chunk(self.parts) for tensor in batch), strict=True)
+        for part in early:
+            loss = len(part[0]) / len(batch[0]) * self.loss(part)
+            self._backward(loss)
+            total = total + loss.detach()
+        return total + len(last[0]) / len(batch[0]) * self.loss(last)
+
     def configure_optimizers(self) -> Any:
         """The method's optimizer, and the schedule over all steps of this training."""
         self.method.attach(self.model)
@@ -141,7 +163,8 @@ class Supervised(Evaluated):
         """One update."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        loss = self.method.backward(self.loss, batch, self._backward)
+        loss_of = self.loss if self.parts == 1 else self.accumulated_loss
+        loss = self.method.backward(loss_of, batch, self._backward)
         self.method.clip(self.model.parameters(), self.clip_norm)
         self.method.before_step(self.model)
         self.tick()

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 
@@ -48,6 +49,14 @@ def test_images_are_decoded_exactly(dataset, write_images, tmp_path, images):
     batch, _ = next(iter(data.val_dataloader()))
     norm = Normalise([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])
     assert torch.equal(batch, norm(data.splits["val"][0]))
+
+
+def test_chosen_examples_are_normalised_and_not_augmented(dataset, mnist_root):
+    data = dataset("mnist", mnist_root, **SMALL)
+    x, y = data.take("test", torch.tensor([4, 1]))
+    batch = next(iter(data.test_dataloader()))
+    assert torch.equal(x, batch[0][[4, 1]])
+    assert torch.equal(y, data.labels("test")[[4, 1]])
 
 
 def test_validation_is_cut_from_training_and_limit_from_the_rest(dataset, mnist_root):
@@ -195,6 +204,35 @@ class TestStreamedImages:
         data = dataset("imagenet", tmp_path, **TINY | {"val_size": 1, "input_shape": [3, 112, 112]})
         x, _ = next(iter(data.test_dataloader()))
         torch.testing.assert_close(x[:, 0], torch.full_like(x[:, 0], (1 - 0.485) / 0.229))
+
+    def test_a_test_split_is_published_or_cut(self, dataset, images, write_images, tmp_path):
+        pictures, labels = images(24, 20, 30, 3), [i % 2 for i in range(24)]
+        folder = tmp_path / "microsoft" / "cats_vs_dogs" / "data"
+        path = write_images(folder, "train", pictures, labels, "image")
+        table = parquet.read_table(path)
+        parquet.write_table(table.rename_columns(["image", "labels"]), path)
+        cats = dataset("cats_vs_dogs", tmp_path, **TINY | {"test_size": 6, "eval_batch_size": 24})
+        assert cats.fingerprint()["sizes"] == {"train": 14, "val": 4, "test": 6}
+        parts = torch.cat(list(cats._indices.values()))
+        assert parts.sort().values.tolist() == list(range(24))
+        folder = tmp_path / "Donghyun99" / "Oxford-Flower-102" / "data"
+        for split, size in (("train", 8), ("test", 4)):
+            write_images(folder, split, pictures[:size], labels[:size], "image")
+        flowers = dataset("flowers102", tmp_path, **TINY)
+        assert flowers.fingerprint()["sizes"] == {"train": 4, "val": 4, "test": 4}
+        with pytest.raises(UserError, match=r"dataset\.test_split or a dataset\.test_size above"):
+            dataset("flowers102", tmp_path, **TINY | {"test_size": 3})
+
+    def test_examples_can_be_chosen_by_their_labels(self, dataset, imagenet_root):
+        data = dataset("imagenet", imagenet_root, **TINY)
+        for split in ("train", "val", "test"):
+            labels = data.labels(split)
+            chosen = (labels == 1).nonzero().flatten()
+            x, y = data.take(split, chosen)
+            assert y.tolist() == [1] * len(chosen)
+            assert x.shape == (len(chosen), 3, 16, 16)
+        stored = torch.cat([x for x, _ in data.test_dataloader()])
+        assert torch.equal(data.take("test", torch.tensor([5, 2]))[0], stored[[5, 2]])
 
     def test_messages(self, dataset, tmp_path, imagenet_root):
         with pytest.raises(UserError, match=r"'imagenet' is missing.*\n.*155840 MB"):

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from repro.errors import UserError
@@ -121,3 +123,16 @@ class ToyTraining(Supervised):
         if event["what"] == "user error":
             raise UserError("The toy was told to fail.")
         os.kill(os.getpid(), signal.Signals[event["what"]])
+
+
+class Counting(Callback):
+    """Writes down how many epochs it saw."""
+
+    epochs = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Counts."""
+        self.epochs += 1
+        folder = Path(trainer.default_root_dir) / "artifacts"
+        folder.mkdir(exist_ok=True)
+        (folder / "epochs.json").write_text(str(self.epochs))

@@ -7,8 +7,8 @@ comes from. Importing this module costs nothing: no torch, no Lightning, no pyar
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ import yaml
 
 from repro.data.base.files import INSTALL, HubFiles, data_root, read_table
 from repro.errors import UserError, did_you_mean
+from repro.records.papers import config_folders
 
+# What is assumed of a data set whose config does not say: a user's own.
+OWN = {"source": "your own", "licence": "your own", "megabytes": 0.0, "bundled": True}
 # The two ways in which the hub names the files of a split.
 ENDS = ("-*.parquet", "/*.parquet")
 
@@ -51,47 +54,76 @@ class DatasetInfo:
         return self.problem is None
 
 
-def _configs() -> dict[str, Any]:
-    folder = package_files("repro.conf") / "dataset"
-    found = {file.name[:-5]: file for file in folder.iterdir() if file.name.endswith(".yaml")}
+def _configs() -> dict[str, Path]:
+    """The config file of every data set, the project's before installed ones and the user's."""
+    found: dict[str, Path] = {}
+    for folder in config_folders():
+        for file in sorted((folder / "dataset").glob("*.yaml")):
+            found.setdefault(file.stem, file)
     return dict(sorted(found.items()))
 
 
-def _look_up(file: Any, name: str, root: str | Path | None) -> DatasetInfo:
-    text = file.read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
+def place_of(config: Mapping[str, Any], root: str | Path | None) -> Path | None:
+    """The folder in which a data set lies; None where it needs none.
+
+    Args:
+        config: of the data set, with `info`.
+        root: folder of benchmark sets.
+
+    Raises:
+        UserError: it is missing or incomplete.
+    """
     info = config["info"]
-    place, problem = None, None
+    name = config.get("name") or info.get("folder", "")  # a suite has no name of its own
     if "hub" in info:
         where = HubFiles.of(name, info, root)
-        try:
-            for split in info["splits"]:
-                where.split(split)
-            place = where.folder
-        except UserError as error:
-            problem = str(error)
-    elif not info["bundled"]:
-        folder = data_root(root).parent / info.get("folder", name)
-        pattern = info.get("files", "*.npz")
-        if any(folder.glob(pattern)):
-            place = folder
-        else:
-            problem = (
-                f"Data set '{name}' is missing: no {folder}/{pattern}. Source: {info['source']}."
-            )
+        for split in info["splits"]:
+            where.split(split)
+        return where.folder
+    if info["bundled"]:
+        return None
+    folder = data_root(root).parent / info.get("folder", name)
+    pattern = info.get("files", "*.npz")
+    if not any(folder.glob(pattern)):
+        raise UserError(
+            f"Data set '{name}' is missing: no {folder}/{pattern}. Source: {info['source']}."
+        )
+    return folder
+
+
+def problem_of(config: Mapping[str, Any], root: str | Path | None) -> str | None:
+    """Why a data set cannot be used, or None; see `place_of`."""
+    try:
+        place_of(config, root)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A data set's config, with an `info` in any case."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    return {"info": OWN, **content, "name": file.stem}
+
+
+def _look_up(file: Path, name: str, root: str | Path | None) -> DatasetInfo:
+    config = _read(file)
+    info = config["info"]
+    first, *_ = [*file.read_text(encoding="utf-8").splitlines(), ""]
+    problem = problem_of(config, root)
     return DatasetInfo(
         name=name,
-        description=re.sub(r"^#\s*", "", text.splitlines()[0]),
+        description=re.sub(r"^#\s*", "", first),
         source=info["source"],
         licence=info["licence"],
         megabytes=info["megabytes"],
         bundled=info["bundled"],
-        place=place,
+        place=None if problem else place_of(config, root),
         problem=problem,
     )
 
 
-def _config(name: str) -> Any:
+def _config(name: str) -> Path:
     configs = _configs()
     if name not in configs:
         raise UserError(f"There is no data set '{name}'.{did_you_mean(name, configs)}")
@@ -124,7 +156,7 @@ def check(name: str, root: str | Path | None = None) -> dict[str, int]:
     entry = _look_up(file, name, root)
     if entry.problem is not None:
         raise UserError(entry.problem)
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = _read(file)
     if "hub" not in config["info"]:
         return {}
     where = HubFiles.of(name, config["info"], root)
@@ -156,7 +188,7 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
         raise UserError(f"Data set '{name}' needs no download ({entry.source}).")
     if entry.place is not None:
         return entry.place
-    info = yaml.safe_load(file.read_text(encoding="utf-8"))["info"]
+    info = _read(file)["info"]
     if "hub" not in info:
         raise UserError(f"Data set '{name}' cannot be fetched. Source: {entry.source}.")
     try:

@@ -188,6 +188,16 @@ class TensorData(LightningDataModule):
         """Returns the test split in its stored order."""
         return self._eval_dataloader("test")
 
+    def labels(self, split: str) -> Tensor:
+        """Returns all targets of a split, in its stored order."""
+        return self.splits[split][1]
+
+    def take(self, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (x, y) of chosen examples, normalised and not augmented."""
+        x, y = self.splits[split][:2]
+        chosen = x[indices]
+        return (chosen if self.normalise is None else self.normalise(chosen)), y[indices]
+
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` of the files or tensors, and ``sizes`` of the splits."""
         splits = self.splits

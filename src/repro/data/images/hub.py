@@ -28,10 +28,10 @@ from repro.data.base.files import (
     sha256_of,
 )
 from repro.data.base.iterators import Batch, BatchIterator, generator_for
-from repro.data.base.modules import Splits, TensorData, check_fact
+from repro.data.base.modules import SPLIT_NAMES, Splits, TensorData, check_fact
 from repro.data.base.transforms import Normalise
 from repro.errors import UserError
-from repro.knobs import Count, checked
+from repro.knobs import Count, Natural, checked
 
 # The order out of which validation examples and limited training sets are cut: never the run's.
 SPLIT_SEED = 0
@@ -276,7 +276,7 @@ class StreamIterator(BatchIterator):
 
 
 class StreamedImages(LightningDataModule):
-    """A large image benchmark with hub splits ``train`` and ``validation`` (used as test split).
+    """A large image benchmark from the hub's split ``train`` and the one that it is tested on.
 
     The parquet files are turned once into a memory-mapped Arrow copy under the cache folder, which
     takes about as much disk again; examples are decoded on the fly.
@@ -298,6 +298,9 @@ class StreamedImages(LightningDataModule):
         label_column: of the parquet files.
         root: folder of data sets.
         limit: train on the first this many examples; None for all.
+        test_split: the hub's split to test on (``validation`` where the labels of ``test`` are not
+            public); None: none is published, and ``test_size`` training examples are set aside.
+        test_size: see ``test_split``.
     """
 
     name: str
@@ -322,8 +325,15 @@ class StreamedImages(LightningDataModule):
         label_column: str = "label",
         root: str | None = None,
         limit: Count | None = None,
+        test_split: str | None = "validation",
+        test_size: Natural = 0,
     ):
         super().__init__()
+        if (test_split is None) != (test_size > 0):
+            raise UserError(
+                f"Data set '{name}': say dataset.test_split or a dataset.test_size above 0; of the"
+                " two exactly one."
+            )
         if list(input_shape) != [3, input_shape[1], input_shape[1]]:
             raise UserError(
                 f"Data set '{name}': input_shape={list(input_shape)}; streamed images are colour"
@@ -343,6 +353,7 @@ class StreamedImages(LightningDataModule):
         self.normalise = Normalise(**normalise)
         self.columns = {"image_column": image_column, "label_column": label_column}
         self.limit = limit
+        self.test_split, self.test_size = test_split, test_size
         self._tables: dict[str, Any] = {}
         self._indices: dict[str, Tensor] = {}
 
@@ -359,19 +370,25 @@ class StreamedImages(LightningDataModule):
         """
         if self._indices:
             return
-        tables = {split: self._open(split) for split in ("train", "validation")}
-        labels = read_table(self.files.split("validation"), [self.columns["label_column"]])
+        train = self._open("train")
+        labels = read_table(self.files.split(self.test_split or "train"), [self._label_column])
         check_fact(self.name, "classes", self.classes, int(labels[0].to_numpy().max()) + 1)
-        size = len(tables["train"])
-        _check_sizes(self.name, size, self.val_size)
-        order = torch.randperm(size, generator=generator_for(SPLIT_SEED))
-        self._tables = {"train": tables["train"], "val": tables["train"]}
-        self._tables["test"] = tables["validation"]
+        _check_sizes(self.name, len(train) - self.test_size, self.val_size)
+        order = torch.randperm(len(train), generator=generator_for(SPLIT_SEED))
+        rest = order[: len(order) - self.test_size]
+        self._tables = dict.fromkeys(SPLIT_NAMES, train)
         self._indices = {
-            "train": order[self.val_size :][: self.limit],
-            "val": order[: self.val_size],
-            "test": torch.arange(len(tables["validation"])),
+            "train": rest[self.val_size :][: self.limit],
+            "val": rest[: self.val_size],
+            "test": order[len(rest) :],
         }
+        if self.test_split is not None:
+            self._tables["test"] = self._open(self.test_split)
+            self._indices["test"] = torch.arange(len(self._tables["test"]))
+
+    @property
+    def _label_column(self) -> str:
+        return self.columns["label_column"]
 
     def _open(self, split: str) -> Any:
         paths = self.files.split(split)
@@ -390,9 +407,9 @@ class StreamedImages(LightningDataModule):
             read_table(paths, list(self.columns.values()))  # names the file, where one is to blame
             raise UserError(f"Data set '{self.name}' cannot be opened: {error}") from error
 
-    def _iterator(self, split: str, batch_size: int, *, train: bool, **how: Any) -> StreamIterator:
+    def _examples(self, split: str, *, train: bool) -> ImageExamples:
         self.setup()
-        examples = ImageExamples(
+        return ImageExamples(
             self._tables[split],
             self._indices[split],
             size=self.input_shape[1],
@@ -400,9 +417,27 @@ class StreamedImages(LightningDataModule):
             seed=self.seed,
             **self.columns,
         )
+
+    def _iterator(self, split: str, batch_size: int, *, train: bool, **how: Any) -> StreamIterator:
         return StreamIterator(
-            examples, batch_size, workers=self.workers, normalise=self.normalise, **how
+            self._examples(split, train=train),
+            batch_size,
+            workers=self.workers,
+            normalise=self.normalise,
+            **how,
         )
+
+    def labels(self, split: str) -> Tensor:
+        """Returns the labels of a split, in its stored order."""
+        self.setup()
+        column = torch.from_numpy(np.asarray(self._tables[split][self._label_column]))
+        return column[self._indices[split]]
+
+    def take(self, split: str, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (x, y) of chosen examples: central squares, normalised and not augmented."""
+        examples = self._examples(split, train=False)
+        x, y = zip(*(examples[0, int(index)] for index in indices), strict=True)
+        return self.normalise(torch.stack(x)), torch.stack(y)
 
     def train_dataloader(self) -> StreamIterator:
         """Returns shuffled, augmented batches; a last, smaller batch is left out."""
@@ -426,6 +461,8 @@ class StreamedImages(LightningDataModule):
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` over file names and sizes, and ``sizes`` of the splits."""
         self.setup()
-        files = [*self.files.split("train"), *self.files.split("validation")]
+        files = self.files.split("train")
+        if self.test_split is not None:
+            files = [*files, *self.files.split(self.test_split)]
         sizes = {split: len(indices) for split, indices in self._indices.items()}
         return {"name": self.name, "sha256": sha256_of(files, contents=False), "sizes": sizes}

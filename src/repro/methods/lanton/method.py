@@ -41,6 +41,7 @@ class LayerwiseRates(Method):
         UserError: a knob is out of range, or there is no ball at all.
     """
 
+    accumulates = True
     METRICS: ClassVar = {
         "lanton/rate_*": "mean share of the rate that layers of a kind got in the last step",
         "lanton/least_rate_*": "the smallest such share",

@@ -8,6 +8,7 @@ Suffixes of tensor names: B sequences, T tokens, D width, H heads, E head width,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def load_gpt2(
     root: str | Path | None = None,
     vocab_size: int | None = None,
     parameters: int | None = None,
+    info: Mapping[str, Any] | None = None,  # noqa: ARG001 - read by `unloaded`
 ) -> GPT2:
     """Builds a GPT-2 from a folder with ``config.json`` and safetensors.
 
@@ -181,6 +183,7 @@ def load_gpt2(
         root: folder of all downloads, see `repro.data.base.files.data_root`.
         vocab_size: checked, if stated.
         parameters: number of parameters, checked, if stated.
+        info: the sizes, for `unloaded`; not used here.
 
     A `UserError` says so if the folder is missing or incomplete, holds another kind of model, or
     does not have the stated sizes, or if safetensors is not installed.
@@ -205,6 +208,17 @@ def load_gpt2(
     }
     assign_weights(model, weights, path, "GPT-2")
     return model
+
+
+def unloaded(info: Mapping[str, Any], vocab_size: int, **_facts: Any) -> GPT2:
+    """Stands in for `load_gpt2`: a GPT-2 of the stated sizes with fresh weights.
+
+    Args:
+        info: ``sizes`` are arguments of `GPT2`.
+        vocab_size: V.
+        **_facts: where the weights would be.
+    """
+    return GPT2(vocab_size, **info["sizes"])
 
 
 def _read_config(path: Path, name: str) -> dict[str, Any]:

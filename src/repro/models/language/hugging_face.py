@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,21 @@ def check_sizes(
     for name, size in stated.items():
         if size is not None and size != found[name]:
             raise UserError(f"{path}: {name} is {found[name]}, but the config says {size}.")
+
+
+def check_room(model: nn.Module) -> None:
+    """Makes sure that the weights of a model on the meta device fit into this machine's memory.
+
+    Raises:
+        UserError: they do not.
+    """
+    needed = sum(parameter.nbytes for parameter in model.parameters())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"The model's weights take {needed / 1e9:.0f} GB of host memory, and there are"
+            f" {there / 1e9:.0f}: choose a smaller model or another machine."
+        )
 
 
 def read_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:

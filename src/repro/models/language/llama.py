@@ -10,6 +10,7 @@ V vocabulary.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from repro.errors import UserError
 from repro.knobs import Count, Known, NonNegative, Positive, checked
 from repro.models.language.hugging_face import (
     assign_weights,
+    check_room,
     check_sizes,
     read_config,
     read_weights,
@@ -165,7 +167,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps (B, T, D) to (B, T, D)."""
-        turn = rotation(x_BTD.shape[1], self.head_width, self.theta, x_BTD.device, x_BTD.dtype)
+        # What a trace makes is not to be found by the next pass.
+        angles = rotation.__wrapped__ if torch.compiler.is_compiling() else rotation
+        turn = angles(x_BTD.shape[1], self.head_width, self.theta, x_BTD.device, x_BTD.dtype)
         q_BHTE = rotate(self._split(self.q_proj(x_BTD)), *turn)
         k_BKTE = rotate(self._split(self.k_proj(x_BTD)), *turn)
         v_BKTE = self._split(self.v_proj(x_BTD))
@@ -223,6 +227,7 @@ def load_hugging_face(
     dtype: Annotated[str, Known(tuple(DTYPES))] = "float32",
     vocab_size: int | None = None,
     parameters: int | None = None,
+    info: Mapping[str, Any] | None = None,  # noqa: ARG001 - read by `unloaded`
 ) -> Llama:
     """Builds a LLaMA from a folder with ``config.json`` and safetensors, in shards or in one file.
 
@@ -232,6 +237,7 @@ def load_hugging_face(
         dtype: of the weights in memory: ``float32``, ``float16`` or ``bfloat16``.
         vocab_size: checked, if stated.
         parameters: number of parameters, checked, if stated.
+        info: the sizes, for `unloaded`; not used here.
 
     A `UserError` says so if the folder is missing or incomplete, holds another kind of model, or
     does not have the stated sizes, or if safetensors is not installed.
@@ -263,6 +269,27 @@ def load_hugging_face(
     assign_weights(model, weights, path, "LLaMA")
     if config.get("tie_word_embeddings", False):
         model.lm_head.weight = model.model.embed_tokens.weight
+    return model
+
+
+def unloaded(
+    info: Mapping[str, Any], vocab_size: int, dtype: str = "float32", **_facts: Any
+) -> Llama:
+    """Stands in for `load_hugging_face`: a LLaMA of the stated sizes with fresh weights.
+
+    Args:
+        info: ``sizes`` are arguments of `Llama`.
+        vocab_size: V.
+        dtype: of the weights in memory.
+        **_facts: where the weights would be.
+
+    A `UserError` says so if the weights do not fit into memory.
+    """
+    with torch.device("meta"):
+        model = Llama(vocab_size, **info["sizes"]).to(DTYPES[dtype])
+    check_room(model)
+    model.to_empty(device="cpu")
+    model.reset_parameters()
     return model
 
 

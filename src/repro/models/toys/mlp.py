@@ -32,6 +32,7 @@ class MLP(nn.Sequential):
         classes: number of outputs.
         hidden: widths of the hidden layers; empty for a linear classifier.
         activation: one of `ACTIVATIONS`.
+        batch_norm: between each hidden linear layer and its activation.
 
     Raises:
         UserError: a size below 1, or an unknown activation.
@@ -44,18 +45,21 @@ class MLP(nn.Sequential):
         classes: Count,
         hidden: Sequence[Count] = (256, 256),
         activation: Annotated[str, Known(tuple(ACTIVATIONS))] = "relu",
+        batch_norm: bool = False,
     ) -> None:
-        widths = [math.prod(input_shape), *hidden, classes]
+        widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
-        super().__init__(*layers[:-1])  # logits: no activation after the last layer
+            norm = [nn.BatchNorm1d(fan_out)] if batch_norm else []
+            layers += [nn.Linear(fan_in, fan_out), *norm, ACTIVATIONS[activation]()]
+        super().__init__(*layers, nn.Linear(widths[-1], classes))
 
     def chain(self) -> Chain:
         """Flattening, the hidden layers with their activations, and the last layer."""
         flatten, *hidden, last = self
-        units: list[nn.Module] = [
-            nn.Sequential(linear, activation)
-            for linear, activation in zip(hidden[::2], hidden[1::2], strict=True)
-        ]
-        return Chain(flatten, units, [1] * len(units), last)
+        units: list[nn.Sequential] = []
+        for layer in hidden:
+            if isinstance(layer, nn.Linear):
+                units.append(nn.Sequential())
+            units[-1].append(layer)
+        return Chain(flatten, list(units), [1] * len(units), last)

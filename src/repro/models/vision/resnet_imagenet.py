@@ -107,6 +107,7 @@ class ResNetImageNet(nn.Module):
         small_images: a 3x3 stem without striding and pooling, the usual change for CIFAR.
         groups: groups of every bottleneck's 3x3 convolution.
         base_width: see `Bottleneck`.
+        init: of convolutions: ``default`` is PyTorch's; ``he`` see `he_init`.
 
     Raises:
         UserError: an unknown depth, a size below 1, or groups in a network without bottlenecks.
@@ -122,6 +123,7 @@ class ResNetImageNet(nn.Module):
         small_images: bool = False,
         groups: Count = 1,
         base_width: Count = 64,
+        init: Literal["default", "he"] = "he",
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("resnet_imagenet", input_shape)
@@ -153,7 +155,8 @@ class ResNetImageNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * wider, classes)
 
-        he_init(self)
+        if init == "he":
+            he_init(self)
         if zero_init_last_gamma:
             for module in self.modules():
                 if isinstance(module, BasicBlock | Bottleneck):

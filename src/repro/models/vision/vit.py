@@ -27,18 +27,19 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.scale = (width // heads) ** -0.5
+        self.head_width = width // heads
+        self.scale = self.head_width**-0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.softmax = nn.Softmax(dim=-1)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Maps tokens (B, T, D) to tokens."""
-        B, T, D = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        B, T, _ = x_BTD.shape
+        # As many heads as the weights have: pruning may have removed some.
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, -1, self.head_width).permute(2, 0, 3, 1, 4)
         attention_BHTT = self.softmax(q * self.scale @ k.transpose(-2, -1))
-        return self.proj((attention_BHTT @ v).transpose(1, 2).reshape(B, T, D))
+        return self.proj((attention_BHTT @ v).transpose(1, 2).flatten(2))
 
 
 class Perceptron(nn.Module):

@@ -1,0 +1,62 @@
+"""What the user wants for every command: config folders, typed or in a settings file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from repro.errors import UserError, did_you_mean
+from repro.records.files import parse_yaml
+from repro.records.papers import CONFIG_DIR_VARIABLE
+
+KNOWN = ("config_dirs",)
+
+
+def settings_file() -> Path:
+    """``~/.config/repro/settings.yaml``, or where $XDG_CONFIG_HOME says."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "repro" / "settings.yaml"
+
+
+def use_settings() -> None:
+    """Uses the settings file, unless the environment says already which folders to use.
+
+    Raises:
+        UserError: it is not YAML, has an unknown setting, or names a folder that is not there.
+    """
+    file = settings_file()
+    if CONFIG_DIR_VARIABLE in os.environ or not file.is_file():
+        return
+    try:
+        content: Any = parse_yaml(file.read_text(encoding="utf-8")) or {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} takes settings such as config_dirs: [DIR].")
+    for key in content:
+        if key not in KNOWN:
+            raise UserError(f"{file} has no setting '{key}'.{did_you_mean(str(key), KNOWN)}")
+    for folder in content.get("config_dirs") or []:
+        place = Path(str(folder)).expanduser()
+        if not place.is_dir():
+            raise UserError(f"{file} names a folder that is not there: {place}.")
+        use_config_dir(place)
+
+
+def use_config_dir(folder: Path) -> None:
+    """Uses a folder of papers and configs, here and in the processes started here."""
+    # Environment variables, because workers and cluster jobs must see them too.
+    _append(CONFIG_DIR_VARIABLE, str(folder.absolute()))
+    # The rooms of one's own papers may lie beside that folder; last, so as to hide no module.
+    beside = str(folder.absolute().parent)
+    sys.path.append(beside)
+    _append("PYTHONPATH", beside)
+
+
+def _append(variable: str, value: str) -> None:
+    before = os.environ.get(variable)
+    os.environ[variable] = f"{before}{os.pathsep}{value}" if before else value

@@ -1,0 +1,1 @@
+"""Pruning by explaining: what relevance removes, against what weights, gradients and chance do."""

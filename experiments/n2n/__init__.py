@@ -1,0 +1,1 @@
+"""N2N learning: networks compressed by a policy that removes and shrinks layers."""

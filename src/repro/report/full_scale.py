@@ -1,0 +1,251 @@
+"""What full scales take: the rehearsals of a study as a table, and of all papers as a page.
+
+``python -m repro.report.full_scale`` rehearses every full scale of every paper at the size that its
+config calls ``paper.reduced``, and writes docs/full-scale.md. With ``--whole`` nothing is reduced,
+which takes an accelerator; ``--minutes`` ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repro.errors import ReproError
+from repro.launching.local import launch
+from repro.planning import trust
+from repro.planning.plan import Plan, PlannedRun, plan_study
+from repro.planning.prepare import create_study
+from repro.planning.rehearse import rehearsed
+from repro.records import files
+from repro.records.papers import Paper, load_papers
+from repro.records.rehearsal import Rehearsal, rehearsal_of
+from repro.records.run import Run
+from repro.records.status import Status
+from repro.records.study import Study
+from repro.report import record, tables
+
+COLUMNS = (
+    "arm", "parameters", "ms a step", "samples/s", "TFLOP/s", "of peak", "memory (MB)",
+    "checkpoint (MB)", "steps", "hours", "resumed",
+)  # fmt: skip
+STEPS = 4  # of each run of the page
+MINUTES = 1.0  # likewise
+NOTHING = "–"
+# Words by which devices and systems say that memory is used up.
+OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "not enough memory")
+SMALLER = (
+    "say hardware.accumulate=2 or more, hardware.activation_checkpointing=true, "
+    "hardware.precision=bf16-mixed, or choose a smaller dataset.batch_size"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the rehearsal of an arm says.
+
+    Attributes:
+        arm: its name.
+        measured: None if it did not come to its last step.
+        problems: what does not fit, each with the knob that would make it fit.
+    """
+
+    arm: str
+    measured: Rehearsal | None
+    problems: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as JSON has it."""
+        seen = self.measured
+        more = ("samples_per_second", "flops_per_second", "share_of_peak", "hours")
+        measured = None
+        if seen is not None:
+            measured = seen.content() | {name: getattr(seen, name) for name in more}
+        return {"arm": self.arm, "measured": measured, "problems": self.problems}
+
+    def cells(self) -> list[str]:
+        """The cells below `COLUMNS`."""
+        seen = self.measured
+        if seen is None:
+            return [self.arm, *[NOTHING] * (len(COLUMNS) - 2), "failed"]
+        rate = seen.flops_per_second
+        memory = seen.device_memory_mb or seen.step_memory_mb
+        return [
+            self.arm,
+            f"{seen.parameters:,}",
+            _number(seen.step_ms),
+            _number(seen.samples_per_second),
+            _number(None if rate is None else rate / 1e12),
+            NOTHING if seen.share_of_peak is None else f"{seen.share_of_peak:.0%}",
+            _number(memory),
+            _number(seen.checkpoint_bytes / 1e6),
+            NOTHING if seen.total_steps is None else f"{seen.total_steps:,}",
+            _number(seen.hours),
+            "yes" if seen.resumed else "one step",
+        ]
+
+
+def rows(study: Study) -> list[Row]:
+    """What the rehearsal of each arm of a study says."""
+    return [Row(run.record().arm, rehearsal_of(run), list(_problems(run))) for run in study.runs]
+
+
+def whole(study: Study, arms: Sequence[Row]) -> list[str]:
+    """What the whole study would take, all its seeds: lines to print."""
+    settings = study.about.rehearsal or {}
+    seeds = settings.get("seeds", 1)
+    measured = [arm.measured for arm in arms if arm.measured is not None]
+    hours = [each.hours for each in measured if each.hours is not None]
+    disk = seeds * sum(each.checkpoint_bytes for each in measured)
+    if not measured:
+        return []
+    devices = max(each.devices for each in measured)
+    lines = [
+        f"{seeds} seed{'s' * (seeds != 1)} of {len(arms)} arms: {seeds * sum(hours):.3g} hours on "
+        f"{devices} × {measured[0].device}, {disk / 1e9:.3g} GB of checkpoints."
+    ]
+    free = shutil.disk_usage(study.folder).free
+    if disk > free:
+        lines.append(
+            f"The disk of {study.folder.parent} has {free / 1e9:.3g} GB left: choose outputs=DIR, "
+            "or training.checkpoint.best=false."
+        )
+    return lines
+
+
+def _problems(run: Run) -> Iterator[str]:
+    """What does not fit, and which knob would make it fit."""
+    record, seen = run.record(), rehearsal_of(run)
+    if record.status is Status.FAILED and record.error is not None:
+        message = record.error.message.splitlines()[0]
+        is_memory = any(word in message.lower() for word in OUT_OF_MEMORY)
+        yield f"does not fit into memory: {SMALLER}." if is_memory else message
+    if seen is None:
+        return
+    capacity, used = seen.device_capacity_mb, seen.device_memory_mb
+    if capacity is not None and used is not None and used > 0.95 * capacity:
+        yield f"{used:.0f} of {capacity:.0f} MB of the device are used: {SMALLER}."
+    speed, alone = seen.samples_per_second, seen.loader_samples_per_second
+    if speed is not None and alone is not None and alone * seen.devices < 2 * speed:
+        yield (
+            f"the loader alone makes {alone:.0f} samples/s a process, less than twice what "
+            "training takes: raise dataset.workers, or say dataset.on_device=true."
+        )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+# -- The page -------------------------------------------------------------------------------------
+
+
+def full_scales(slugs: Sequence[str] | None = None) -> list[tuple[Paper, str]]:
+    """The scales of papers that are neither smoke nor mini; the first of each paper before others.
+
+    Args:
+        slugs: only these papers; None for all.
+    """
+    papers = [paper for paper in load_papers() if not slugs or paper.slug in slugs]
+    scales = [[scale for scale in paper.scales if scale.startswith("full")] for paper in papers]
+    numbered = [
+        (number, order, scale)
+        for order, names in enumerate(scales)
+        for number, scale in enumerate(names)
+    ]
+    return [(papers[order], scale) for _, order, scale in sorted(numbered)]
+
+
+def on_cpu(paper: Paper, scale: str) -> list[str]:
+    """What is typed to rehearse a scale on two cores."""
+    return ["hardware=cpu", *paper.reduced.get(scale, [])]
+
+
+def on_gpu(paper: Paper, scale: str) -> list[str]:
+    """What is typed to rehearse a scale as it is on one GPU."""
+    own = [text for text in paper.scales[scale] if text.startswith("hardware.")]
+    return ["hardware=gpu", *own]
+
+
+def one_of_each_kind(plan: Plan) -> Plan:
+    """A plan with one run for every module, model and method in it, and those they start from."""
+    kinds: dict[tuple[str, ...], PlannedRun] = {}
+    for run in plan.runs:
+        parts = (run.content[group] for group in ("module", "model", "method"))
+        kinds.setdefault(tuple(str((each or {}).get("_target_")) for each in parts), run)
+    wanted = {run.arm for run in kinds.values()}
+    wanted |= {run.parent for run in kinds.values() if run.parent is not None}
+    return Plan(**{**vars(plan), "runs": [run for run in plan.runs if run.arm in wanted]})
+
+
+def rehearse(paper: Paper, scale: str, outputs: Path, typed: Sequence[str]) -> Study:
+    """Rehearses one of each kind of arm of a scale, here and now."""
+    plan = plan_study([f"paper={paper.slug}", f"scale={scale}", *typed])
+    study = create_study(rehearsed(one_of_each_kind(plan), STEPS, MINUTES), outputs)
+    with study.held(), trust.trusted():
+        launch(study, study.layers, n_jobs=1)
+    return study
+
+
+def section(paper: Paper, scale: str, typed: Sequence[str], arms: Sequence[Row]) -> list[str]:
+    """The part of the page about one scale."""
+    reduced = f", at {' '.join(f'`{text}`' for text in typed)}" if typed else ""
+    lines = [f"### `{paper.slug}` scale={scale}", "", f"One arm of each kind{reduced}:", ""]
+    lines += tables.markdown_table(COLUMNS, [arm.cells() for arm in arms])
+    lines += [f"* `{arm.arm}`: {problem}" for arm in arms for problem in arm.problems]
+    return [*lines, ""]
+
+
+def document() -> Path:
+    """The page, in a checkout."""
+    return record.project_readme().parent / "docs" / "full-scale.md"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rehearses and rewrites the page; says what failed.
+
+    Returns:
+        The number of scales that did not come to their last step.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--paper", action="append", help="only this one; may be repeated")
+    parser.add_argument("--whole", action="store_true", help="at the real size")
+    parser.add_argument("--minutes", type=float, help="start no further scale after so many")
+    parser.add_argument("--print", action="store_true", help="print instead of writing the page")
+    asked = parser.parse_args(arguments)
+    began, failed = time.monotonic(), 0
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory() as outputs:
+        for paper, scale in full_scales(asked.paper):
+            if asked.minutes and time.monotonic() - began > 60 * asked.minutes:
+                break
+            typed = on_gpu(paper, scale) if asked.whole else on_cpu(paper, scale)
+            try:
+                arms = rows(rehearse(paper, scale, Path(outputs), typed))
+            except ReproError as error:
+                arms = [Row("all", None, [str(error).splitlines()[0]])]
+            is_well = all(arm.measured is not None for arm in arms)
+            failed += not is_well
+            print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
+            lines += section(paper, scale, typed, arms)
+    text = "\n".join(lines) + "\n"
+    if asked.print:
+        print(text)
+    else:
+        page = document()
+        page_text = page.read_text(encoding="utf-8")
+        block = "rehearsals:whole" if asked.whole else "rehearsals"
+        files.write_text(page, record.fill(page_text, block, text))
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Stand-ins have the shapes, types, labels and sizes of the data sets that they stand in for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from repro.data.stand_ins import RepeatedTokens
+from repro.planning.rehearse import stood_in
+
+FOLDER = Path(str(files("repro.conf"))) / "dataset"
+CONFIGS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(FOLDER.glob("*.yaml"))}
+ALONE = [name for name, config in CONFIGS.items() if not config["info"]["bundled"]]
+SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
+    "imagenet": {"workers": 0, "batch_size": 4, "eval_batch_size": 4},
+    "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
+    "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},
+}
+
+
+@pytest.fixture
+def stand_in(dataset: Callable[..., Any]) -> Callable[[str], Any]:
+    """What stands in for a data set."""
+    return partial(_stand_in, dataset)
+
+
+def _stand_in(build: Callable[..., Any], name: str) -> Any:
+    info = CONFIGS[name]["info"]
+    return build(name, **{**SMALL.get(name, {}), "_target_": info["stand_in"]["target"]})
+
+
+def first(batches: Any) -> tuple[Tensor, ...]:
+    batch: tuple[Tensor, ...] = next(iter(batches))
+    return batch
+
+
+@pytest.mark.parametrize("name", [n for n in ALONE if "sets" not in CONFIGS[n]])
+def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[str], Any]) -> None:
+    data, config = stand_in(name), CONFIGS[name]
+    data.setup()
+    for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        x, y = first(batches)
+        assert len(x) == len(y) > 0
+        if "vocab_size" in config:
+            assert x.shape == y.shape
+            assert x.dtype == y.dtype == torch.int64
+            assert max(x.max(), y.max()) < config["vocab_size"]
+            assert torch.equal(x[:, 1:], y[:, :-1])
+        else:
+            assert list(x.shape[1:]) == config["input_shape"]
+        if "classes" in config:
+            assert y.dtype == torch.int64
+            assert y.max() < config["classes"]
+    assert data.fingerprint()["sha256"] == "stand-in"
+
+
+@pytest.mark.parametrize("name", [n for n in ALONE if "sets" in CONFIGS[n]])
+def test_suites_consist_of_stand_ins(name: str) -> None:
+    sets = {key: value["name"] for key, value in CONFIGS[name]["sets"].items() if "name" in value}
+    assert set(sets.values()) <= CONFIGS["uci"]["info"]["stand_in"]["examples"].keys()
+
+
+def test_it_does_in_place_of_files_of_the_hub(
+    tmp_path: Path,
+    dataset: Callable[..., Any],
+    stand_in: Callable[[str], Any],
+    write_images: Callable[..., Path],
+) -> None:
+    """A batch of the real loader, of tiny files, and one of the stand-in are of one kind."""
+    folder = tmp_path / "uoft-cs" / "cifar10" / "plain_text"
+    pictures = [np.full((32, 32, 3), 9 * n, dtype=np.uint8) for n in range(20)]
+    for split in ("train", "test"):
+        write_images(folder, split, pictures, [n % 10 for n in range(20)], "img")
+    real = dataset("cifar10", tmp_path, val_size=10, batch_size=4)
+    made_up = stand_in("cifar10")
+    for one, other in zip(
+        first(real.train_dataloader()), first(made_up.train_dataloader()), strict=True
+    ):
+        assert one.dtype == other.dtype
+        assert one.shape[1:] == other.shape[1:]
+    assert len(made_up.train_dataloader()) == 45000 // 128
+
+
+def test_long_streams_repeat_a_short_one() -> None:
+    stream = RepeatedTokens(torch.arange(7, dtype=torch.int32), 10**10)
+    assert len(stream) == 10**10
+    assert stream[torch.tensor([[0, 6], [7, 10**10 - 1]])].tolist() == [
+        [0, 6],
+        [0, (10**10 - 1) % 7],
+    ]
+    assert stream.nbytes == 4 * 10**10
+    assert stream.max() == 6
+
+
+def targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+        for value in node.values():
+            yield from targets(value)
+
+
+def test_a_stand_in_takes_the_place_of_what_it_stands_for_at_any_depth() -> None:
+    info = {"stand_in": {"target": "other"}}
+    node = {"a": {"_target_": "real", "info": info}, "b": [{"_target_": "kept"}], "info": info}
+    assert list(targets(stood_in(node))) == ["other", "other"]
+    assert node["a"]["_target_"] == "real"  # type: ignore[index]

@@ -1,0 +1,281 @@
+"""What is special to this paper's room: what its numbers mean, and its networks at full scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repro.experiments.lrp_pruning.base import draw_classes, draw_examples, measure
+from rooms import configs, finished, refusal, summaries
+from torch import Tensor, nn
+
+from repro.data.base.iterators import generator_for
+from repro.data.tables.suite import Suite
+from repro.methods.lrp_pruning import FilterPruning
+from repro.planning.instantiate import instantiate
+from repro.records.papers import load_paper
+from repro.records.study import Study
+from repro.training.execute import build_module
+
+PAPER = load_paper("lrp_pruning")
+CPU = torch.device("cpu")
+
+
+def module(arm: str, *typed: str, scale: str = "smoke") -> Any:
+    """An arm's module, as at a scale."""
+    return build_module(configs("paper=lrp_pruning", f"scale={scale}", f"arm={arm}", *typed)[arm])
+
+
+class Fixed:
+    """Scores that a test chose: of a draw's first reference, or always the same."""
+
+    def __init__(self, *scores: list[float]) -> None:
+        self.scores, self.calls = scores, 0
+
+    def __call__(self, _network: Any, layers: list[str], _batches: Any) -> dict[str, Tensor]:
+        chosen = torch.tensor(self.scores[self.calls % len(self.scores)])
+        self.calls += 1
+        sizes = [len(chosen) // len(layers)] * len(layers)
+        return dict(zip(layers, chosen.split(sizes), strict=True))
+
+
+def one_shot(*scores: list[float], **task: Any) -> dict[str, float]:
+    """What pruning finds by given scores on moons, in a network of two hidden units.
+
+    The network says class 0 where its first unit is on, which it is left of 0.5; its second unit
+    is only on there, too, and does nothing.
+    """
+    typed = ["toy.hidden=[2]", "oneshot.against={}", "~oneshot.tasks.digits3"]
+    found = module("lrp", *typed)
+    config = configs("paper=lrp_pruning", "scale=smoke", "arm=lrp", *typed)["lrp"]
+    found.data = instantiate(config.dataset)
+    found.setup("fit")
+    net = found.nets["moons"]
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        net[1].weight[:, 0], net[1].bias[:] = -1.0, 0.5
+        net[4].weight[0, 0], net[4].bias[1] = 1.0, 1e-6
+    found.method = FilterPruning(Fixed(*scores))
+    for name, value in task.items():
+        setattr(found.tasks["moons"], name, value)
+    return dict(found.work("moons"))
+
+
+def right_of(x: Tensor, y: Tensor, constant: bool) -> float:
+    """Accuracy of that network, or of one that always says class 1."""
+    predicted = torch.ones_like(y) if constant else (x[:, 0] >= 0.5).long()
+    return float((predicted == y).float().mean())
+
+
+def moons() -> Any:
+    config = configs("paper=lrp_pruning", "scale=smoke", "arm=nets")["nets"]
+    suite: Suite = instantiate(config.dataset)
+    return suite.sets["moons"].splits
+
+
+def test_accuracy_is_that_of_the_network_without_its_lowest_units() -> None:
+    half = {"rates": [0.5], "rate": 0.5, "noise": [0.0]}
+    x, y = moons()["train"]
+    best, found = one_shot([2.0, 1.0], **half), one_shot([1.0, 2.0], **half)
+    whole = right_of(x, y, constant=False)
+    assert best["test/moons/unpruned_accuracy"] == pytest.approx(whole)
+    assert best["test/moons/accuracy_n5"] == pytest.approx(whole)
+    assert best["test/moons/accuracy_r50"] == pytest.approx(whole)
+    assert found["test/moons/accuracy_n1"] == pytest.approx(0.5)
+    assert whole > 0.6
+    fresh = moons()["test"]
+    assert best["test/moons/noisy_accuracy_s0_n10"] == pytest.approx(right_of(*fresh, False))
+    assert found["test/moons/pruned_share_layer1"] == 0.5
+    assert found["test/moons/guarded"] == 0
+
+
+def test_gains_overlaps_and_ranks() -> None:
+    """Two draws for one, five and ten references: right twice, never, once."""
+    good, bad = [2.0, 1.0], [1.0, 2.0]
+    found = one_shot(good, good, bad, bad, good, bad, rates=[0.5], rate=0.5, noise=[])
+    whole = found["test/moons/accuracy_n1"]
+    assert found["test/moons/accuracy_n5"] == pytest.approx(0.5)
+    assert found["test/moons/accuracy_n10"] == pytest.approx((whole + 0.5) / 2)
+    assert found["test/moons/gain"] == pytest.approx((whole - 0.5) / 2)
+    shares = [found[f"test/moons/overlap_share_n{n}"] for n in (1, 5, 10)]
+    assert shares == [1, 1, 0]
+
+
+def test_noise_is_added_to_fresh_points() -> None:
+    found = one_shot([2.0, 1.0], rates=[0.5], rate=0.5, noise=[0.3, 5.0])
+    x, y = moons()["test"]
+    for number, s in enumerate((0.3, 5.0)):
+        noise = s * torch.randn(x.shape, generator=generator_for(0, 4, number))
+        expected = right_of(x + noise, y, constant=False)
+        assert found[f"test/moons/noisy_accuracy_s{100 * s:.0f}_n10"] == pytest.approx(expected)
+
+
+def test_smoke_has_ranks_and_costs_that_make_sense(study: Study) -> None:
+    found = summaries(study)
+    lrp, chance = found["lrp"], found["random"]
+    assert abs(lrp["test/moons/rank_with_random"]) < 0.5 < lrp["test/moons/rank_self"]
+    assert 0.8 < lrp["test/moons/passes"] < 1.2
+    assert 0.5 < found["taylor"]["test/moons/passes"] < 0.8
+    assert chance["test/moons/passes"] == 0
+    assert lrp["test/digits3/unpruned_accuracy"] == chance["test/digits3/unpruned_accuracy"]
+
+
+def test_steps_follow_what_the_network_loses(study: Study) -> None:
+    found = summaries(study)
+    dense = found["scarce_lrp"]["test/accuracy_r0"]
+    assert dense == found["scarce_weight"]["test/accuracy_r0"]
+    for arm in ("scarce_lrp", "scarce_weight", "tuned_lrp"):
+        summary = found[arm]
+        curve = [summary[f"test/accuracy_r{r}"] for r in (0, 30, 60, 90)]
+        area = (curve[0] / 2 + curve[1] + curve[2] + curve[3] / 2) / 3
+        assert summary["test/area_accuracy"] == pytest.approx(area)
+        assert summary["test/removal_gap"] < 1e-5
+        left = sum(summary[f"test/left_share_layer{k}"] * n for k, n in ((1, 4), (2, 6), (3, 6)))
+        assert left == pytest.approx(16 - 3 * 4)
+        sizes = [summary[f"test/parameters_r{r}"] for r in (30, 60, 90)]
+        assert sizes == sorted(sizes, reverse=True)
+    assert (
+        found["tuned_lrp"]["test/accuracy_r30"] != found["tuned_lrp"]["test/untuned_accuracy_r30"]
+    )
+    assert found["tuned_lrp"]["test/final_accuracy"] == found["tuned_lrp"]["test/accuracy_r90"]
+
+
+def test_the_control_keeps_all_and_is_trained_as_long(study: Study, tmp_path: Path) -> None:
+    run = finished(tmp_path, "paper=lrp_pruning", "scale=smoke", "seed=0", "arm=tuned_none")
+    summary, pruned = run.summary(), summaries(study)["tuned_lrp"]
+    assert summary["test/left_share_layer1"] == 1
+    assert summary["steps"] == pruned["steps"]
+    assert summary["test/accuracy_r0"] == pruned["test/accuracy_r0"]
+    assert summary["test/accuracy_r90"] > pruned["test/accuracy_r90"]
+
+
+def test_classes_and_examples_are_drawn() -> None:
+    labels = torch.arange(30) % 5
+    classes = draw_classes(5, 3, generator_for(0))
+    chosen = draw_examples(labels, classes, 4, generator_for(1))
+    assert len(classes.unique()) == 3
+    assert labels[chosen].tolist() == [c for c in classes.tolist() for _ in range(4)]
+    assert len(chosen.unique()) == 12
+    assert draw_classes(5, None, generator_for(0)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_measure_knows_of_some_classes_alone() -> None:
+    logits = torch.tensor([[9.0, 1.0, 2.0], [9.0, 2.0, 1.0], [0.0, 9.0, 1.0]])
+    model = nn.Identity().train()
+    found = measure(model, [(logits, torch.tensor([2, 2, 0]))], torch.tensor([1, 2]), CPU)
+    expected = torch.tensor([[1.0, 2.0], [2.0, 1.0]]).log_softmax(1)[:, 1].neg().mean()
+    assert found == (0.5, pytest.approx(float(expected)))
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("scale", "arm", "parameters", "filters", "count"),
+    [
+        ("full", "tuned_lrp", 11_173_962, 4_800, 240),
+        ("full_resnet50", "tuned_lrp_released", 23_520_842, 26_560, 1_328),
+        ("full_vgg16_cats", "tuned_lrp", 134_268_738, 4_224, 211),
+        ("full_scarce", "scarce_lrp", 138_357_544, 4_224, 211),
+    ],
+)
+def test_full_has_the_papers_networks_and_steps(
+    scale: str, arm: str, parameters: int, filters: int, count: int
+) -> None:
+    with torch.device("meta"):
+        found = module(arm, scale=scale)
+    assert sum(each.numel() for each in found.model.parameters()) == parameters
+    assert (found.method.total, found.count, found.steps) == (filters, count, 18)
+
+
+def test_the_full_toy_is_as_published() -> None:
+    found = configs("paper=lrp_pruning", "scale=full_toy", "arm=[nets,lrp]")
+    config = found["nets"]
+    assert config.model.hidden == [1000, 1000, 1000]
+    assert (config.model.last_relu, config.optimizer.momentum, config.optimizer.lr) == (
+        False,
+        0.9,
+        0.001,
+    )
+    assert config.dataset.sets.spiral.batch_size == 4000
+    assert found["lrp"].method.criterion.start == "true_logit"
+    assert found["lrp"].procedure.tasks.moons.draws == 50
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("arm=lrp method=gradient_noise", "GradientNoise is a method of training"),
+        ("arm=nets method=gradient_noise", "cannot use GradientNoise"),
+        ("arm=lrp oneshot.tasks.moons.data=sun", "the sets are moons, circles, spiral, digits"),
+        ("arm=lrp oneshot.tasks.moons.usual=3", "usual is one of sizes"),
+        ("arm=tuned_lrp iterative.draws=2", "say classes=null and draws=1"),
+        ("arm=scarce_lrp method.units=neurons", "has no neurons that could go"),
+        ("arm=network network.trained=[tail]", "no parameter's name begins with any of"),
+    ],
+)
+def test_a_bad_choice_is_one_line(typed: str, complaint: str, tmp_path: Path) -> None:
+    start = ["paper=lrp_pruning", "scale=smoke", "seed=0", "from=null"]
+    assert complaint in refusal(tmp_path, *start, *typed.split())
+
+
+def test_streamed_photographs_with_published_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is trained, filters are scored in chunks, one step and one update, on 24 images."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
+    small = ["model.stages=[[4],[4]]", "model.hidden=[4]", "dataset.input_shape=[3,16,16]"]
+    config = configs("paper=lrp_pruning", "scale=full_vgg16_cats", "arm=network", *small)["network"]
+    published = instantiate(config.model, classes=7)
+    torch.save({f"x.{k}": v for k, v in published.state_dict().items()}, tmp_path / "w.pth")
+    write_photographs(tmp_path / "microsoft" / "cats_vs_dogs" / "data")
+    sizes = [
+        "dataset.val_size=4",
+        "dataset.test_size=6",
+        "dataset.batch_size=7",
+        "dataset.workers=0",
+    ]
+    typed = [
+        *(
+            "paper=lrp_pruning",
+            "scale=full_vgg16_cats",
+            "arm=tuned_taylor",
+            "seed=0",
+            *small,
+            *sizes,
+        ),
+        *(f"data.root={tmp_path}", f"base.file={tmp_path}/w.pth", "network.trained=[units.2,head]"),
+        *(
+            "hardware=cpu",
+            "epochs=1",
+            "tuning.share=0.3",
+            "tuning.epochs=1",
+            "tuning.final_epochs=0",
+        ),
+        "iterative.chunk=5",
+    ]
+    run = finished(tmp_path / "runs", *typed)
+    summary = run.summary()
+    assert summary["test/removal_gap"] < 1e-4
+    assert 0 <= summary["test/accuracy_r30"] <= 1
+
+
+def write_photographs(folder: Path) -> None:
+    """24 pictures of two classes, as the hub's file has them."""
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    draw, cells = np.random.default_rng(0), []
+    for _ in range(24):
+        buffer = io.BytesIO()
+        Image.fromarray(draw.integers(0, 256, (20, 24, 3), np.uint8)).save(buffer, "JPEG")
+        cells.append({"bytes": buffer.getvalue(), "path": None})
+    table = pa.table({"image": cells, "labels": [i % 2 for i in range(24)]})
+    parquet.write_table(table, folder / "train-00000-of-00001.parquet")

@@ -1,0 +1,34 @@
+"""Magnitude pruning to a size: by hand on a small perceptron, and of residual networks."""
+
+from __future__ import annotations
+
+import torch
+
+from repro.methods.n2n import count_parameters, prune_to_size, read
+from repro.models import MLP
+from repro.models.vision.resnet_imagenet import ResNetImageNet
+
+
+def test_the_largest_units_stay() -> None:
+    model = MLP([4], 3, [6])
+    first, last = model[1], model[3]
+    strength = torch.tensor([5.0, 1.0, 4.0, 2.0, 6.0, 3.0])
+    with torch.no_grad():
+        first.weight.copy_(strength[:, None].expand(6, 4))
+        first.bias.zero_()
+    small = prune_to_size(model, [4], 3 * 4 + 3 + 3 * 3 + 3)
+    kept = [0, 2, 4]
+    assert torch.equal(small[1].weight, first.weight[kept])
+    assert torch.equal(small[3].weight, last.weight[:, kept])
+    assert sum(each.numel() for each in model.parameters()) == 6 * 4 + 6 + 3 * 6 + 3  # as it was
+
+
+def test_a_residual_network_meets_its_size() -> None:
+    torch.manual_seed(0)
+    model = ResNetImageNet([3, 8, 8], 10, depth=18, small_images=True)
+    wanted = int(0.1 * sum(each.numel() for each in model.parameters()))
+    small = prune_to_size(model, [3, 8, 8], wanted)
+    count = sum(each.numel() for each in small.parameters())
+    assert 0.9 * wanted < count <= wanted
+    assert small(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    assert count_parameters(read(small), [3, 8, 8]) == count

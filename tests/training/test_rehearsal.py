@@ -1,0 +1,138 @@
+"""A rehearsal makes some steps of the real run, resumes, measures, and is no result."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from repro.cli.main import cli
+from rooms import prepared
+
+from repro.errors import UserError
+from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
+from repro.planning.rehearse import rehearsed
+from repro.records.papers import load_paper
+from repro.records.rehearsal import Rehearsal, rehearsal_of
+from repro.records.run import Status
+from repro.records.study import find_studies, typical_seconds
+from repro.report import full_scale, record
+from repro.training.execute import execute
+
+SLOW = 60.0  # minutes: no rehearsal here is cut short by the clock
+
+
+def measured(folder: Path, *typed: str, steps: int = 6) -> list[Rehearsal]:
+    """What the rehearsal of each run of a study says."""
+    study = create_study(rehearsed(plan_study(typed), steps, SLOW), folder)
+    found = []
+    for run in study.runs:
+        assert execute(run.folder) == Status.FINISHED, run.record().error
+        seen = rehearsal_of(run)
+        assert seen is not None
+        found.append(seen)
+    return found
+
+
+# Three full scales of different kinds, made tiny; `make rehearsal` does it for all.
+TINY = {
+    "dgc": ("arm=dgc", "model.depth=8", "model.width=4", "dataset.batch_size=8",
+            "dataset.eval_batch_size=8", "dataset.val_size=1000",
+            "dataset.info.stand_in={train:6000,test:800}"),
+    "lanton": ("arm=lanton", *load_paper("lanton").reduced["full"]),
+    "gblm": ("arm=gblm", *load_paper("gblm").reduced["full"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slug", TINY)
+def test_full_scales_rehearse(slug: str, tmp_path: Path) -> None:
+    """With nothing to fetch."""
+    full = (f"paper={slug}", "scale=full", "hardware=cpu", f"data.root={tmp_path}/none")
+    (seen,) = measured(tmp_path, *full, *TINY[slug])
+    assert seen.resumed
+    assert seen.parameters > 0
+    assert seen.step_ms is not None
+    assert seen.checkpoint_bytes > 4 * seen.parameters
+    assert seen.flops_per_step
+    assert seen.hours
+    assert seen.step_memory_mb
+    if slug == "dgc":  # the whole run, and not only its steps
+        assert seen.steps == 6
+        assert seen.total_steps == 164 * (5000 // 8)
+        assert seen.samples == 8
+        assert seen.eval_batches == 164 * 1000 // 8 + 800 // 8
+        assert seen.loader_samples_per_second
+
+
+def test_it_is_no_result(toy: Path) -> None:
+    """No study, no time, no record and no claim is taken from it."""
+    outputs = toy / "outputs"
+    study = create_study(rehearsed(plan_study(["paper=toy", "scale=smoke"]), 4, SLOW), outputs)
+    for run in study.runs:
+        assert execute(run.folder) == Status.FINISHED, run.record().error
+    assert study.folder.relative_to(outputs).parts[:3] == ("toy", "rehearsal", "smoke")
+    assert not study.is_judged
+    assert find_studies(outputs) == []
+    assert typical_seconds(load_paper("toy"), "smoke", outputs) == {}
+    with pytest.raises(UserError, match="rehearsal"):
+        record.record({"paper": "toy", "scale": "smoke"}, outputs, study.folder)
+
+
+def test_one_seed_is_rehearsed_and_all_are_counted(toy: Path) -> None:
+    plan = rehearsed(plan_study(["paper=toy", "scale=smoke", "seeds=[3,4,5]"]), 4, SLOW)
+    assert {run.seed for run in plan.runs} == {3}
+    assert plan.rehearsal is not None
+    assert plan.rehearsal["seeds"] == 3
+
+
+def test_the_command_prints_every_arm(toy: Path) -> None:
+    typed = ["run", "paper=toy", "scale=smoke", "arm=[sgd,adam]", "--rehearse", "--steps", "4"]
+    done = CliRunner().invoke(cli, [*typed, "--json"])
+    assert done.exit_code == 0, done.output
+    arms = json.loads(done.stdout)
+    assert [arm["arm"] for arm in arms] == ["sgd", "adam"]
+    assert all(arm["measured"]["resumed"] for arm in arms)
+    shown = CliRunner().invoke(cli, typed)
+    assert "hours" in shown.output
+    assert not find_studies(Path("outputs"))
+
+
+def test_processes_that_train_together_resume_together(tmp_path: Path) -> None:
+    typed = ("paper=dgc", "scale=smoke", "arm=dense", "seed=0", "hardware=ddp_cpu")
+    (seen,) = measured(tmp_path, *typed, steps=4)
+    assert seen.devices == 2
+    assert seen.resumed
+
+
+def test_what_does_not_fit_names_the_knob(toy: Path) -> None:
+    study = prepared(toy, "paper=toy", "scale=smoke", "arm=sgd", "seed=0")
+    (run,) = study.runs
+    run.update(
+        status=Status.FAILED,
+        error={"kind": "run", "message": "OutOfMemoryError: CUDA out of memory.", "traceback": ""},
+    )
+    (row,) = full_scale.rows(study)
+    assert row.cells()[-1] == "failed"
+    (problem,) = row.problems
+    assert "hardware.accumulate=2" in problem
+
+
+def test_a_job_of_a_cluster_is_short() -> None:
+    pytest.importorskip("submitit")
+    typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "hardware=slurm_gpu"]
+    (run,) = rehearsed(plan_study(typed), 4, SLOW).runs
+    assert run.content["hardware"]["launcher"]["timeout_min"] <= 30
+
+
+def test_no_time_is_spent_on_more_minutes_than_allowed(toy: Path) -> None:
+    study = create_study(
+        rehearsed(plan_study(["paper=toy", "scale=smoke", "arm=sgd", "seed=0"]), 10**6, 0.0), toy
+    )
+    assert execute(study.runs[0].folder) == Status.FINISHED
+    seen = rehearsal_of(study.runs[0])
+    assert seen is not None
+    assert seen.steps < 5
+    assert os.listdir(study.runs[0].checkpoints_folder)
