@@ -11,6 +11,7 @@ from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
 from repro.records.papers import Paper
+from repro.report.tables import detail_of, effect_of
 
 from . import render
 
@@ -68,9 +69,9 @@ def _print(title: str, rows: list[Power]) -> None:
         claim = row.claim
         shown.add_row(
             claim if first else "",
-            check.detail,
+            detail_of(check),
             row.paper if first else "",
-            f"{check.verdict.mark} {check.effect_text}",
+            f"{check.verdict.mark} {effect_of(check)}",
             str(check.seeds),
             row.detectable_text,
             _null(row),

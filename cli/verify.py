@@ -12,6 +12,7 @@ from repro.launching.queue import current_record
 from repro.records.files import read_json
 from repro.records.papers import Paper
 from repro.records.study import Study
+from repro.report.tables import with_minus
 
 from . import render, workflow
 
@@ -83,6 +84,6 @@ def _print(title: str, found: list[Agreement]) -> None:
             "–" if verdict is None else f"{verdict.mark} {verdict}"
             for verdict in (claim.recorded, claim.fresh)
         ]
-        outcome = claim.outcome + (f": {claim.problem}" if claim.problem else "")
+        outcome = claim.outcome + (f": {with_minus(claim.problem)}" if claim.problem else "")
         shown.add_row(claim.id, *verdicts, outcome)
     render.console.print(shown)

@@ -51,7 +51,7 @@ def test_the_table_says_what_was_measured_and_what_it_takes(record: dict[str, An
     assert result.exit_code == 0, result.output
     assert "toy at scale=mini" in result.stdout
     assert "no loss (inferred)" in result.stdout
-    assert "? -0.02 [" in result.stdout
+    assert "? −0.02 [" in result.stdout
     assert "to decide" in result.stdout
 
 
