@@ -8,9 +8,9 @@ function of Pocock's type,
     spent(t) = error · ln(1 + (e − 1) t),    t = seeds so far / most seeds,
 
 which spends early: effects are often many standard deviations large here, and a run is dear. Each
-look uses its own share up. Boundaries that are computed from the correlation of the looks would be
-a little wider, but hold for normal means alone; the sum of the shares bounds the error for every
-relation, whatever is measured (Bonferroni's inequality).
+look uses its own share up. The correlation of the looks would allow each of them a little more, but
+is known for normal means alone; that shares add up to the error bounds it for every relation,
+whatever is measured (Bonferroni's inequality).
 """
 
 from __future__ import annotations
