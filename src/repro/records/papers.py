@@ -77,7 +77,7 @@ def installed_folders() -> tuple[Path, ...]:
     Raises:
         UserError: one of them is no package.
     """
-    folders = []
+    folders: list[Path] = []
     for point in entry_points(group=ENTRY_POINTS):
         try:
             spec = find_spec(point.value)

@@ -104,8 +104,9 @@ def test_arrays_are_taken_as_they_are(tmp_path: Path, dataset: Callable[..., Any
 
 
 def test_arrays_may_come_in_parts(tmp_path: Path, dataset: Callable[..., Any]) -> None:
-    parts = {f"{p}_x": np.full((n, 4), n) for p, n in (("train", 6), ("val", 2), ("test", 3))}
-    parts |= {f"{p}_y": np.full(n, n / 2) for p, n in (("train", 6), ("val", 2), ("test", 3))}
+    sizes = {"train": 6, "val": 2, "test": 3}
+    parts: dict[str, Any] = {f"{p}_x": np.full((n, 4), n) for p, n in sizes.items()}
+    parts |= {f"{p}_y": np.full(n, n / 2) for p, n in sizes.items()}
     np.savez(tmp_path / "a.npz", **parts)
     knobs = {"task": "regression", "classes": None, "targets": 1}
     data = dataset("npz", path=str(tmp_path / "a.npz"), **knobs)
