@@ -51,7 +51,7 @@ def supervised(kind: str, method: Method | None = None) -> Supervised:
     torch.manual_seed(0)
     sgd: Any = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
     module = Supervised(build().double(), method or Method(), sgd, lambda *_: None, task=task)  # type: ignore[arg-type]
-    module._backward = Tensor.backward  # type: ignore[method-assign, assignment]
+    module._backward = Tensor.backward  # type: ignore[method-assign]
     return module
 
 

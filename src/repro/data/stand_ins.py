@@ -63,7 +63,7 @@ def images(
         train = (x[val_size:][:limit], y[val_size:][:limit])
         return {"train": train, "val": (x[:val_size], y[:val_size]), "test": test}
 
-    shape = {"input_shape": input_shape, "classes": classes}
+    shape: dict[str, Any] = {"input_shape": input_shape, "classes": classes}
     return TensorData(name, load, source_digest=_nothing, **shape, **_facts(facts))
 
 
@@ -249,7 +249,11 @@ def table(
         parts = zip(SPLIT_NAMES, (slice(val + test, None), slice(val), slice(val, val + test)))  # noqa: B905
         return {split: (x[part], y[part]) for split, part in parts}
 
-    shape = {"input_shape": input_shape, "targets": targets, "target_std": [1.0] * targets}
+    shape: dict[str, Any] = {
+        "input_shape": input_shape,
+        "targets": targets,
+        "target_std": [1.0] * targets,
+    }
     return TensorData(name, load, source_digest=_nothing, **shape, **_facts(facts))
 
 
@@ -285,7 +289,7 @@ def questions(
 
         return {"train": drawn(known - val), "val": drawn(val), "test": drawn(test)}
 
-    shape = {"input_shape": input_shape, "classes": classes}
+    shape: dict[str, Any] = {"input_shape": input_shape, "classes": classes}
     return TensorData(name, load, source_digest=_nothing, **shape, **_facts(facts))
 
 

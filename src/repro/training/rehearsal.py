@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from repro.internals import tree_leaves
@@ -53,6 +53,7 @@ class Rehearsing(Callback):
         self.evaluations: list[float] = []
         self.samples: int | None = None
         self.mark = 0.0
+        self.is_cut = False  # rather than at its own end
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -96,8 +97,8 @@ class Rehearsing(Callback):
         self.steps.append(now - self.mark)
         self.mark = now
         is_late = time.monotonic() - self.began > 60 * self.settings.minutes
-        if trainer.global_step >= self.settings.steps or is_late:
-            trainer.should_stop = True
+        if not trainer.should_stop and (trainer.global_step >= self.settings.steps or is_late):
+            self.is_cut = trainer.should_stop = True
 
     def on_exception(self, *_: Any) -> None:
         """Counts no further."""
@@ -131,14 +132,14 @@ class Rehearsing(Callback):
         config = self.run.config()
         device, on_gpu = module.device, module.device.type == "cuda"
         name = torch.cuda.get_device_name(device) if on_gpu else _processor()
-        total = trainer.estimated_stepping_batches
+        total = trainer.estimated_stepping_batches if self.is_cut else trainer.global_step
         clean = self.steps[COUNTED + 1 :] or self.steps[:COUNTED]
         files = (self.run.last_checkpoint, self.run.best_checkpoint)
         return Rehearsal(
             device=name,
             devices=trainer.world_size,
             precision=str(config.hardware.precision),
-            parameters=sum(each.numel() for each in module.parameters()),
+            parameters=sum(each.numel() for each in _parameters(module)),
             steps=trainer.global_step,
             resumed=self.resumed,
             step_ms=_median_ms(clean),
@@ -170,6 +171,13 @@ def _kept(trainer: pl.Trainer, module: pl.LightningModule) -> list[Tensor]:
     states = [value for each in trainer.optimizers for value in each.state.values()]
     kept = [*module.parameters(), *module.buffers(), *tree_leaves(states)]
     return [each for each in kept if isinstance(each, Tensor)]
+
+
+def _parameters(module: pl.LightningModule) -> set[nn.Parameter]:
+    """All parameters, those of models that a procedure keeps to itself in a list included."""
+    lists = [value for value in vars(module).values() if isinstance(value, list)]
+    models = [each for value in lists for each in value if isinstance(each, nn.Module)]
+    return {parameter for each in (module, *models) for parameter in each.parameters()}
 
 
 def _median_ms(seconds: list[float]) -> float | None:

@@ -102,9 +102,7 @@ def recompute_blocks(model: nn.Module) -> None:
         )
     for block in blocks:
         again = partial(_contexts, block)
-        block.forward = partial(  # type: ignore[method-assign]
-            checkpoint, block.forward, use_reentrant=False, context_fn=again
-        )
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=again)
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from typing_extensions import override
 
 from repro.data.base.files import (
@@ -241,7 +241,8 @@ class StreamIterator(BatchIterator):
         examples: maps (epoch, index) to a tuple of tensors.
         batch_size: examples per batch and process.
         workers: number of reading processes; 0 reads in this one.
-        normalise: applied to the first tensor of a batch.
+        prefetch: batches that each of them reads ahead.
+        normalise: applied to the first tensor of a batch, where it is read.
         how: see `BatchIterator`.
     """
 
@@ -251,12 +252,14 @@ class StreamIterator(BatchIterator):
         batch_size: int,
         *,
         workers: int = 0,
+        prefetch: int = 2,
         normalise: Normalise | None = None,
         **how: Any,
     ):
         super().__init__((torch.arange(len(examples)),), batch_size, **how)
         self.examples = examples
         self.workers = workers
+        self.prefetch = prefetch
         self.finish = normalise
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -268,11 +271,17 @@ class StreamIterator(BatchIterator):
         loader: DataLoader[Any] = DataLoader(
             self.examples,
             batch_sampler=plan,
+            collate_fn=self._collated,
             num_workers=self.workers,
+            prefetch_factor=self.prefetch if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-        for x, y in loader:
-            yield x if self.finish is None else self.finish(x), y
+        yield from map(tuple, loader)  # pinning makes lists of them
+
+    def _collated(self, examples: list[tuple[Tensor, Tensor]]) -> Batch:
+        """A batch as it is handed out: only what is not touched afterwards can be pinned."""
+        x, y = default_collate(examples)
+        return (x if self.finish is None else self.finish(x)), y
 
 
 class StreamedImages(LightningDataModule):
@@ -291,6 +300,7 @@ class StreamedImages(LightningDataModule):
         batch_size: training examples per step and process.
         eval_batch_size: examples per validation or test step.
         workers: reading processes for each process that trains.
+        prefetch: batches that each of them reads ahead.
         seed: of the training order and the crops.
         augment: True for random crops and flips in training.
         normalise: arguments of `repro.data.base.transforms.Normalise`.
@@ -318,6 +328,7 @@ class StreamedImages(LightningDataModule):
         batch_size: Count,
         eval_batch_size: Count,
         workers: int = 0,
+        prefetch: Count = 2,
         seed: int = 0,
         augment: bool = True,
         normalise: Mapping[str, Any],
@@ -348,6 +359,7 @@ class StreamedImages(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.workers = workers
+        self.prefetch = prefetch
         self.seed = seed
         self.augment = augment
         self.normalise = Normalise(**normalise)
@@ -423,6 +435,7 @@ class StreamedImages(LightningDataModule):
             self._examples(split, train=train),
             batch_size,
             workers=self.workers,
+            prefetch=self.prefetch,
             normalise=self.normalise,
             **how,
         )
