@@ -18,8 +18,8 @@ from repro.toolbox.dependency_graph import remove, trace
 X, Y = torch.randn(64, 3, 32, 32), torch.arange(64) % 10
 
 
-def network(depth: int) -> nn.Module:
-    return ResNetImageNet([3, 32, 32], 10, depth=depth, small_images=True)
+def network() -> nn.Module:
+    return ResNetImageNet([3, 32, 32], 10, depth=18, small_images=True)
 
 
 def updates(model: nn.Module, method: SparseTraining | None) -> Callable[[], None]:
@@ -71,13 +71,13 @@ def by_hand(model: nn.Module) -> Callable[[], None]:
 
 
 def test_a_step_against_one_group_by_group() -> None:
-    model = network(18)
+    model = network()
     ours = updates(model, SparseTraining(start=0, candidates="all"))
     faster("penalties of ResNet-18, against rows side by side", ours, by_hand(copy.deepcopy(model)), 0.8)  # noqa: E501  # fmt: skip
 
 
 def test_a_step_beside_the_pass_that_it_follows() -> None:
-    model = network(18)
+    model = network()
     ours = updates(model, SparseTraining(start=0, candidates="all"))
 
     def passes() -> None:
@@ -88,7 +88,7 @@ def test_a_step_beside_the_pass_that_it_follows() -> None:
 
 def test_memory_of_a_step() -> None:
     """Bytes, which no other load of the machine changes: in copies of the parameters."""
-    model = network(18)
+    model = network()
     update = updates(model, SparseTraining(start=0, candidates="all"))
     size = sum(p.numel() for p in model.parameters()) * 4
     update()
@@ -107,7 +107,7 @@ def test_the_groups_of_resnet50_are_found_in_two_seconds() -> None:
 
 
 def test_the_smaller_network_is_faster() -> None:
-    model = network(18).eval()
+    model = network().eval()
     graph = trace(model, X[:1])
     kept = {group: range(max(1, group.size * 3 // 10)) for group in graph.prunable}
     smaller = remove(model, kept, graph)

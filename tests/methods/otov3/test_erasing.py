@@ -106,7 +106,7 @@ def test_beside_an_identity_everything_can_go_and_a_concatenation_needs_one() ->
 @pytest.mark.parametrize("erased", [[0], [1], [0, 1], [2], [3], [0, 1, 3]])
 def test_what_is_left_computes_the_same(erased: list[int]) -> None:
     torch.manual_seed(0)
-    model = Branches()
+    model: nn.Module = Branches()
     graph = SegmentGraph(model)
     model = silenced(model, graph, erased)
     smaller = erase(model, erased, graph, trace(model, X))
@@ -119,9 +119,9 @@ def test_what_is_left_computes_the_same(erased: list[int]) -> None:
 
 
 def test_of_cells_too_and_it_trains() -> None:
-    model = CellNet([1, 8, 8], 10, width=4)
+    model: nn.Module = CellNet([1, 8, 8], 10, width=4)
     graph = SegmentGraph(model)
-    model = silenced(model, graph, [0, 1, 2, 5, 8, 10])  # type: ignore[assignment]
+    model = silenced(model, graph, [0, 1, 2, 5, 8, 10])
     smaller = erase(model, [0, 1, 2, 5, 8, 10], graph)
     assert torch.allclose(smaller(X), model(X), atol=1e-12)
     smaller.train()(X).sum().backward()

@@ -256,7 +256,7 @@ def test_what_is_extracted_computes_the_same() -> None:
     assert torch.allclose(smaller(X), loop.model(X), atol=1e-12)
     parameters = [sum(p.numel() for p in each.parameters()) for each in (smaller, loop.model)]
     assert parameters[0] < 0.7 * parameters[1]
-    norm: Any = loop.model[1]
+    norm: Any = loop.model.get_submodule("1")
     with torch.no_grad():  # had the biases of norms stayed out of the groups
         norm.bias[norm.bias == 0] = 0.1
     assert not torch.allclose(smaller(X), loop.model(X), atol=1e-3)

@@ -60,7 +60,7 @@ class Channels:
         model: the network.
         inputs: an example, as `repro.toolbox.dependency_graph.trace` takes it.
         least: channels that every group keeps.
-        multiple: a group keeps a multiple of so many, where it has as many.
+        multiple: how many a group keeps is rounded to a multiple of this, if it has as many.
 
     Raises:
         UserError: the network cannot be traced, or has no such group.
@@ -92,8 +92,8 @@ class Channels:
         for place in self.slices():
             scores, size = score_G[place], place.stop - place.start
             kept = size - int(chosen[place].sum())
-            kept = max(kept, self.least)
-            kept = min(-(-kept // self.multiple) * self.multiple, size)
+            kept = max(round(kept / self.multiple), 1) * self.multiple
+            kept = min(max(kept, self.least), size)
             order = scores.argsort(descending=True, stable=True)
             within = torch.zeros_like(chosen[place])
             within[order[: size - kept]] = True

@@ -150,8 +150,8 @@ def _follow(model: nn.Module, kept: Mapping[Group, Tensor], graph: DependencyGra
     """Sets numbers that modules keep apart from their weights to what is left."""
     gone: set[int] = set()
     for group, positions in kept.items():
-        numbers = graph.channels[group]
-        gone |= set(numbers) - {numbers[place] for place in positions.tolist()}
+        all_of_it = graph.channels[group]
+        gone |= set(all_of_it) - {all_of_it[place] for place in positions.tolist()}
     for stored, numbers in graph.stored:
         left = sum(number not in gone for number in numbers.tolist())
         module: Any = model.get_submodule(stored.module)

@@ -203,11 +203,10 @@ def _scaled(walk: Walk, axis: Axis, parameters: Sequence[Value | None]) -> Axis:
 
 def _layer_norm(walk: Walk, node: torch.fx.Node) -> Value:
     """Statistics across the last axes: without a channel they are others."""
-    x, shape = walk.value(node.args[0]), node.args[1]
+    x, shape = walk.value(node.args[0]), _argument(node, 1, "normalized_shape")
     weight, bias = walk.value(_argument(node, 2, "weight")), walk.value(_argument(node, 3, "bias"))
     if "rms" in _name(node):
         bias = None
-    assert isinstance(shape, list | tuple)
     normalised = x.axes[-len(shape) :]
     for axis in normalised:
         walk.ties.blur(axis)
@@ -221,7 +220,7 @@ def _layer_norm(walk: Walk, node: torch.fx.Node) -> Value:
 
 def _group_norm(walk: Walk, node: torch.fx.Node) -> Value:
     """Channels that are normalised together go together, and then the others' statistics stay."""
-    x, groups = walk.value(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    x, groups = walk.value(node.args[0]), _argument(node, 1, "num_groups")
     weight, bias = walk.value(_argument(node, 2, "weight")), walk.value(_argument(node, 3, "bias"))
     axis = x.axes[1]
     if axis.places is not None:
@@ -389,7 +388,7 @@ def _prelu(walk: Walk, node: torch.fx.Node) -> Value:
 
 def _softmax(walk: Walk, node: torch.fx.Node) -> Value:
     x: Value = walk.value(node.args[0])
-    walk.ties.pin(x.axes[int(node.args[1])])  # type: ignore[arg-type]
+    walk.ties.pin(x.axes[_argument(node, 1, "dim")])
     return Value(x.shape, [Axis(axis.places, zero=False) for axis in x.axes])
 
 
@@ -410,17 +409,16 @@ def _pixels(walk: Walk, node: torch.fx.Node) -> Value:
 
 def _pad(walk: Walk, node: torch.fx.Node) -> Value:
     """Zeros around; new channels among them are not anybody's, and stay."""
-    x, pad = walk.value(node.args[0]), node.args[1]
+    x, pad = walk.value(node.args[0]), _argument(node, 1, "pad")
     number = _argument(node, 2, "value", 0)
     if _name(node) == "pad":  # its third argument is the mode
         number = _argument(node, 3, "value", 0) or 0
         constant = _argument(node, 2, "mode", "constant") == "constant"
         number = number if constant else None
-    assert isinstance(pad, list | tuple)
     axes = list(x.axes)
     for count in range(len(pad) // 2):
         place = len(axes) - 1 - count
-        before, after = int(pad[2 * count]), int(pad[2 * count + 1])  # type: ignore[arg-type]
+        before, after = pad[2 * count], pad[2 * count + 1]
         places = axes[place].places
         if places is None or before == after == 0:
             continue
@@ -453,7 +451,7 @@ def _reduced(walk: Walk, node: torch.fx.Node) -> Value:
 
 
 def _concatenated(walk: Walk, node: torch.fx.Node) -> Value:
-    parts = [walk.value(each) for each in node.args[0]]  # type: ignore[union-attr]
+    parts = [walk.value(each) for each in _argument(node, 0, "tensors")]
     parts = [part for part in parts if part.shape != (0,)]
     shape = _shape(node)
     along = int(_argument(node, 1, "dim", 0)) % len(shape)
@@ -509,9 +507,7 @@ def _can_split(walk: Walk, node: torch.fx.Node, piece: Places) -> bool:
 
 
 def _item(walk: Walk, node: torch.fx.Node) -> Value:
-    values, place = walk.value(node.args[0]), node.args[1]
-    assert isinstance(place, int)
-    item: Value = values[place]
+    item: Value = walk.value(node.args[0])[_argument(node, 1, "item")]
     return item
 
 
@@ -528,7 +524,7 @@ def _slice(walk: Walk, node: torch.fx.Node) -> Value:
 
 def _select(walk: Walk, node: torch.fx.Node) -> Value:
     x: Value = walk.value(node.args[0])
-    place = int(node.args[1]) % len(x.shape)  # type: ignore[arg-type]
+    place = _argument(node, 1, "dim") % len(x.shape)
     walk.ties.pin(x.axes[place])
     return Value(_shape(node), [*x.axes[:place], *x.axes[place + 1 :]])
 
@@ -545,9 +541,9 @@ def _transposed(walk: Walk, node: torch.fx.Node) -> Value:
     x: Value = walk.value(node.args[0])
     order = list(range(len(x.shape)))
     if _name(node) == "permute":
-        order = [int(place) % len(order) for place in node.args[1]]  # type: ignore[union-attr]
+        order = [place % len(order) for place in _argument(node, 1, "dims")]
     elif len(node.args) > 1:
-        one, other = (int(place) % len(order) for place in node.args[1:3])  # type: ignore[arg-type]
+        one, other = (_argument(node, i, f"dim{i - 1}") % len(order) for i in (1, 2))
         order[one], order[other] = order[other], order[one]
     else:  # t, and the attribute T
         order.reverse()
@@ -568,7 +564,7 @@ def _expanded(walk: Walk, node: torch.fx.Node) -> Value:
 
 def _unsqueezed(walk: Walk, node: torch.fx.Node) -> Value:
     x: Value = walk.value(node.args[0])
-    place = int(node.args[1]) % (len(x.shape) + 1)  # type: ignore[arg-type]
+    place = _argument(node, 1, "dim") % (len(x.shape) + 1)
     return Value(_shape(node), [*x.axes[:place], Axis(), *x.axes[place:]], x.is_parameter)
 
 
@@ -592,9 +588,9 @@ def _adapting(node: torch.fx.Node, before: tuple[int, ...], shape: tuple[int, ..
     if name in ("flatten", "squeeze"):
         return set(range(len(shape)))
     if name == "unflatten":
-        place, sizes = int(node.args[1]) % len(before), node.args[2]  # type: ignore[arg-type]
-        return {place + i for i, size in enumerate(sizes) if size == -1}  # type: ignore[union-attr, arg-type]
-    return {i for i, size in enumerate(node.args[1]) if size == -1}  # type: ignore[union-attr, arg-type]
+        place, sizes = _argument(node, 1, "dim") % len(before), _argument(node, 2, "sizes")
+        return {place + i for i, size in enumerate(sizes) if size == -1}
+    return {i for i, size in enumerate(_argument(node, 1, "size")) if size == -1}
 
 
 def _aligned_blocks(
@@ -608,7 +604,8 @@ def _aligned_blocks(
     blocks: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
-        old, new = [], []
+        old: list[int] = []
+        new: list[int] = []
         held, needed = 1, 1
         while True:
             if i < len(before) and (held < needed or (not old and held == needed)):
