@@ -157,7 +157,8 @@ class Growth:
         result["excess_slope"] = result["slope"] - power_law(dims, linear)
         result["exponential"] = exponential(dims, norms)
         for k in self.units:
-            few, many = (found[f"constant/{k}/{d}"] for d in (dims[0], dims[-1]))
+            several = [d for d in dims if f"z/{k}/{d}" in found]  # one wave alone has no error
+            few, many = (found[f"constant/{k}/{d}"] for d in (several[0], several[-1]))
             result[f"constant_ratio/{k}"] = many / few
         for name in ("nodes", "units"):
             few, many = (found[f"log10_{name}/{d}"] for d in (dims[0], dims[-1]))
