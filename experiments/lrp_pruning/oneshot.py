@@ -64,7 +64,7 @@ class Networks(Procedure):
         self.build, self.hidden, self.seed = model, hidden, seed
         self.net_optimizer = optimizer
         self.nets = nn.ModuleDict()
-        self.trained: dict[str, Tensor] | None = None
+        self.taken_over: dict[str, Tensor] | None = None
         self.found: dict[str, float] = {}
 
     @override
@@ -77,12 +77,12 @@ class Networks(Procedure):
                 sizes = {"input_shape": data.input_shape, "classes": data.classes}
                 widths = {"hidden": self.hidden[name]} if name in self.hidden else {}
                 self.nets[name] = self.build(**sizes, **widths)
-        if self.trained is not None:
-            self.load_state_dict(self.trained)
+        if self.taken_over is not None:
+            self.load_state_dict(self.taken_over)
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:
         """Takes over the networks, as soon as they are built."""
-        self.trained = checkpoint["state_dict"]
+        self.taken_over = checkpoint["state_dict"]
 
     def parts(self) -> Sequence[str]:
         """What there is to do, in its order."""
@@ -283,8 +283,8 @@ class OneShot(Networks):
                 found["unpruned_accuracy"] = [
                     measure(net, whole, classes, self.device)[0] for _, classes in drawn
                 ]
-        references = [references for references, _ in drawn]  # the most of each class
-        self._compare_ranks(net, scored, references, found)
+        most = [references for references, _ in drawn]  # of each class
+        self._compare_ranks(net, scored, most, found)
         means = {name: statistics.fmean(values) for name, values in found.items() if values}
         means["gain"] = means[f"accuracy_n{task.sizes[-1]}"] - means[f"accuracy_n{task.usual}"]
         return {f"{self.judged}/{part}/{name}": value for name, value in means.items()}

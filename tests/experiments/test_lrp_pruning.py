@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Fixed:
     def __init__(self, *scores: list[float]) -> None:
         self.scores, self.calls = scores, 0
 
-    def __call__(self, _network: Any, layers: list[str], _batches: Any) -> dict[str, Tensor]:
+    def __call__(self, _network: Any, layers: Sequence[str], _batches: Any) -> dict[str, Tensor]:
         chosen = torch.tensor(self.scores[self.calls % len(self.scores)])
         self.calls += 1
         sizes = [len(chosen) // len(layers)] * len(layers)
@@ -86,8 +87,8 @@ def test_accuracy_is_that_of_the_network_without_its_lowest_units() -> None:
     assert best["test/moons/accuracy_r50"] == pytest.approx(whole)
     assert found["test/moons/accuracy_n1"] == pytest.approx(0.5)
     assert whole > 0.6
-    fresh = moons()["test"]
-    assert best["test/moons/noisy_accuracy_s0_n10"] == pytest.approx(right_of(*fresh, False))
+    x, y = moons()["test"]
+    assert best["test/moons/noisy_accuracy_s0_n10"] == pytest.approx(right_of(x, y, constant=False))
     assert found["test/moons/pruned_share_layer1"] == 0.5
     assert found["test/moons/guarded"] == 0
 

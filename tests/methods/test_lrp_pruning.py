@@ -87,7 +87,8 @@ def by_gates(model: nn.Module, x: Tensor, y: Tensor, additive: bool) -> dict[str
     sizes: dict[str, int] = {}
     for name in layers_of(model):
         layer = network.get_submodule(name)
-        gates[name] = torch.full((len(layer.weight),), float(not additive), requires_grad=True)
+        units = len(layer.get_parameter("weight"))
+        gates[name] = torch.full((units,), float(not additive), requires_grad=True)
 
         def gate(_module: nn.Module, _inputs: Any, z: Tensor, name: str = name) -> Tensor:
             g = gates[name].view(-1, *[1] * (z.ndim - 2))
@@ -156,11 +157,10 @@ def test_relevance_sums_over_references_and_positions(net: str) -> None:
 
 def test_relevance_is_that_of_the_true_class() -> None:
     model, (x, y) = tuned(NETS["mlp"]()), references()
-    rules = {"conv": Epsilon(), "linear": Epsilon()}
     wrong = model(x).argmin(1)
     network, layers = explained(model), layers_of(model)
-    of_logits = Relevance(**rules, start="true_logit")
-    epsilon = Relevance(**rules)
+    of_logits = Relevance(Epsilon(), Epsilon(), start="true_logit")
+    epsilon = Relevance(Epsilon(), Epsilon())
     for labels in (y, wrong):
         found = epsilon(network, layers, [(x, labels)])
         expected = relevance(model, x, {nn.Linear: Epsilon()}, one_hot(labels))
@@ -308,8 +308,8 @@ def test_a_dead_unit_scores_nothing_and_goes_first(criterion: Criterion) -> None
     model, batch = tuned(NETS["mlp"]()), references()
     dead = model.get_submodule("4")
     with torch.no_grad():
-        dead.weight[3] = 0
-        dead.bias[3] = -1
+        dead.get_parameter("weight")[3] = 0
+        dead.get_parameter("bias")[3] = -1
     pruning = FilterPruning(criterion)
     pruning.begin(model)
     scores = pruning.scores(model, [batch])
@@ -356,7 +356,7 @@ def test_the_smaller_network_computes_the_same(net: str) -> None:
     sizes = [sum(each.numel() for each in net.parameters()) for net in (smaller, model)]
     assert sizes[0] < sizes[1]
     if net != "resnet":  # whose streams keep what any of their layers puts out
-        widths = {k: len(smaller.get_submodule(k).weight) for k in pruning.kept}
+        widths = {k: len(smaller.get_parameter(f"{k}.weight")) for k in pruning.kept}
         assert widths == {k: int(mask.sum()) for k, mask in pruning.kept.items()}
 
 

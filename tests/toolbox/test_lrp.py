@@ -18,6 +18,7 @@ from repro.toolbox.lrp import (
     AlphaBeta,
     Epsilon,
     Layer,
+    Rule,
     Rules,
     ZBox,
     explained,
@@ -111,7 +112,7 @@ def test_rules_against_all_contributions(name: str) -> None:
         return (torch.where(total == 0, 0.0, part / total) * R_Nj).sum(2).view(shape)
 
     box = z_Nij - low * w.clamp(min=0) - high * w.clamp(max=0)
-    expected = {
+    expected: dict[Rule, Tensor] = {
         Epsilon(1e-12): shares(z_Nij, b),
         z_plus(1e-12): shares(up),
         z_plus(1e-12, bias=True): shares(up, b.clamp(min=0)),
@@ -187,7 +188,7 @@ def by_modified_gradients(
                 outputs[name] = outputs[name] + torch.where(p == 0, plain(x), 0.0).detach()
             return outputs[name]
 
-        layer.forward = forward  # type: ignore[method-assign]
+        layer.forward = forward  # type: ignore[method-assign, assignment]
 
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

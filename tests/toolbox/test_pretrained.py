@@ -133,13 +133,14 @@ def test_weights_files(tmp_path: Path) -> None:
 
 def test_weights_under_other_names_and_for_other_classes(tmp_path: Path) -> None:
     model, other = (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, k)) for k in (4, 5))
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     published = {f"features.{k}": v for k, v in model.state_dict().items()}
     torch.save(published, tmp_path / "w.pth")
-    head = other[1].weight.clone()
+    head = theirs["1.weight"].clone()
     WeightsFile(tmp_path / "w.pth", in_order=True, new_head=True)(other, None, CPU)
-    assert torch.equal(other[0].weight, model[0].weight)
-    assert torch.equal(other[0].bias, model[0].bias)
-    assert torch.equal(other[1].weight, head)
+    assert torch.equal(theirs["0.weight"], ours["0.weight"])
+    assert torch.equal(theirs["0.bias"], ours["0.bias"])
+    assert torch.equal(theirs["1.weight"], head)
     with pytest.raises(UserError, match="not the weights of this model"):
         WeightsFile(tmp_path / "w.pth", in_order=True)(other, None, CPU)
     with pytest.raises(UserError, match="not the weights of this model"):

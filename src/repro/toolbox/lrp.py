@@ -154,7 +154,12 @@ class AlphaBeta:
 
 
 def z_plus(eps: float = 1e-9, bias: bool = False) -> AlphaBeta:
-    """The rule of positive contributions, α = 1 and β = 0, also called z⁺."""
+    """The rule of positive contributions, α = 1 and β = 0, also called z⁺.
+
+    Args:
+        eps: see `AlphaBeta`.
+        bias: see `AlphaBeta`.
+    """
     return AlphaBeta(1.0, 0.0, eps, bias)
 
 
@@ -190,7 +195,7 @@ def _sum(layer: Layer, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     if isinstance(layer, nn.Linear):
         first, *others = [F.linear(x, w) for w, x in parts]
     else:
-        sizes = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        sizes: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
         first, *others = [F.conv2d(x, w, None, *sizes) for w, x in parts]
     return sum(others, first)
 
@@ -391,9 +396,11 @@ def _back(
 
     def again(x: Tensor) -> Tensor:
         if module is not None:
-            return module.forward(x)  # type: ignore[no-any-return] # without anybody's hooks
-        function: Any = getattr(x, node.target) if isinstance(node.target, str) else None
-        return function(*others, **named) if function else node.target(x, *others, **named)
+            return module.forward(x)  # without anybody's hooks
+        target: Any = node.target
+        if isinstance(target, str):
+            return getattr(x, target)(*others, **named)
+        return target(x, *others, **named)
 
     back: Tensor = torch.func.vjp(again, x)[1](S)[0]
     return back

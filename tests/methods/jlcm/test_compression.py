@@ -173,7 +173,7 @@ def test_flips_and_jumps_are_counted_in_the_starts_order() -> None:
     work = CodebookCompression(
         small_cnn(), Recipe(**QUICK, mapping_lr=50.0, kernel="lin"), seeded(32, 1, 8, 8)
     )
-    report = next(iter(work))
+    report = work.step(0)
     start = kmeans_start(work.layer(work.units[0]), work.recipe).codes.int()
     moved = (work.coded["stages.0.0"].codes.int() - start).abs()
     assert report.flips == int((moved >= 1).sum()) > report.jumps == int((moved >= 2).sum()) > 0
@@ -291,7 +291,8 @@ def test_streaming_goes_block_by_block_and_goes_on_from_codes() -> None:
 def test_streaming_sees_compressed_inputs_and_float_targets() -> None:
     """The second block alone, given both inputs, becomes what it became in the stream."""
     model, tokens = decoder()
-    recipe, done = Recipe(**QUICK, mapping_lr=0.5), {}
+    recipe = Recipe(**QUICK, mapping_lr=0.5)
+    done: dict[str, CodedWeight] = {}
     streamed = copy.deepcopy(model)
     list(compress_blocks(streamed, recipe, tokens, batch_size=8, done=done))
     with torch.no_grad():

@@ -259,8 +259,8 @@ def compress_blocks(
             for name, layer in zip(names, work.layers, strict=True):
                 block.get_parameter(weight_name(layer)).copy_(done[name].weight())
         else:
-            for name, layer, report in zip(names, work.layers, work, strict=True):
-                reports[name], done[name] = report, work.coded[layer]
+            for number, (name, layer) in enumerate(zip(names, work.layers, strict=True)):
+                reports[name], done[name] = work.step(number), work.coded[layer]
         run_blocks([reference], x_float, batch_size)
         run_blocks([block], x, batch_size)
         block.to(place)

@@ -77,7 +77,7 @@ class _Lookup(torch.autograd.Function):
     """The hard lookup, with the gradients of this module."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         logits_RNk: Tensor,
         tables_Gk: Tensor,
@@ -92,7 +92,7 @@ class _Lookup(torch.autograd.Function):
         return tables_Gk.flatten()[places_RN]
 
     @staticmethod
-    def backward(ctx: Any, g_RN: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, g_RN: Tensor) -> Any:
         places_RN, tables_Gk, groups_R, logits_RNk = ctx.saved_tensors
         to_logits = to_tables = None
         if ctx.needs_input_grad[1]:
@@ -129,7 +129,7 @@ def mapped(
             ``sign`` and ``random`` (controls).
         generator: of ``random``.
     """
-    found: Tensor = _Lookup.apply(logits_RNk, tables_Gk, groups_R, kernel, generator)  # type: ignore[no-untyped-call]
+    found: Tensor = _Lookup.apply(logits_RNk, tables_Gk, groups_R, kernel, generator)
     return found
 
 

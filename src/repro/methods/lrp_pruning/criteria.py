@@ -86,7 +86,7 @@ class Weight:
         self, network: torch.fx.GraphModule, layers: Sequence[str], _batches: Batches
     ) -> Scores:
         """See `Criterion`; references are not looked at."""
-        weights = {name: network.get_submodule(name).weight for name in layers}
+        weights = {name: network.get_parameter(f"{name}.weight") for name in layers}
         return {name: w.detach().abs().flatten(1).sum(1) for name, w in weights.items()}
 
 
@@ -141,7 +141,7 @@ class Random:
         self, network: torch.fx.GraphModule, layers: Sequence[str], _batches: Batches
     ) -> Scores:
         """See `Criterion`; references are not looked at."""
-        sizes = {name: len(network.get_submodule(name).weight) for name in layers}
+        sizes = {name: len(network.get_parameter(f"{name}.weight")) for name in layers}
         return {name: torch.rand(size) for name, size in sizes.items()}
 
 

@@ -66,7 +66,7 @@ def units_of(model: nn.Module, kind: Kind | None = None) -> list[Units]:
     if kind is None:
         kind = "filters" if any(isinstance(m, nn.Conv2d) for _, m, _ in layers) else "neurons"
     found = [
-        Units(name, len(module.weight), norm)
+        Units(name, len(module.get_parameter("weight")), norm)
         for name, module, norm in layers[:-1]
         if isinstance(module, KINDS[kind])
     ]
