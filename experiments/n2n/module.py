@@ -125,7 +125,8 @@ class Compression(Procedure):
                 "n2n takes method=n2n/removal, n2n/shrinkage or n2n/hill_climbing, or with "
                 f"method=none a module.design; not {type(method).__name__} and {design}."
             )
-        self.model, self.search = model, method if searches else None
+        self.model = model
+        self.search: Search | None = method if isinstance(method, Search) else None
         self.whole = read(model)
         self.make_judge, self.teacher, self.budget = judge, teacher, budget
         self.repeats, self.design, self.take, self.seed = repeats, design, take, seed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from repro.methods.n2n import count_parameters, prune_to_size, read
@@ -10,13 +12,13 @@ from repro.models.vision.resnet_imagenet import ResNetImageNet
 
 
 def test_the_largest_units_stay() -> None:
-    model = MLP([4], 3, [6])
+    model: Any = MLP([4], 3, [6])
     first, last = model[1], model[3]
     strength = torch.tensor([5.0, 1.0, 4.0, 2.0, 6.0, 3.0])
     with torch.no_grad():
         first.weight.copy_(strength[:, None].expand(6, 4))
         first.bias.zero_()
-    small = prune_to_size(model, [4], 3 * 4 + 3 + 3 * 3 + 3)
+    small: Any = prune_to_size(model, [4], 3 * 4 + 3 + 3 * 3 + 3)
     kept = [0, 2, 4]
     assert torch.equal(small[1].weight, first.weight[kept])
     assert torch.equal(small[3].weight, last.weight[:, kept])

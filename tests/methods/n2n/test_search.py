@@ -42,7 +42,7 @@ def shrinkage_policy(**knobs: Any) -> ShrinkagePolicy:
     return ShrinkagePolicy(edit, **knobs).double()
 
 
-POLICIES = [removal_policy, shrinkage_policy]
+POLICIES: list[Callable[..., Policy]] = [removal_policy, shrinkage_policy]
 of_each_policy = pytest.mark.parametrize("make", POLICIES)
 
 
@@ -77,7 +77,7 @@ def test_all_students_together_have_probability_one(make: Callable[[], Policy]) 
     policy = make()
     tables = all_tables(policy)
     assert len(tables) == (8 if make is removal_policy else 9)
-    assert float(probabilities(policy, tables).sum()) == pytest.approx(1)
+    assert probabilities(policy, tables).sum().item() == pytest.approx(1)
 
 
 @of_each_policy
@@ -187,7 +187,7 @@ def test_the_released_cells_do_not_learn() -> None:
 def test_an_update_for_each_rollout_is_another_than_one_for_all() -> None:
     ends = []
     for steps in ("batch", "rollout"):
-        search = Reinforce(removal_policy(), steps=steps)  # type: ignore[arg-type]
+        search = Reinforce(removal_policy(), steps=steps)
         tables = all_tables(search.policy)
         moved(search, tables, rewards_of(tables))
         ends.append(search.optimizer.state_dict()["state"][0]["step"])
@@ -199,7 +199,7 @@ def test_which_entries_are_reinforced() -> None:
     table = torch.zeros(1, len(free), dtype=torch.int64)
     counted = {}
     for kind in ("free", "all", "forced"):
-        search = Reinforce(removal_policy(), reinforced=kind)  # type: ignore[arg-type]
+        search = Reinforce(removal_policy(), reinforced=kind)
         log_probs, _ = search.policy.log_probs(TEACHER, table)
         counted[kind] = float(search.loss(TEACHER, table, torch.ones(1)))
         expected = {"free": free, "all": free | True, "forced": ~free}[kind]

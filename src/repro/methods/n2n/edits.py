@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from annotated_types import Ge
@@ -154,7 +154,7 @@ class Shrinkage:
         factors = torch.tensor(list(self.factors), dtype=torch.float64)[actions].tolist()
         shrunk: dict[tuple[int, int], Layer] = {}
         for index, row in enumerate(table[:-1]):
-            changes = {
+            changes: dict[str, Any] = {
                 variable: self.shrunk(getattr(row.layer, variable), variable, factor)
                 for variable, factor in zip(
                     self.variables, factors[self._deciding(table, index)], strict=True
