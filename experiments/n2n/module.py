@@ -119,14 +119,14 @@ class Compression(Procedure):
         seed: Natural = 0,
     ) -> None:
         super().__init__()
-        search = method if isinstance(method, Search) else None
-        is_other = search is None and not isinstance(method, Method)
-        if is_other or (search is None) == (design is None):
+        searches = isinstance(method, Search)
+        if searches == (design is not None) or not isinstance(method, Search | Method):
             raise UserError(
                 "n2n takes method=n2n/removal, n2n/shrinkage or n2n/hill_climbing, or with "
                 f"method=none a module.design; not {type(method).__name__} and {design}."
             )
-        self.model, self.search = model, search
+        self.model = model
+        self.search: Search | None = method if isinstance(method, Search) else None
         self.whole = read(model)
         self.make_judge, self.teacher, self.budget = judge, teacher, budget
         self.repeats, self.design, self.take, self.seed = repeats, design, take, seed

@@ -71,11 +71,11 @@ def test_five_residual_students_side_by_side() -> None:
         some = [fresh(student, [3, 16, 16], seed) for seed in range(count)]
         train(some, batches, Recipe(epochs=1), teacher)
 
-    def one_by_one() -> None:
+    def one_after_another() -> None:
         for _ in range(5):
             trained(1)
 
-    faster("five students of ResNet-18, against one by one", partial(trained, 5), one_by_one, 3)
+    faster("five students of ResNet-18", partial(trained, 5), one_after_another, 3)
 
 
 def test_what_was_trained_is_not_trained_again() -> None:

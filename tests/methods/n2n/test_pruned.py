@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from repro.models.vision.resnet_imagenet import ResNetImageNet
 
 
 def test_the_largest_units_stay() -> None:
-    model = MLP([4], 3, [6])
+    model: Any = MLP([4], 3, [6])
     first, last = model[1], model[3]
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
@@ -19,7 +21,7 @@ def test_the_largest_units_stay() -> None:
     with torch.no_grad():
         first.weight.copy_(strength[:, None].expand(6, 4))
         first.bias.zero_()
-    small = prune_to_size(model, [4], 3 * 4 + 3 + 3 * 3 + 3)
+    small: Any = prune_to_size(model, [4], 3 * 4 + 3 + 3 * 3 + 3)
     kept = [0, 2, 4]
     left = dict(small.named_parameters())
     assert torch.equal(left["1.weight"], first.weight[kept])

@@ -42,7 +42,7 @@ def shrinkage_policy(**knobs: Any) -> ShrinkagePolicy:
     return ShrinkagePolicy(edit, **knobs).double()
 
 
-POLICIES: list[Callable[[], Policy]] = [removal_policy, shrinkage_policy]
+POLICIES: list[Callable[..., Policy]] = [removal_policy, shrinkage_policy]
 of_each_policy = pytest.mark.parametrize("make", POLICIES)
 
 
@@ -77,7 +77,7 @@ def test_all_students_together_have_probability_one(make: Callable[[], Policy]) 
     policy = make()
     tables = all_tables(policy)
     assert len(tables) == (8 if make is removal_policy else 9)
-    assert float(probabilities(policy, tables).sum()) == pytest.approx(1)
+    assert probabilities(policy, tables).sum().item() == pytest.approx(1)
 
 
 @of_each_policy

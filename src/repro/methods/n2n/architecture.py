@@ -136,7 +136,7 @@ def _read(module: nn.Module) -> Iterator[Part]:
         body = (part for each in inside for part in _read(each))
         yield Block(tuple(body), tuple(_read(module.downsample)))  # type: ignore[arg-type]
     elif hasattr(module, "chain"):
-        chain: Any = module.chain()  # type: ignore[operator]
+        chain = module.chain()  # type: ignore[operator]
         for piece in (chain.stem, *chain.units, chain.head):
             yield from _read(piece)
     elif isinstance(module, nn.Sequential):
