@@ -1,6 +1,6 @@
-"""Every metric that a claim reads should be named in a test of its room or method.
+"""Every metric that a claim reads is named in a test of its room or method.
 
-A report more than a test: what is missing is listed (``pytest -rx``), so that it can be written.
+What rooms older than this rule lack is counted, and the counts only fall.
 """
 
 from __future__ import annotations
@@ -30,6 +30,14 @@ def is_named(metric: str, text: str) -> bool:
     return re.search(pattern, text) is not None
 
 
+# How many metrics of older rooms no test names yet: a room's number may only fall.
+UNNAMED = {
+    "accelat": 7, "barron_pde": 32, "bn_marl": 7, "gbnn": 6, "gradient_noise": 1, "gsae": 9,
+    "lrp_pruning": 24, "man": 1, "nngp_mixture": 13, "otov3": 2, "rmt_lr": 56, "score_ntk": 21,
+    "skeleton": 8,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("slug", sorted(paper_files()))
 def test_metrics_of_claims_are_named(slug: str) -> None:
     read = {
@@ -40,5 +48,6 @@ def test_metrics_of_claims_are_named(slug: str) -> None:
     }
     text = sources(slug)
     missing = sorted(metric for metric in read if not is_named(metric, text))
-    if missing:
-        pytest.xfail(f"{len(missing)} of {len(read)} metrics are named in no test: {missing}")
+    known = UNNAMED.get(slug, 0)
+    assert len(missing) <= known, f"{len(missing)} of {len(read)} are named in no test: {missing}"
+    assert len(missing) == known, f"UNNAMED: {slug} has {len(missing)} now"
