@@ -225,7 +225,7 @@ def count(graph: DependencyGraph) -> int:
 @pytest.mark.parametrize(
     ("build", "groups"),
     [
-        # What the authors' package counts, or what follows from the widths (the dossier's numbers).
+        # What the authors' package counts, or what follows from the widths (worked out by hand).
         (lambda: ResNetImageNet([3, 32, 32], 10, depth=18, small_images=True), 2_880),
         (lambda: ResNetImageNet([3, 32, 32], 10, depth=50, small_images=True), 11_456),
         (
