@@ -35,7 +35,7 @@ def test_outside_a_checkout_the_paper_runs_with_its_config_folder(folder: Path) 
     command = ["run", "paper=mypaper", "scale=smoke", "n_jobs=1", "--config-dir", "conf", "-q"]
     code, output = run_repro(command, folder)
     assert code == 0, output
-    assert "C1" in output
+    assert "smoke only shows that things run" in output
     code, output = run_repro(["show", "mypaper", "--config-dir", "conf"], folder)
     assert code == 0, output
     assert TITLE in output
