@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from repro.internals import TorchDispatchMode, identity, tree_leaves
 
@@ -285,7 +285,7 @@ def count_operations(function: Any, *args: Any) -> CountOperations:
 
 
 def multiply_accumulates(model: nn.Module, *inputs: Any) -> int:
-    """Multiply-accumulates of a forward pass, half of what `CountFlops` counts.
+    """Multiply-accumulates of a forward pass, as PyTorch's `FlopCounterMode` counts them.
 
     Products of matrices, convolutions and attention count; norms, activations and additions do not.
 
@@ -293,6 +293,7 @@ def multiply_accumulates(model: nn.Module, *inputs: Any) -> int:
         model: any module.
         inputs: what it is called with; all examples of the batch count.
     """
-    with torch.no_grad(), CountFlops() as counted:
+    # In inference mode, too, where layers reach a dispatch mode whole.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs)
-    return int(counted.flops) // 2  # a product and an addition are two of its
+    return int(counter.get_total_flops()) // 2  # a product and an addition are two of its
