@@ -146,7 +146,7 @@ def eight_units(hidden: list[float], output: list[list[float]], bias: list[float
     return network
 
 
-def tested(module: Any, rivals: Rivals, x: Tensor, y: Tensor) -> dict[str, float]:
+def outcome_of(module: Any, rivals: Rivals, x: Tensor, y: Tensor) -> dict[str, float]:
     """What a test logs of rivals on these examples."""
     module.rivals["set"], module.tasks = rivals, {"set": Task.of(y)}
     module._whole = lambda split: {"set": (x, y)}
@@ -172,7 +172,7 @@ def test_accuracy_drops_by_what_the_units_that_are_off_knew(
         lambda model, name, generator: torch.tensor(orders[name].pop(0)),
     )
     x, y = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]]), torch.tensor([1, 1, 0, 0])
-    logged = tested(comparison, Given(model, cuttable=True), x, y)
+    logged = outcome_of(comparison, Given(model, cuttable=True), x, y)
     assert logged["test/accuracy"] == 1
     assert logged["test/first/25/accuracy_drop"] == 0.5  # x < 0 is taken for class 1
     assert logged["test/random/25/accuracy_drop"] == 0.25  # one order of two
@@ -186,7 +186,7 @@ def test_rmse_rises_relatively(comparison: Any, monkeypatch: pytest.MonkeyPatch)
         gbnn_module, "order_units", lambda model, name, generator: torch.arange(8).flip(0)
     )
     x = torch.ones(5, 1)
-    logged = tested(comparison, Given(model, cuttable=True), x, 4.0 * x)
+    logged = outcome_of(comparison, Given(model, cuttable=True), x, 4.0 * x)
     assert logged["test/rmse"] == pytest.approx(1)
     assert logged["test/first/25/rmse_rise"] == pytest.approx(2.25)
     assert logged["test/random/25/rmse_rise"] == pytest.approx(2.25)
@@ -211,10 +211,10 @@ def test_errors_per_doubling_are_slopes(comparison: Any) -> None:
     comparison.by_width = {"set": {2: 0, 4: 1, 8: 2}}
     x, ones = torch.zeros(10, 1), torch.ones(10, dtype=torch.long)
     rivals = Given(*map(Constant, logits), cuttable=False)
-    logged = tested(comparison, rivals, x, ones)
+    logged = outcome_of(comparison, rivals, x, ones)
     assert logged["test/error_per_doubling"] == pytest.approx(0.2)
     outputs = [torch.full((10, 1), error, dtype=torch.float64) for error in (3.0, 2.0, 1.0)]
-    logged = tested(comparison, Given(*map(Constant, outputs), cuttable=False), x, x)
+    logged = outcome_of(comparison, Given(*map(Constant, outputs), cuttable=False), x, x)
     assert logged["test/rmse_per_doubling"] == pytest.approx(-1)
 
 
@@ -226,11 +226,11 @@ def test_costs_of_a_boosted_network(comparison: Any, monkeypatch: pytest.MonkeyP
     for tick in range(4):
         rivals.step(x, x.square(), tick)
     rivals.seconds = torch.ones(20, dtype=torch.float64)  # every stage takes as long
-    logged = tested(comparison, rivals, x, x.square())
+    logged = outcome_of(comparison, rivals, x, x.square())
     assert logged["test/merge_error"] < 1e-9
     assert logged["test/cost_of_a_quarter"] == 0.25
     assert logged["time/predict_quarter_ms"] / logged["time/predict_ms"] == 0.25
     assert logged["time/growth_exponent"] == pytest.approx(1)
     rivals.seconds = torch.arange(1.0, 2001).double()  # every stage takes longer than the last
-    logged = tested(comparison, rivals, x, x.square())
+    logged = outcome_of(comparison, rivals, x, x.square())
     assert logged["time/growth_exponent"] == pytest.approx(2, abs=0.01)
