@@ -66,3 +66,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def wide_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands print in this process is as wide as where nobody says how wide."""
+    render = sys.modules.get("repro.cli.render")
+    if render is not None:
+        monkeypatch.setattr(render.console, "_width", render.WIDE)
