@@ -9,8 +9,8 @@ from repro.claims.power import Power, power
 from repro.claims.studies import recorded_claims, recorded_results
 from repro.claims.verdicts import Verdict
 from repro.errors import UserError
-from repro.records.files import read_json
 from repro.records.papers import Paper
+from repro.records.summary import recorded_study
 from repro.report.tables import detail_of, effect_of
 
 from . import render
@@ -43,7 +43,7 @@ def show(paper: Paper, as_json: bool) -> None:
 
 def _power(paper: Paper, claims: ClaimsFile, scale: str) -> list[Power]:
     """Today's checks on the recorded runs; what reads curves, which are not recorded, as it was."""
-    record = read_json(paper.results_file(scale))
+    record = recorded_study(paper, scale)
     known = {
         (claim.id, check.relation, check.compared): check
         for claim in recorded_claims(paper, scale)

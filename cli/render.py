@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from repro.cli import OUTPUT_LOST
 from repro.cli.knobs import knobs
-from repro.cli.verdicts import verdict_table
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repro.records.files import read_json
 from repro.records.papers import Paper
 from repro.records.status import Status
 from repro.records.summary import (
@@ -202,13 +200,12 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
 
 def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
     """The recorded verdicts on a paper's claims, by scale."""
-    from repro.claims.verdicts import ClaimVerdict
+    from repro.claims.studies import recorded_claims
 
-    files = {scale: paper.results_file(scale) for scale in paper.scales}
     return {
-        scale: [ClaimVerdict.from_dict(claim) for claim in read_json(file)["claims"]]
-        for scale, file in files.items()
-        if file.is_file()
+        scale: recorded_claims(paper, scale)
+        for scale in paper.scales
+        if paper.results_file(scale).is_file()
     }
 
 
@@ -217,7 +214,7 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     from repro.claims.file import load_claims
 
     claims = load_claims(shown.claims_file).claims
-    settings = knobs(shown)
+    settings, found = knobs(shown), recorded(shown)
     if as_json:
         emit(
             {
@@ -229,14 +226,14 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
                 "scales": shown.scales,
                 "recorded": {
                     scale: [verdict.to_dict() for verdict in verdicts]
-                    for scale, verdicts in recorded(shown).items()
+                    for scale, verdicts in found.items()
                 },
                 "code": {
                     scale: {
                         "commit": recorded_commit(shown, scale),
                         "outdated": is_outdated(shown, scale),
                     }
-                    for scale in recorded(shown)
+                    for scale in found
                 },
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
@@ -249,9 +246,9 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     console.print(Text.assemble((shown.title, "bold"), f"  {shown.link}"))
     if shown.question:
         console.print(shown.question, markup=False, highlight=False)
-    for scale, verdicts in recorded(shown).items():
+    for scale, verdicts in found.items():
         title = f"\nRecorded at scale={scale}"
-        console.print(verdict_table(verdicts, title, verbose), highlight=False)
+        print_verdicts(verdicts, title, verbose)
         since = f" ({OLD} the paper's code has changed since)" if is_outdated(shown, scale) else ""
         console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
@@ -348,6 +345,13 @@ def submitted(study: Study, as_json: bool) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def print_verdicts(verdicts: Sequence[ClaimVerdict], title: str, verbose: bool) -> None:
+    """The verdicts on a paper's claims."""
+    from repro.cli.verdicts import verdict_table  # `list` does without
+
+    console.print(verdict_table(verdicts, title, verbose), highlight=False)
+
+
 def study_result(
     study: Study, verdicts: Sequence[ClaimVerdict], as_json: bool, verbose: bool = False
 ) -> None:
@@ -380,7 +384,7 @@ def study_result(
     if study.scale == "smoke":
         console.print("smoke only shows that things run; what they mean is judged at other scales.")
     if any(verdict.checks for verdict in verdicts):
-        console.print(verdict_table(verdicts, "\nClaims", verbose), highlight=False)
+        print_verdicts(verdicts, "\nClaims", verbose)
     overrides = [text for text in study.about.typed if not text.startswith("paper=")]
     if overrides:
         console.print(f"With: {' '.join(overrides)}", markup=False, highlight=False)
@@ -575,7 +579,7 @@ def study_status(study: Study, as_json: bool, verbose: bool = False) -> None:
     console.print(shown)
     verdicts = read_verdicts(study)
     if verdicts:
-        console.print(verdict_table(verdicts, "\nClaims", verbose), highlight=False)
+        print_verdicts(verdicts, "\nClaims", verbose)
 
 
 def comparison(folders: Sequence[Path], as_json: bool) -> None:

@@ -9,9 +9,9 @@ from repro.claims.agreement import Agreement, agreements
 from repro.claims.studies import recorded_claims, verdicts_of
 from repro.errors import UserError
 from repro.launching.queue import current_record
-from repro.records.files import read_json
 from repro.records.papers import Paper
 from repro.records.study import Study
+from repro.records.summary import recorded_study
 from repro.report.tables import with_minus
 
 from . import render, workflow
@@ -34,7 +34,7 @@ def verify(paper: Paper, study: Study | None, scale: str, quiet: bool, as_json: 
             f"Record it: repro run paper={paper.slug} scale={scale}, then repro record."
         )
     if study is None:
-        study, stopped = _run(read_json(paper.results_file(scale))["typed"], quiet)
+        study, stopped = _run(recorded_study(paper, scale)["typed"], quiet)
         if stopped is not None:
             return stopped
         workflow.report_failures(study)

@@ -30,6 +30,7 @@ from repro.claims.relations import RELATIONS, Check
 from repro.claims.relations.base import Scale
 from repro.claims.verdicts import Paper
 from repro.errors import UserError, did_you_mean
+from repro.records.files import YamlLoader
 
 
 def _as_relation(raw: Any) -> Check:
@@ -207,10 +208,7 @@ def _foregone(claim: Claim) -> Iterator[str]:
                 yield f"{one.effect_name} cannot be {one.claimed} and {other.claimed}"
 
 
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_SafeLoader):
+class _Loader(YamlLoader):
     """Safe YAML in which a repeated key is an error: it would silently drop a check."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:

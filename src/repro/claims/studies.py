@@ -12,6 +12,7 @@ from repro.claims.verdicts import ClaimVerdict
 from repro.records import files
 from repro.records.papers import Paper
 from repro.records.study import Study
+from repro.records.summary import recorded_study
 
 
 def results(study: Study) -> list[RunResult]:
@@ -61,10 +62,9 @@ def judge_study(study: Study) -> list[ClaimVerdict]:
 
 def recorded_claims(paper: Paper, scale: str) -> list[ClaimVerdict]:
     """The verdicts in the paper's room, or an empty list."""
-    file = paper.results_file(scale)
-    if not file.is_file():
+    if not paper.results_file(scale).is_file():
         return []
-    return [ClaimVerdict.from_dict(raw) for raw in files.read_json(file)["claims"]]
+    return [ClaimVerdict.from_dict(raw) for raw in recorded_study(paper, scale)["claims"]]
 
 
 def read_verdicts(study: Study) -> list[ClaimVerdict]:

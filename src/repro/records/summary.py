@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from repro.errors import UserError
 from repro.records import files
 from repro.records.papers import Paper
 from repro.records.provenance import paper_fingerprint
@@ -150,29 +153,47 @@ def state_counts(statuses: Sequence[Status]) -> str:
     return ", ".join(f"{statuses.count(state)} {state}" for state in dict.fromkeys(statuses))
 
 
+def recorded_study(paper: Paper, scale: str) -> dict[str, Any]:
+    """What the paper's room holds of a study; parsed once for as long as the file is the same.
+
+    Raises:
+        UserError: it is missing, or not JSON.
+    """
+    file = paper.results_file(scale)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist.")
+    found = file.stat()
+    return _parsed(file, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@functools.cache
+def _parsed(file: Path, *_version: int) -> dict[str, Any]:
+    content: dict[str, Any] = files.read_json(file)
+    return content
+
+
 def recorded_verdicts(paper: Paper) -> dict[str, dict[str, int]]:
     """How many claims got which verdict, for each scale with recorded results."""
     counts = {}
     for scale in paper.scales:
-        file = paper.results_file(scale)
-        if file.is_file():
-            given = [claim["verdict"] for claim in files.read_json(file)["claims"]]
+        if paper.results_file(scale).is_file():
+            given = [claim["verdict"] for claim in recorded_study(paper, scale)["claims"]]
             counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
     return counts
 
 
 def recorded_seconds(paper: Paper, scale: str) -> float:
     """How long the runs of a recorded study took, one after the other."""
-    runs = files.read_json(paper.results_file(scale))["runs"]
+    runs = recorded_study(paper, scale)["runs"]
     return float(sum(run["seconds"] or 0 for run in runs))
 
 
 def recorded_commit(paper: Paper, scale: str) -> str:
     """The git commit of the code that produced a recorded study, or ``unknown``."""
-    return str(files.read_json(paper.results_file(scale))["code"].get("commit", "unknown"))
+    return str(recorded_study(paper, scale)["code"].get("commit", "unknown"))
 
 
 def is_outdated(paper: Paper, scale: str) -> bool:
     """Whether what is the paper's own has changed since a recorded study, as far as is known."""
-    produced = files.read_json(paper.results_file(scale))["code"].get("paper_sha256")
+    produced = recorded_study(paper, scale)["code"].get("paper_sha256")
     return produced is not None and produced != paper_fingerprint(paper)
