@@ -17,13 +17,13 @@ from repro.experiments.lrp_pruning.base import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from repro.data.base.iterators import Batch, generator_for
 from repro.errors import UserError
 from repro.knobs import Count, Inside, Natural, Share, checked
 from repro.methods.lrp_pruning import Batches, FilterPruning
+from repro.toolbox.costs import CountFlops
 from repro.toolbox.dependency_graph import DependencyGraph, trace
 from repro.toolbox.method import Method, OptimizerFactory
 from repro.toolbox.pretrained import Base
@@ -219,10 +219,10 @@ class Iterative(Procedure):
         self.model.eval()
         self.graph = self.graph or trace(self.model, x)
         smaller = self.method.shrunk(self.model, self.graph).eval()
-        with FlopCounterMode(display=False) as counted:
+        with CountFlops() as counted:
             logits = smaller(x)
         self._note("removal_gap", float((logits - self.model(x)).abs().max()))
-        self._note(f"multiplications_{self._rate(steps)}", counted.get_total_flops() / 2 / len(x))
+        self._note(f"multiplications_{self._rate(steps)}", counted.flops / 2 / len(x))
         parameters = sum(each.numel() for each in smaller.parameters())
         self._note(f"parameters_{self._rate(steps)}", parameters)
         self.model.train(was_training)

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 import torch.fx
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Count, checked
 from repro.methods.lrp_pruning.criteria import Batches, Criterion, Scores, normalised
 from repro.methods.lrp_pruning.removal import shrunk
+from repro.toolbox.costs import CountFlops
 from repro.toolbox.dependency_graph import DependencyGraph
 from repro.toolbox.lrp import explained
 from repro.toolbox.method import Method
@@ -223,12 +223,12 @@ def scoring_cost(pruning: FilterPruning, model: nn.Module, batches: Batches) -> 
         batches: references.
     """
     network = pruning.explained(model).requires_grad_()
-    with FlopCounterMode(display=False) as ours:
+    with CountFlops() as ours:
         pruning.scores_of(network, batches)
-    with FlopCounterMode(display=False) as plain, torch.enable_grad():
+    with CountFlops() as plain, torch.enable_grad():
         for x, y in batches:
             nn.functional.cross_entropy(network(x), y).backward()
-    return ours.get_total_flops() / plain.get_total_flops()
+    return ours.flops / plain.flops
 
 
 def overlap(kept: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
