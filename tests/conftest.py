@@ -73,4 +73,4 @@ def wide_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """What commands print in this process is as wide as where nobody says how wide."""
     render = sys.modules.get("repro.cli.render")
     if render is not None:
-        monkeypatch.setattr(render.console, "_width", render.WIDE)
+        monkeypatch.setattr(render.console, "width", render.WIDE)

@@ -97,20 +97,28 @@ def test_accuracy_and_perplexity_of_outputs_made_by_hand(logged: dict[str, float
     assert logged["test/perplexity"] == pytest.approx(7)  # of seven tokens that are all as likely
 
 
-def test_ratios_are_counted_and_speed_ups_modelled_at_the_end(
-    logged: dict[str, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = module_of("dgc")
+def after_training(
+    arm: str, monkeypatch: pytest.MonkeyPatch, sparse: float, dense: float, density: float
+) -> Any:
+    """A module whose training has ended: a pass took 10 ms, and so many bytes went out a step."""
+    module = module_of(arm)
     module.method.attach(module.model)
     module.last_batch = ()
     monkeypatch.setattr(module, "_seconds_of_a_pass", lambda workers: 0.01)
     counted = {
-        "comm/sparse_bytes_per_step": 1000.0,
-        "comm/dense_bytes_per_step": 4000.0,
-        "comm/density": 0.001,
+        "comm/sparse_bytes_per_step": sparse,
+        "comm/dense_bytes_per_step": dense,
+        "comm/density": density,
     }
     monkeypatch.setattr(module.method, "metrics", lambda: counted)
     module.on_train_end()
+    return module
+
+
+def test_ratios_are_counted_and_speed_ups_modelled_at_the_end(
+    logged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = after_training("dgc", monkeypatch, sparse=1000.0, dense=4000.0, density=0.001)
     module.on_test_start()
     module.on_test_epoch_end()
     # A thousandth of all weights at 6 bytes (of each tensor, rounded up), the others at 4.
@@ -128,17 +136,7 @@ def test_ratios_are_counted_and_speed_ups_modelled_at_the_end(
 def test_a_dense_exchange_reduces_everything(
     logged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = module_of("dense")
-    module.method.attach(module.model)
-    module.last_batch = ()
-    monkeypatch.setattr(module, "_seconds_of_a_pass", lambda workers: 0.01)
-    counted = {
-        "comm/sparse_bytes_per_step": 3000.0,
-        "comm/dense_bytes_per_step": 1000.0,
-        "comm/density": 1,
-    }
-    monkeypatch.setattr(module.method, "metrics", lambda: counted)
-    module.on_train_end()
+    module = after_training("dense", monkeypatch, sparse=3000.0, dense=1000.0, density=1)
     reduced = 126 * (50e-6 + 4000 / 64 / 1250e6)
     expected = 64 * 0.01 / (0.01 + reduced)
     assert module.costs["time/modelled_speedup_10gbit"] == pytest.approx(expected)

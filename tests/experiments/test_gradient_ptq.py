@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from rooms import configs, finished, plan, refusal, summaries
+from rooms import check_compressed_network, configs, finished, refusal, summaries
 
 from repro.errors import UserError
 from repro.models import ResNetCIFAR
@@ -16,7 +15,6 @@ from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.pretrained import Given
 from repro.training.compression import Protocol
-from repro.training.execute import build_module
 
 PAPER = load_paper("gradient_ptq")
 SMALL = ["paper=gradient_ptq", "scale=smoke", "seed=0"]
@@ -38,13 +36,7 @@ def test_smoke_quantises(study: Study) -> None:
     [("mini", 26_514), ("full", 11_689_512), ("full_vit", 86_567_656)],
 )
 def test_the_networks_are_as_published(scale: str, parameters: int) -> None:
-    runs = plan("paper=gradient_ptq", f"scale={scale}", "arm=adaround").runs
-    with torch.device("meta"):
-        module: Any = build_module(runs[-1].config)
-    assert sum(p.numel() for p in module.model.parameters()) == parameters
-    if scale != "mini":
-        assert module.recipe.iterations == 20000
-        assert [run.parent for run in runs] == [None]
+    check_compressed_network("gradient_ptq", "adaround", scale, parameters)
 
 
 def test_full_llama_is_the_published_decoder() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from repro.experiments.jlcm.module import Codebooks, Setting, Streamed
-from rooms import configs, finished, plan, refusal, summaries
+from rooms import check_compressed_network, configs, finished, refusal, summaries
 
 from repro.data.tables.bundled import digits
 from repro.models import ResNetCIFAR
@@ -118,13 +118,7 @@ def test_rescaling_keeps_the_function_and_spreads_the_rows() -> None:
     [("mini", 26_514), ("full", 25_557_032), ("full_vit", 86_567_656)],
 )
 def test_the_networks_are_as_published(scale: str, parameters: int) -> None:
-    runs = plan("paper=jlcm", f"scale={scale}", "arm=jlcm").runs
-    with torch.device("meta"):
-        module: Any = build_module(runs[-1].config)
-    assert sum(p.numel() for p in module.model.parameters()) == parameters
-    if scale != "mini":
-        assert module.recipe.iterations == 20000
-        assert [run.parent for run in runs] == [None]
+    check_compressed_network("jlcm", "jlcm", scale, parameters)
 
 
 def test_full_llama_is_the_published_decoder_block_by_block() -> None:

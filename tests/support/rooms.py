@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from repro.errors import UserError
@@ -12,7 +14,7 @@ from repro.planning.plan import Plan, plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
 from repro.records.study import Study
-from repro.training.execute import execute
+from repro.training.execute import build_module, execute
 
 
 @functools.cache  # composing takes longer than building, and many tests look at the same scale
@@ -59,3 +61,14 @@ def summaries(study: Study) -> dict[str, dict[str, float]]:
     """Summaries by arm of a study of one seed; an arm that equals another has that one's."""
     found = {run.record().arm: run.summary() for run in study.runs}
     return found | {arm: found[first] for arm, first in study.about.twins.items()}
+
+
+def check_compressed_network(paper: str, arm: str, scale: str, parameters: int) -> None:
+    """The size of what an arm compresses; at full scale published, not trained here."""
+    runs = plan(f"paper={paper}", f"scale={scale}", f"arm={arm}").runs
+    with torch.device("meta"):
+        module: Any = build_module(runs[-1].config)
+    assert sum(p.numel() for p in module.model.parameters()) == parameters
+    if scale != "mini":
+        assert module.recipe.iterations == 20000
+        assert [run.parent for run in runs] == [None]

@@ -50,9 +50,10 @@ def draw(log_probs: Tensor, generator: torch.Generator) -> Tensor:
     return below.sum(-1)
 
 
-def entropy_of(log_probs: Tensor) -> Tensor:
-    """Entropies (...,) in nat of log-probabilities (..., A)."""
-    return -(log_probs.exp() * log_probs).sum(-1)
+def of_actions(log_probs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of actions (...,), and entropies in nat (...,), of `log_probs` (..., A)."""
+    chosen = log_probs.gather(-1, actions[..., None]).squeeze(-1)
+    return chosen, -(log_probs.exp() * log_probs).sum(-1)
 
 
 class RemovalPolicy(nn.Module):
@@ -120,8 +121,7 @@ class RemovalPolicy(nn.Module):
     def log_probs(self, architecture: Architecture, actions_MT: Tensor) -> tuple[Tensor, Tensor]:
         """Of tables (M, T): log-probabilities and entropies (M, T)."""
         log_probs_MTA = self.distribution(architecture).expand(len(actions_MT), -1, -1)
-        chosen = log_probs_MTA.gather(-1, actions_MT[..., None]).squeeze(-1)
-        return chosen, entropy_of(log_probs_MTA)
+        return of_actions(log_probs_MTA, actions_MT)
 
 
 class ShrinkagePolicy(nn.Module):
@@ -185,8 +185,7 @@ class ShrinkagePolicy(nn.Module):
         x_MSF = self.inputs(architecture, actions_MTV)
         h_MSH, _ = self.cells(x_MSF)
         log_probs = self.head(h_MSH).log_softmax(-1).view(*actions_MTV.shape, -1)
-        chosen = log_probs.gather(-1, actions_MTV[..., None]).squeeze(-1)
-        return chosen, entropy_of(log_probs)
+        return of_actions(log_probs, actions_MTV)
 
     def inputs(self, architecture: Architecture, actions_MTV: Tensor) -> Tensor:
         """What the cells read where these actions are taken: (M, T·V, F + 1)."""
