@@ -53,7 +53,8 @@ def same_after_a_kill(folder: Path, step: int, *typed: str, straight: Run | None
     parent, trained = killed.parent(), straight.parent()
     if parent is not None and trained is not None:  # it was not killed: no need to train it again
         shutil.copytree(trained.folder, parent.folder, dirs_exist_ok=True)
-    with unplugged(get_class(killed.config().module._target_), lambda module, index: module.global_step >= step):
+    module = get_class(killed.config().module._target_)
+    with unplugged(module, lambda module, index: module.global_step >= step):
         assert execute.execute(killed.folder) == Status.INTERRUPTED
     torch.manual_seed(123)
     assert execute.execute(killed.folder) == Status.FINISHED

@@ -111,12 +111,13 @@ def _forget_changed_files() -> None:
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if name.endswith(".yaml"):
-                path = os.path.join(place, name)
+    for place, _, names in os.walk(folder.resolve()):
+        for path in (os.path.join(place, name) for name in names if name.endswith(".yaml")):
+            try:
                 about = os.stat(path)
-                yield path, about.st_mtime_ns, about.st_size
+            except OSError:  # such as an editor's lock, a link to nowhere
+                continue
+            yield path, about.st_mtime_ns, about.st_size
 
 
 def forget_study() -> None:
