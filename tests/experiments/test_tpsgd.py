@@ -59,8 +59,8 @@ def test_full_scales_build_the_networks_they_name(scale: str, parameters: int) -
 
 def test_what_a_step_keeps_against_depth() -> None:
     """In units of a layer's outputs, by hand: tanh keeps its output, the next layer its input."""
-    sizes = ["module.memory_depths=[4,8,64]", "module.memory_width=256", "module.memory_batch=8"]
-    layer = 8 * 256 * 4 / 1024  # KB
+    sizes = ["module.memory_depths=[4,8,64]", "module.memory_width=64", "module.memory_batch=8"]
+    layer = 8 * 64 * 4 / 1024  # KB
     backprop, local, direct = (
         built("scale=mini", f"arm=memory_{arm}", *sizes).memory() for arm in ("bp", "l2", "dfa")
     )
