@@ -1,21 +1,22 @@
-"""The strings that tests write, f-strings of their loops included: read, not run."""
+"""The strings that assertions of tests read, f-strings of their loops included."""
 
 from __future__ import annotations
 
 import ast
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-Values = tuple[object, ...]  # of a loop's variable, in its order
-Loop = Mapping[str, Values]  # variables that run together, as in ``for a, b in …``
+Loop = Mapping[str, tuple[object, ...]]  # values of variables that change together, turn by turn
 
 
-def strings_of(file: Path) -> set[str]:
-    """All strings in the functions of a file, without docstrings.
+def asserted_in(file: Path) -> set[str]:
+    """The strings in assertions, and in what gives an assertion's variables their values.
 
-    An f-string gives one for each turn of the loops (``for``, comprehensions, parametrisations)
-    around it, where these run over literals or the module's constants, and none otherwise.
+    What a helper returns counts as asserted. An f-string gives one string for each turn of the
+    loops (``for``, comprehensions, parametrisations) around it, where these run over literals or
+    constants of the module, and none where anything else is put in.
     """
     tree = ast.parse(file.read_text())
     constants = {
@@ -25,90 +26,118 @@ def strings_of(file: Path) -> set[str]:
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    return {text for node in functions for text in _strings(node, [], constants)}
+    found: set[str] = set()
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        ends = [each for each in ast.walk(function) if isinstance(each, ast.Assert | ast.Return)]
+        read = frozenset(name for end in ends for name in _names(end))
+        found.update(_Reader(constants, read).strings(function, [], False))
+    return found
 
 
-def _strings(
-    node: ast.AST, loops: Sequence[Loop], constants: Mapping[str, ast.expr]
-) -> Iterator[str]:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.JoinedStr):
-        yield from _formatted(node, loops)
-    elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-        inner = [*loops, *(loop for each in _loops(node, constants) if (loop := each))]
+@dataclass(frozen=True)
+class _Reader:
+    """Reads a function.
+
+    Attributes:
+        constants: of its module.
+        read: variables of its assertions.
+    """
+
+    constants: Mapping[str, ast.expr]
+    read: frozenset[str]
+
+    def strings(self, node: ast.AST, loops: Sequence[Loop], counts: bool) -> Iterator[str]:
+        """The strings in a part of it; ``counts`` says whether an assertion reads that part."""
+        match node:
+            case ast.Assert() | ast.Return():
+                counts = True
+            case ast.Assign(targets=[ast.Name(name)]):
+                counts = name in self.read
+            case ast.Constant(str(text)) if counts:
+                yield text
+            case ast.JoinedStr() if counts:
+                yield from _turns_of(node, loops)
+                return
+        over = [*self.loops(node)]
+        inner = [*loops, *(self.loop(target, values) for target, values in over)]
         for child in ast.iter_child_nodes(node):
-            yield from _strings(child, inner, constants)
+            is_read = any(child is v and _names(target) & self.read for target, v in over)
+            yield from self.strings(child, inner, counts or is_read)
+
+    def loops(self, node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+        """What a node runs over: variables, and their values."""
+        match node:
+            case (
+                ast.For(target=target, iter=values) | ast.comprehension(target=target, iter=values)
+            ):
+                yield target, values
+            case ast.FunctionDef(decorator_list=calls):
+                for call in calls:
+                    match call:
+                        case ast.Call(ast.Attribute(attr="parametrize"), [names, values]):
+                            yield _variables(names), values
+        for part in getattr(node, "generators", ()):  # whose element stands beside them
+            yield part.target, part.iter
+
+    def loop(self, target: ast.expr, values: ast.expr) -> Loop:
+        """The variables of a loop that are literals at every turn."""
+        turns = self.turns(values)
+        variables = target.elts if isinstance(target, ast.Tuple) else [target]
+        columns: dict[str, tuple[object, ...]] = {}
+        for index, variable in enumerate(variables):
+            cells = [
+                turn.elts[index] if isinstance(target, ast.Tuple) else turn
+                for turn in turns
+                if isinstance(turn, ast.Tuple) or not isinstance(target, ast.Tuple)
+            ]
+            if isinstance(variable, ast.Name) and all(isinstance(c, ast.Constant) for c in cells):
+                columns[variable.id] = tuple(ast.literal_eval(cell) for cell in cells)
+        return columns
+
+    def turns(self, values: ast.expr) -> Sequence[ast.expr]:
+        """The elements of a literal, or of a constant; none of anything else."""
+        match values:
+            case ast.Name(name) if name in self.constants:
+                return self.turns(self.constants[name])
+            case ast.Tuple(elements) | ast.List(elements):
+                return elements
+            case ast.Dict(keys):
+                return [key for key in keys if key is not None]
+            case ast.Call(ast.Attribute(table, "items")):
+                table = (
+                    self.constants.get(table.id, table) if isinstance(table, ast.Name) else table
+                )
+                if isinstance(table, ast.Dict):
+                    return [
+                        ast.Tuple([key, value])
+                        for key, value in zip(table.keys, table.values, strict=True)
+                        if key is not None
+                    ]
+        return []
 
 
-def _formatted(node: ast.JoinedStr, loops: Sequence[Loop]) -> Iterator[str]:
-    """The string for every combination of turns; none where something else is put in."""
-    parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in node.values]
-    wanted = {part.id for part in parts if isinstance(part, ast.Name)}
-    if not all(isinstance(part, (ast.Name, ast.Constant)) for part in parts):
-        return
-    used = [loop for loop in loops if wanted & loop.keys()]
+def _turns_of(node: ast.JoinedStr, loops: Sequence[Loop]) -> Iterator[str]:
+    """An f-string for every combination of its variables' values."""
+    used = [loop for loop in loops if _names(node) & loop.keys()]
     turns = [
         [dict(zip(loop, turn, strict=True)) for turn in zip(*loop.values(), strict=True)]
         for loop in used
     ]
+    code = compile(ast.Expression(node), "<f-string>", "eval")
     for chosen in itertools.product(*turns):
         values = {name: value for turn in chosen for name, value in turn.items()}
-        if wanted <= values.keys():
-            yield "".join(
-                str(values[part.id] if isinstance(part, ast.Name) else ast.literal_eval(part))
-                for part in parts
-            )
+        if _names(node) <= values.keys():
+            yield eval(code, values)
 
 
-def _loops(node: ast.AST, constants: Mapping[str, ast.expr]) -> Iterator[Loop]:
-    """What a node makes run: loops, or the parameters of a test."""
-    if isinstance(node, ast.For):
-        yield _loop(node.target, node.iter, constants)
-    for each in getattr(node, "generators", ()):
-        yield _loop(each.target, each.iter, constants)
-    for call in getattr(node, "decorator_list", ()):
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.parametrize":
-            names = ast.literal_eval(call.args[0])
-            names = names.split(",") if isinstance(names, str) else names
-            targets = [ast.Name(name.strip()) for name in names]
-            target = targets[0] if len(targets) == 1 else ast.Tuple(list(targets))
-            yield _loop(target, call.args[1], constants)
+def _names(node: ast.AST) -> set[str]:
+    """The variables in a part of a test."""
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
 
 
-def _loop(target: ast.expr, over: ast.expr, constants: Mapping[str, ast.expr]) -> Loop:
-    """The variables of a loop; none where it runs over something that is not literal."""
-    match target:
-        case ast.Name(name):
-            names = [name]
-        case ast.Tuple(several):
-            names = [each.id if isinstance(each, ast.Name) else "" for each in several]
-        case _:
-            return {}
-    match over:
-        case ast.Call(ast.Attribute(table, "items")):
-            turns: list[ast.expr] = [
-                ast.Tuple([key, value])
-                for table in [_constant(table, constants)]
-                if isinstance(table, ast.Dict)
-                for key, value in zip(table.keys, table.values, strict=True)
-                if key is not None
-            ]
-        case _:
-            over = _constant(over, constants)
-            turns = over.elts if isinstance(over, (ast.Tuple, ast.List)) else []
-    columns: dict[str, Values] = {}
-    for index, name in enumerate(names):
-        cells = [
-            turn.elts[index] if isinstance(turn, ast.Tuple) and len(names) > 1 else turn
-            for turn in turns
-        ]
-        if turns and all(isinstance(cell, ast.Constant) for cell in cells):
-            columns[name] = tuple(ast.literal_eval(cell) for cell in cells)
-    return columns
-
-
-def _constant(node: ast.expr, constants: Mapping[str, ast.expr]) -> ast.expr:
-    """What a name of the module stands for."""
-    return constants.get(node.id, node) if isinstance(node, ast.Name) else node
+def _variables(names: ast.expr) -> ast.expr:
+    """The parameters of a test, by their names in a string, a list or a tuple."""
+    text = ast.literal_eval(names)
+    listed = [each.strip() for each in text.split(",")] if isinstance(text, str) else text
+    variables: list[ast.expr] = [ast.Name(each) for each in listed]
+    return variables[0] if len(variables) == 1 else ast.Tuple(variables)
