@@ -210,6 +210,38 @@ def test_each_set_has_its_own_accuracies(comparison: Any, monkeypatch: pytest.Mo
     assert logged["test/first/25/accuracy_drop"] == pytest.approx((1 / 4 + 2 / 4 + 1 / 4) / 3)
 
 
+class Grown(Boosted):
+    """A network that was boosted, of eight units, and another for all smaller budgets."""
+
+    size = 1
+
+    def __init__(self, whole: nn.Module, part: nn.Module) -> None:
+        Rivals.__init__(self)
+        self.whole, self.part = whole, part
+
+    def network(self, index: int, units: int | None = None) -> nn.Module:
+        """The whole one, or that of fewer units."""
+        return self.whole if units is None else self.part
+
+    def units(self, index: int) -> int:
+        """Eight."""
+        return 8
+
+
+def test_the_first_units_of_a_boosted_network_are_its_first_blocks(
+    comparison: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is grown says class 0 always, whatever units of the whole network would say."""
+    monkeypatch.setattr(comparison, "_account", lambda *_: None)
+    whole = eight_units([1.0] * 8, [[0.0] * 8, [1.0] * 8], [0.1, 0.0])  # class 1 at x > 0
+    grown = eight_units([1.0] * 8, [[1.0] * 8, [0.0] * 8], [0.1, 0.0])
+    x = torch.tensor([[1.0], [2.0], [3.0], [-1.0]])
+    logged = outcome_of(comparison, Grown(whole, grown), x, (x[:, 0] > 0).long())
+    assert logged["test/accuracy/set"] == 1
+    assert logged["test/first/25/accuracy/set"] == logged["test/refit/25/accuracy/set"] == 1 / 4
+    assert logged["test/norm/25/accuracy/set"] == 1
+
+
 def test_rmse_rises_relatively(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight units add up to 3 of 4, an error of 1; two of them to 0.75, an error of 3.25."""
     model = eight_units([1.0] * 8, [[0.375] * 8], [0.0])

@@ -85,27 +85,28 @@ def shape(*size: int, fault: int = 0) -> Tensor:
 
 
 def test_the_benchmark_on_skeletons_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two images and four volumes, of which the second ones have empty skeletons."""
-    masks = [shape(6, 6), shape(6, 6, fault=1), *(shape(6, 6, 6, fault=k) for k in range(4))]
+    """Two images and five volumes: the second and the third are left with empty skeletons."""
+    faults = (0, 1, 0, 0, 1, 2, 3)
+    masks = [shape(*(6,) * (2 if n < 2 else 3), fault=k) for n, k in enumerate(faults)]
     found: Any = Benchmark(nn.Identity(), ByHand(), SoftInput(["0"]))
     found._trainer = SimpleNamespace(should_stop=False)
-    found.names = list(map(str, range(6)))
+    found.names = list(map(str, range(7)))
     monkeypatch.setattr(found, "tick", lambda: None)
-    seconds = iter([s for k in range(6) for s in (0, 0.9, 0, (k + 1) / 1000)])
+    seconds = iter([s for k in range(7) for s in (0, 0.9, 0, (k + 1) / 1000)])
     monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     for number, mask in enumerate(masks):
         found.training_step((mask, torch.tensor(number)), number)
     logs = logged(found, found.on_test_epoch_end)
     # Two pieces are lost each time: the line, and the corner that says so.
-    assert logs["test/wrong"] == pytest.approx(2 / 6)
-    assert logs["test/betti_error"] == pytest.approx(2 * 2 / 6)
-    assert logs["test/3d/wrong"] == 1 / 4
-    # Of a volume's gradients one is 1, one 0, one is not there and one is infinite.
-    assert logs["test/3d/usable_gradient"] == 1 / 4
-    assert logs["test/usable_gradient"] == pytest.approx(2 / 6)
-    # The faster of two passes: 1 and 2 ms, and 3 to 6.
+    assert logs["test/wrong"] == pytest.approx(2 / 7)
+    assert logs["test/betti_error"] == pytest.approx(2 * 2 / 7)
+    assert logs["test/3d/wrong"] == pytest.approx(1 / 5)
+    # Of the volumes' gradients two are 1, one 0, one is not there and one is infinite.
+    assert logs["test/3d/usable_gradient"] == pytest.approx(2 / 5)
+    assert logs["test/usable_gradient"] == pytest.approx(3 / 7)
+    # The faster of two passes: 1 and 2 ms, and 3 to 7.
     assert logs["time/2d_ms"] == pytest.approx(1.5)
-    assert logs["time/3d_ms"] == pytest.approx(4.5)
+    assert logs["time/3d_ms"] == pytest.approx(5)
     assert logs["test/foreign_operations"] == 2
     # The first draw has one point of four, most of five have two, most of twenty three.
     assert logs["test/soft/beta_0.33/dice_1"] == pytest.approx(2 * 1 / (1 + 4))
