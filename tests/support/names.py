@@ -82,13 +82,12 @@ class _Reader:
     def loop(self, target: ast.expr, values: ast.expr) -> Loop:
         """The variables of a loop that are literals at every turn."""
         turns = self.turns(values)
-        variables = target.elts if isinstance(target, ast.Tuple) else [target]
+        several = target.elts if isinstance(target, ast.Tuple) else None
         columns: dict[str, tuple[object, ...]] = {}
-        for index, variable in enumerate(variables):
+        for index, variable in enumerate([target] if several is None else several):
             cells = [
-                turn.elts[index] if isinstance(target, ast.Tuple) else turn
+                turn.elts[index] if several is not None and isinstance(turn, ast.Tuple) else turn
                 for turn in turns
-                if isinstance(turn, ast.Tuple) or not isinstance(target, ast.Tuple)
             ]
             if isinstance(variable, ast.Name) and all(isinstance(c, ast.Constant) for c in cells):
                 columns[variable.id] = tuple(ast.literal_eval(cell) for cell in cells)
