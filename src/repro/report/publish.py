@@ -1,7 +1,7 @@
 """Bundles: a finished study as a folder that stands by itself, to be sent or put on a hub.
 
-A bundle is a study's folder without what belongs to one machine (logs, locks, jobs), with a card and
-the study's results beside it. The command reads it as any study.
+A bundle is a study's folder without what belongs to one machine (logs, locks, jobs), with a card
+and the study's results beside it. The command reads it as any study.
 """
 
 from __future__ import annotations
