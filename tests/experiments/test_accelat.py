@@ -20,7 +20,7 @@ from repro.experiments.accelat.pretraining import (
     quarter_turns,
     replace_head,
 )
-from rooms import configs, finished, logged, refusal, summaries, tested
+from rooms import configs, evaluated, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
 from repro.data.base.files import cache_home
@@ -206,7 +206,7 @@ def test_accuracies_are_shares_of_right_examples() -> None:
         "other": lambda *_: logits(0, 0, 2, 0),
     }
     y = torch.tensor([0, 1, 2, 0])
-    logs = tested(with_logits(attacks=attacks), [(logits(0, 1, 2, 1), y, logits(1, 1, 0, 2))])
+    logs = evaluated(with_logits(attacks=attacks), [(logits(0, 1, 2, 1), y, logits(1, 1, 0, 2))])
     assert logs["test/accuracy"] == 3 / 4
     assert logs["test/adversarial_accuracy"] == 1 / 4
     assert logs["test/one_accuracy"] == logs["test/other_accuracy"] == 3 / 4

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from rooms import configs, finished, plan, refusal, summaries, tested
+from rooms import configs, evaluated, finished, plan, refusal, summaries
 from torch import nn
 
 from repro.claims.studies import judge_study
@@ -89,7 +89,7 @@ def test_shares_of_networks_by_their_accuracies() -> None:
     for member, right in enumerate((100, 99, 95, 20)):
         output[member, :right, 3] = output[member, right:, 4] = 1.0
     module.model = nn.Identity()
-    found = tested(module, [(output, torch.full((100,), 3))])
+    found = evaluated(module, [(output, torch.full((100,), 3))])
     assert found["test/accuracy"] == pytest.approx((1 + 0.99 + 0.95 + 0.2) / 4)
     assert found["test/share_above_0.5"] == 3 / 4
     assert found["test/share_above_0.95"] == 3 / 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from rooms import check_compressed_network, configs, finished, refusal, summaries, tested
+from rooms import check_compressed_network, configs, evaluated, finished, refusal, summaries
 from torch import nn
 
 from repro.errors import UserError
@@ -34,7 +34,7 @@ def test_measures_of_known_predictions() -> None:
     protocol: Any = SimpleNamespace(eval_batches=None, copies=1, noise=0.0, seed=0)
     room: Any = Compression(nn.Identity(), protocol)
     room.units = SimpleNamespace(reference=lambda _: exact.log())
-    found = tested(room, [(compressed.log(), torch.tensor([0, 1]))])
+    found = evaluated(room, [(compressed.log(), torch.tensor([0, 1]))])
     assert found["test/accuracy"] == 0.5
     assert found["test/float_accuracy"] == 0
     # Of the float network's law from the compressed one's, not the other way round.

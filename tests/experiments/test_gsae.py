@@ -13,7 +13,7 @@ from interruptions import same_after_a_kill
 from published import write_gpt2
 from repro.experiments.gsae import module as room
 from repro.experiments.gsae.module import Dictionary, DictionaryLearning
-from rooms import configs, finished, refusal, summaries, tested
+from rooms import configs, evaluated, finished, refusal, summaries
 from torch import Tensor, nn
 
 from repro.data.tables.simulated import PlantedDictionary
@@ -84,7 +84,7 @@ def test_measures_of_a_dictionary_that_was_made_by_hand(monkeypatch: pytest.Monk
     found.data.features = torch.tensor([[0.5, 0.0], [0.0, 3.0]])
     found.data.is_influential = torch.tensor([True, False])
     x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    logs = tested(found, [(x, torch.tensor([0, 0]))])
+    logs = evaluated(found, [(x, torch.tensor([0, 0]))])
     clean = loss_of(2, -1)
     # Halved: (1, 0), (0, ½). Against the gradient of class 0: (4, -2), (2, -1); of class 1: (0, 2).
     assert logs["test/delta_ce/topk"] == pytest.approx(loss_of(1, -0.5) - clean)

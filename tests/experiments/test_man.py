@@ -9,7 +9,7 @@ import torch
 from interruptions import same_after_a_kill
 from omegaconf import DictConfig
 from repro.experiments.man.module import LocalTraining
-from rooms import configs, finished, refusal, summaries, tested
+from rooms import configs, evaluated, finished, refusal, summaries
 from torch import nn
 
 from repro.methods.man import LocalLearning
@@ -44,7 +44,7 @@ def test_accuracy_is_the_share_of_right_examples_whatever_their_batch() -> None:
     assert isinstance(module, LocalTraining)
     module.model = nn.Identity()
     batches = [(torch.eye(3), torch.tensor([0, 1, 0])), (torch.eye(3)[:1], torch.tensor([0]))]
-    assert tested(module, batches)["test/accuracy"] == pytest.approx(3 / 4)
+    assert evaluated(module, batches)["test/accuracy"] == pytest.approx(3 / 4)
 
 
 def test_every_arm_attaches() -> None:

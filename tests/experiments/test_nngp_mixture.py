@@ -16,7 +16,7 @@ from repro.experiments.nngp_mixture.classification import Classifier, SparseClas
 from repro.experiments.nngp_mixture.limits import Ensemble
 from repro.experiments.nngp_mixture.regression import KernelSearch
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
-from rooms import configs, logged, refusal, summaries, tested
+from rooms import configs, evaluated, logged, refusal, summaries
 from scipy import stats
 
 from repro.data.base.iterators import generator_for
@@ -164,7 +164,7 @@ def test_measures_of_known_confidence_under_every_shift(monkeypatch: pytest.Monk
     )
     shifts = {name: [name, 1.0] for name in sure}
     room: Any = Confident(3, TrainingSet(), shifts, **PLAIN)
-    found = tested(room, [(torch.full((4, 1, 2, 2), 0.9), torch.tensor([0, 0, 0, 1]))])
+    found = evaluated(room, [(torch.full((4, 1, 2, 2), 0.9), torch.tensor([0, 0, 0, 1]))])
 
     def nll(p: float) -> float:
         return -(3 * math.log(p) + math.log((1 - p) / 2)) / 4

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from repro.experiments.otov3.module import Compressed
-from rooms import configs, finished, refusal, summaries, tested
+from rooms import configs, evaluated, finished, refusal, summaries
 from torch import nn
 
 from repro.methods.otov3 import Channels, Segments, SparseTraining
@@ -61,7 +61,7 @@ def test_accuracy_and_loss_are_those_of_the_extracted_network() -> None:
             parameter.zero_()
     x = torch.zeros(3, *module.example.shape[1:])
     x.flatten(1)[:, :3] = 3 * torch.eye(3)
-    found = tested(module, [(x, torch.tensor([0, 1, 0]))])
+    found = evaluated(module, [(x, torch.tensor([0, 1, 0]))])
     assert found["test/accuracy"] == pytest.approx(2 / 3)
     assert found["test/loss"] == pytest.approx(math.log(math.e**3 + 2) - 3 * 2 / 3)
 

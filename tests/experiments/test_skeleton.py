@@ -13,7 +13,7 @@ from interruptions import same_after_a_kill
 from repro.experiments.skeleton import benchmark
 from repro.experiments.skeleton.benchmark import Benchmark, SoftInput
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
-from rooms import configs, finished, logged, plan, refusal, summaries, tested
+from rooms import configs, evaluated, finished, logged, plan, refusal, summaries
 from torch import Tensor, nn
 
 from repro.claims.studies import judge_study
@@ -124,7 +124,7 @@ def test_overlaps_of_known_masks() -> None:
     masks[..., 2:6, 2:6] = 1
     logits = 2 * masks - 1
     logits[0, ..., :4] = -1
-    logs = tested(found, [(logits, masks)])
+    logs = evaluated(found, [(logits, masks)])
     assert logs["test/dice"] == pytest.approx((17 / 25 + 1) / 2)
 
 
