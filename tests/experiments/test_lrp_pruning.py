@@ -64,7 +64,7 @@ def one_shot(
     first, second = [2.0, 1.0], [1.0, 2.0]
     others = {"weight": [first], "taylor": [second], "grad": [first, first, second]}
     found.against = {name: FilterPruning(Fixed(*each)) for name, each in others.items()}
-    settings = {"sizes": [1, 5, 10], "usual": 5, "draws": 2} | task
+    settings: dict[str, Any] = {"sizes": [1, 5, 10], "usual": 5, "draws": 2} | task
     found.tasks = {part: Task(part, **settings)}
     found.found = found.work(part)
     return logged(found, found.on_test_epoch_end)
@@ -94,7 +94,7 @@ def points(part: str = "moons") -> Any:
 
 
 def test_accuracy_is_that_of_the_network_without_its_lowest_units() -> None:
-    half = {"rates": [0.5], "rate": 0.5, "noise": [0.0]}
+    half: dict[str, Any] = {"rates": [0.5], "rate": 0.5, "noise": [0.0]}
     x, y = points()["train"]
     best, found = one_shot([2.0, 1.0], **half), one_shot([1.0, 2.0], **half)
     whole = right_of(x, y, constant=False)
@@ -124,7 +124,13 @@ def test_gains_overlaps_ranks_and_passes(part: str) -> None:
     good, bad = [2.0, 1.0], [1.0, 2.0]
     costed = good  # what scoring costs is counted by five references, in one more call
     drawn = [good, bad, bad, bad, bad, bad, costed, good, good, good, good, good, bad]
-    sizes = {"sizes": [1, 5, 10, 20], "draws": 3, "rates": [0.5], "rate": 0.5, "noise": [0.3]}
+    sizes: dict[str, Any] = {
+        "sizes": [1, 5, 10, 20],
+        "draws": 3,
+        "rates": [0.5],
+        "rate": 0.5,
+        "noise": [0.3],
+    }
     found = one_shot(*drawn, part=part, criterion=Twice, **sizes)
     x, y = points(part)["train"]
     whole, chance = right_of(x, y, constant=False), right_of(x, y, constant=True)
@@ -160,7 +166,7 @@ def test_accuracy_is_that_among_the_drawn_classes() -> None:
         net[1].weight[:, :10] = net[4].weight[:] = torch.eye(10)
         net[4].bias[:] = -1e-3 * torch.arange(10)
     found.against, found.method = {}, FilterPruning(Fixed(list(map(float, range(10)))))
-    rates = {"sizes": [10], "usual": 10, "rates": [0.5, 0.7], "rate": 0.7}
+    rates: dict[str, Any] = {"sizes": [10], "usual": 10, "rates": [0.5, 0.7], "rate": 0.7}
     found.tasks = {"digits3": Task("digits", draws=4, classes=3, **rates)}
     found.found = found.work("digits3")
     logs = logged(found, found.on_test_epoch_end)

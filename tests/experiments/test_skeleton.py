@@ -79,7 +79,8 @@ class ByHand(Skeletonize):
 def shape(*size: int, fault: int = 0) -> Tensor:
     """A line of four points inside, and in the first two points which fault `ByHand` has."""
     mask = torch.zeros(1, 1, *size)
-    mask[(0, 0, *(2 for _ in size[1:]), slice(1, 5))] = 1
+    middle = mask[0, 0, 2] if len(size) == 2 else mask[0, 0, 2, 2]
+    middle[1:5] = 1
     mask.view(-1)[:2] = torch.tensor([float(fault & 1), float(fault >> 1)])
     return mask
 
