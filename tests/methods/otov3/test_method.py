@@ -286,6 +286,13 @@ def test_the_target_can_be_a_share_of_products() -> None:
         assert method.removed() == pytest.approx(best)
 
 
+def test_a_step_projects_no_more_than_a_share_of_products_asks() -> None:
+    knobs: dict[str, Any] = {"candidates": "all", "adaptive": False, "penalty": 30.0, "target": 0.4}
+    removed = [trained(measure=each, **knobs).method for each in ("groups", "products")]
+    groups, products = (method.structure.share(method.zero) for method in removed)  # type: ignore[union-attr,arg-type]
+    assert 0.4 <= products < 0.55 < groups
+
+
 @pytest.mark.parametrize(("least", "multiple", "kept"), [(1, 1, [1, 4]), (2, 1, [2, 4]), (1, 4, [4, 4])])  # fmt: skip # noqa: E501
 def test_no_layer_is_emptied(least: int, multiple: int, kept: list[int]) -> None:
     structure = Channels(network(), X, least, multiple)

@@ -313,7 +313,24 @@ class SparseTraining(Method):
         self.structure.blocks.add_(before, factors)
         if self.shrink == "half_space" and self.epoch >= self.project_from:
             trial = known.squares - self.lr * known.products + factors * known.squares
-            self.zero = self.zero | (alive & (trial < self.epsilon * known.squares))
+            near = alive & (trial < self.epsilon * known.squares)
+            self.zero = self.zero | self._needed(near, trial / known.squares)
+
+    def _needed(self, near: Tensor, order: Tensor) -> Tensor:
+        """Of groups near zero those that are projected: all, or as many as a share of products asks.
+
+        One step may project many groups, and some channels take a tenth of what is left.
+        """
+        assert self.zero is not None
+        if self.measure == "groups" or not self.stop:
+            return near
+        assert isinstance(self.structure, Channels)
+        taken, ranked = torch.zeros_like(near), order.argsort()
+        for number in ranked[near[ranked]].tolist():
+            if self.structure.share(self.zero | taken) >= self.target:
+                break
+            taken[number] = True
+        return taken
 
     def _lambdas(self, known: Evidence) -> Tensor:
         """The penalty of each group."""
