@@ -317,7 +317,7 @@ class SparseTraining(Method):
             self.zero = self.zero | self._needed(near, trial / known.squares)
 
     def _needed(self, near: Tensor, order: Tensor) -> Tensor:
-        """Of groups near zero those that are projected: all, or as many as a share of products asks.
+        """Of groups near zero those to project: all, or as many as a share of products asks.
 
         One step may project many groups, and some channels take a tenth of what is left.
         """
