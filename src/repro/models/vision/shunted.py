@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.data.base.files import data_root
 from repro.errors import UserError
 from repro.knobs import Count, Fraction, Natural, Positive, checked
 from repro.models.parts.maps import (
@@ -236,7 +239,7 @@ class ShuntedTransformer(nn.Module):
         return maps, tokens_of(x_NLC, size)
 
     def load_published(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over ImageNet weights as their authors publish them (``shunted_s.pth``).
+        """Takes over ImageNet weights as their authors publish them (``ckpt_S.pth``).
 
         Their first convolution has no bias, so that ours keeps its own; their head is not used.
 
@@ -255,6 +258,48 @@ class ShuntedTransformer(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"Shunted transformer: weights of another network: {reason}") from error
+
+
+class PublishedWeights:
+    """Fills a `ShuntedTransformer` from a file as its authors publish it.
+
+    Args:
+        file: a state dictionary, or a checkpoint that holds one as ``model``; below `root`, or a path
+            of its own.
+        root: folder of all downloads, see `repro.data.base.files.data_root`.
+        info: what stands in for it, see `fresh`; not used here.
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        root: str | Path | None = None,
+        info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
+    ) -> None:
+        self.file = data_root(root) / file
+
+    def __call__(self, network: ShuntedTransformer) -> None:
+        """Loads them.
+
+        Raises:
+            UserError: the file is missing, or of another network.
+        """
+        if not self.file.is_file():
+            raise UserError(
+                f"The encoder's ImageNet weights are missing: no {self.file}.\nSave the published"
+                " file there, or train from scratch with arm=viws_scratch."
+            )
+        weights = torch.load(self.file, map_location="cpu", weights_only=True)
+        network.load_published(weights.get("model", weights))
+
+
+def fresh(**_facts: Any) -> Callable[[ShuntedTransformer], None]:
+    """Stands in for `PublishedWeights`: the network keeps its fresh weights.
+
+    Args:
+        **_facts: where the weights would be.
+    """
+    return lambda _network: None
 
 
 def _ours(name: str) -> str:
