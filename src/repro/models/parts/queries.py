@@ -32,7 +32,7 @@ class QueryBlock(nn.Module):
         heads: of the attention.
         ratio: hidden width of the MLP over C.
         drop_path: rate of `DropPath`.
-        learned: how many queries of its own it has, drawn from N(0, 1); 0: they are given.
+        learned: how many queries of its own it has; 0: they are given.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class QueryBlock(nn.Module):
         self.proj = nn.Linear(width, width)
         self.mlp = ConvolvedMLP(width, ratio, residual=False)
         self.drop = DropPath(drop_path)
-        self.queries = nn.Parameter(torch.randn(1, learned, width)) if learned else None
+        self.queries = nn.Parameter(torch.zeros(1, learned, width)) if learned else None
 
     def forward(self, x_NLC: Tensor, size: Size, queries_NMC: Tensor | None) -> Tensor:
         """A sequence of the same shape."""
@@ -69,7 +69,7 @@ class QueryDecoder(nn.Module):
         heads: of their attention.
         ratio: hidden width of their MLPs over C.
         drop_path: rates by block.
-        learned: queries that each block has of its own; 0: they are given.
+        learned: queries that each block has of its own, drawn from N(0, 1); 0: they are given.
     """
 
     @checked
@@ -88,6 +88,9 @@ class QueryDecoder(nn.Module):
         self.blocks = nn.ModuleList(QueryBlock(width, heads, ratio, r, learned) for r in rates)
         self.norm = nn.LayerNorm(width, EPS)
         init_map_transformer(self)
+        for block in self.blocks:  # last, so that decoders with and without queries begin alike
+            if block.queries is not None:
+                nn.init.normal_(block.queries)  # type: ignore[arg-type]
 
     def forward(self, x_NCHW: Tensor, queries_NMC: Tensor | None = None) -> Tensor:
         """(N, C, H / 2, W / 2), rounded up."""
