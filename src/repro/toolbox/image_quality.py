@@ -47,9 +47,10 @@ def ssim(x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
     """Structural similarity (N,) of pictures in 0…255, of at least 11 x 11 pixels.
 
     Gaussian windows of 11 x 11 pixels, standard deviation 1.5, only where they fit (Wang et al. 2004).
+    In double precision: variances of bright frames are small differences of large numbers.
     """
     _, everywhere = structural_similarity_index_measure(
-        x_NCHW, target_NCHW, sigma=1.5, reduction="none", data_range=255.0, return_full_image=True
+        x_NCHW.double(), target_NCHW.double(), sigma=1.5, reduction="none", data_range=255.0, return_full_image=True
     )
     border = WINDOW // 2
     fitting: Tensor = everywhere[..., border:-border, border:-border]
