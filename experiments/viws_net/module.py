@@ -24,6 +24,7 @@ from repro.methods.viws_net import (
     weather_loss,
 )
 from repro.records import files
+from repro.toolbox.animations import save_animation
 from repro.toolbox.gradient_reversal import dann_strength
 from repro.toolbox.image_quality import luma, psnr, ssim, to_8_bit
 from repro.toolbox.method import Batch
@@ -37,8 +38,8 @@ class Restoration(Supervised):
 
     Args:
         *args: see `Supervised`.
-        adversary: what the discriminator is for: ``none``; ``reversed``, the method; ``shuffled``, the
-            same with labels of other clips; ``cooperative``, without reversal.
+        adversary: what the discriminator is for: ``none``; ``reversed``, the method; ``shuffled``,
+            the same with labels of other clips; ``cooperative``, without reversal.
         adversary_weight: of its cross-entropy.
         perceptual: a loss of two pictures, or None.
         perceptual_weight: of it.
@@ -59,7 +60,7 @@ class Restoration(Supervised):
         "val/psnr/*": "dB, of 8-bit RGB frames, mean over frames",
         "val/psnr_y/*": "dB, of 8-bit luma",
         "val/ssim_y/*": "structural similarity of 8-bit luma",
-        "val/train_restoration": "smooth L1 of the training clips of the epoch, without other terms",
+        "val/train_restoration": "smooth L1 of the epoch's training clips, without other terms",
         "test/psnr": "dB, mean over weathers",
         "test/psnr/*": "dB, of 8-bit RGB frames, mean over frames; also by photograph",
         "test/psnr_y/*": "dB, of 8-bit luma",
@@ -272,8 +273,6 @@ def save_preview(model: nn.Module, clips: tuple[Tensor, int], folder: Path) -> N
         clips: longer ones (B, F, 3, H, W), and how many frames of them the network takes.
         folder: for both files.
     """
-    from PIL import Image
-
     videos, T = clips
     device = next(iter(model.parameters()), torch.empty(0)).device
     shown = []
@@ -283,7 +282,4 @@ def save_preview(model: nn.Module, clips: tuple[Tensor, int], folder: Path) -> N
         rows = to_8_bit(pair).to(torch.uint8).permute(0, 2, 3, 1).flatten(0, 1)
         shown.append(rows.cpu().numpy())
     np.save(folder / "preview.npy", shown[len(shown) // 2])
-    pictures = [Image.fromarray(np.kron(rows, np.ones((3, 3, 1), np.uint8))) for rows in shown]
-    pictures[0].save(
-        folder / "preview.gif", save_all=True, append_images=pictures[1:], duration=200, loop=0
-    )
+    save_animation(shown, folder / "preview.gif", enlarged=3)

@@ -191,7 +191,8 @@ def test_rivals_report_no_probes_and_restorers_show_previews(study: Study) -> No
 
 
 @pytest.mark.parametrize(
-    ("arm", "parameters"), [("viws_scratch", 57_821_217 - 219), ("transweather", 38_052_078 - 296_667)]
+    ("arm", "parameters"),
+    [("viws_scratch", 57_821_217 - 219), ("transweather", 38_052_078 - 296_667)],
 )  # fmt: skip
 def test_full_scale_has_the_published_networks(arm: str, parameters: int) -> None:
     with torch.device("meta"):

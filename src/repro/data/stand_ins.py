@@ -337,7 +337,7 @@ def _segmented(count: int, shape: Sequence[int]) -> Split:
 
 
 class Videos(WeatherVideos):
-    """Stands in for `WeatherVideos`: as many windows, frames of noise as large as training crops."""
+    """Stands in for `WeatherVideos`: as many windows, of noise as large as training crops."""
 
     @override
     def windows_of(self, weather: str, part: str) -> list[Window]:

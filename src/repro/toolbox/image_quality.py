@@ -1,7 +1,7 @@
 """How alike two pictures are, as restoration papers count it: PSNR and SSIM, in 8 bits.
 
-Shapes: pictures (N, 3, H, W) in [0, 1]. Luma is that of ITU-R BT.601 as MATLAB has it: 16 for black,
-235 for white.
+Shapes: pictures (N, 3, H, W) in [0, 1]. Luma is that of ITU-R BT.601 as MATLAB has it: 16 for
+black, 235 for white.
 """
 
 from __future__ import annotations
@@ -46,11 +46,16 @@ def psnr(x: Tensor, target: Tensor, most: float = 100.0) -> Tensor:
 def ssim(x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
     """Structural similarity (N,) of pictures in 0…255, of at least 11 x 11 pixels.
 
-    Gaussian windows of 11 x 11 pixels, standard deviation 1.5, only where they fit (Wang et al. 2004).
-    In double precision: variances of bright frames are small differences of large numbers.
+    Gaussian windows of 11 x 11 pixels, standard deviation 1.5, only where they fit (Wang et al.
+    2004). In double precision: variances of bright frames are small differences of large numbers.
     """
     _, everywhere = structural_similarity_index_measure(
-        x_NCHW.double(), target_NCHW.double(), sigma=1.5, reduction="none", data_range=255.0, return_full_image=True
+        x_NCHW.double(),
+        target_NCHW.double(),
+        sigma=1.5,
+        reduction="none",
+        data_range=255.0,
+        return_full_image=True,
     )
     border = WINDOW // 2
     fitting: Tensor = everywhere[..., border:-border, border:-border]

@@ -173,7 +173,7 @@ def test_missing_frames_are_one_clear_message(dataset: Callable[..., Any], video
         benchmark(dataset, videos).setup()
     with pytest.raises(UserError, match="'weather_videos' is missing"):
         benchmark(dataset, videos / "elsewhere").setup()
+    sets = {"rain": "RainMotion", "haze": "RainMotion", "snow": "KITTI_snow"}
+    large = benchmark(dataset, videos, input_shape=[5, 3, 64, 64], sets=sets).train_dataloader()
     with pytest.raises(UserError, match="too small for crops of 64"):
-        other = benchmark(dataset, videos, input_shape=[5, 3, 64, 64], sets={
-            "rain": "RainMotion", "haze": "RainMotion", "snow": "KITTI_snow"})  # fmt: skip
-        next(iter(other.train_dataloader()))
+        next(iter(large))

@@ -63,9 +63,8 @@ def _louder(net: Net) -> Net:
 def test_parameters_are_the_published_ones(published: ViWSNet) -> None:
     """57,821,217, of which 219 are of a convolution that the authors' RefineNet never uses."""
     net = published
-    parts = {
-        name: count(getattr(net, name)) for name in ("decoder", "up", "discriminator", "tail", "out")
-    }
+    named = ("decoder", "up", "discriminator", "tail", "out")
+    parts = {name: count(getattr(net, name)) for name in named}
     assert parts == {
         "decoder": 11_880_448, "up": 8_520_056, "discriminator": 132_736, "tail": 32_832, "out": 219
     }  # fmt: skip
@@ -203,7 +202,8 @@ def test_its_loss_reaches_the_encoder_reversed_and_no_decoder() -> None:
 
 def test_at_the_beginning_it_knows_nothing() -> None:
     torch.manual_seed(0)
-    loss = weather_loss(WeatherDiscriminator(32), 0.1 * torch.randn(60, 3, 32), torch.arange(60) % 3, 1)
+    features, weather = 0.1 * torch.randn(60, 3, 32), torch.arange(60) % 3
+    loss = weather_loss(WeatherDiscriminator(32), features, weather, 1.0)
     assert loss.item() == pytest.approx(math.log(3), abs=0.02)
 
 

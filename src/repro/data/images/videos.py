@@ -267,11 +267,11 @@ class WindowExamples(Dataset[Batch]):
         """Returns (C, T, 3, H, W), (C, 3, H, W) bytes and labels (C,) for (epoch, index)."""
         epoch, index = key
         if self.crop is None:
-            for weather, windows in enumerate(self.windows):
-                if index < len(windows):
-                    break
-                index -= len(windows)
-            clips = [(*self._pictures(windows[index]), torch.tensor(weather))]
+            weather = 0
+            while index >= len(self.windows[weather]):
+                index -= len(self.windows[weather])
+                weather += 1
+            clips = [(*self._pictures(self.windows[weather][index]), torch.tensor(weather))]
         else:
             clips = []
             for weather, windows in enumerate(self.windows):
@@ -286,9 +286,7 @@ class WindowExamples(Dataset[Batch]):
         x, y = np.stack([self.read(path) for path in window.frames]), self.read(window.clean)
         return torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(y).permute(2, 0, 1)
 
-    def _cropped(
-        self, x: Tensor, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _cropped(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         assert self.crop is not None
         H, W = y.shape[1:]
         if min(H, W) < self.crop:
@@ -312,8 +310,8 @@ class WindowIterator(StreamIterator):
 class WeatherVideos(LightningDataModule):
     """Benchmarks of rain, haze and snow in folders, ``<set>/Train/<clip>/00001.jpg``.
 
-    Clean frames lie in ``Train_GT``, in the same order; likewise ``Test`` and ``Test_GT``. A clip of
-    n frames gives n - T + 1 windows. An epoch has as many items as the longest set has windows.
+    Clean frames lie in ``Train_GT``, in the same order; likewise ``Test`` and ``Test_GT``. A clip
+    of n frames gives n - T + 1 windows. An epoch has as many items as the longest set has windows.
 
     Args:
         name: of the data set.
@@ -391,15 +389,15 @@ class WeatherVideos(LightningDataModule):
             clean = sorted((folder.with_name(f"{part}_GT") / clip.name).glob("*"))
             if len(frames) != len(clean):
                 raise UserError(
-                    f"Data set '{self.name}': {clip} has {len(frames)} frames and {len(clean)} clean"
-                    " ones."
+                    f"Data set '{self.name}': {clip} has {len(frames)} frames and {len(clean)}"
+                    " clean ones."
                 )
             for start in range(len(frames) - T + 1):
                 windows.append(Window(frames[start : start + T], clean[start + T // 2]))
         if not windows:
             raise UserError(
                 f"Data set '{self.name}' is missing: no clips of {T} frames in {folder}. Put them"
-                " there by hand, or point `data.root=` (or REPRO_DATA_ROOT) at the folder beside it."
+                " there by hand, or point `data.root=` (or REPRO_DATA_ROOT) at a folder beside it."
             )
         return windows
 
@@ -432,9 +430,11 @@ class WeatherVideos(LightningDataModule):
         **how: Any,
     ) -> WindowIterator:
         self.setup()
-        windows = [each[:: max(1, len(each) // (most or len(each)))] for each in self._windows[split]]
+        windows = self._windows[split]
+        if most is not None:  # evenly spaced
+            windows = [each[:: max(1, len(each) // most)][:most] for each in windows]
         examples = WindowExamples(
-            [each[:most] for each in windows],
+            windows,
             crop=crop, augmented=augmented, seed=self.seed, read=self.read,
         )  # fmt: skip
         return WindowIterator(
@@ -460,7 +460,8 @@ class WeatherVideos(LightningDataModule):
 
     def probe_dataloader(self, split: str) -> WindowIterator:
         """Crops to train (``train``) or to test (``test``) a classifier of features on."""
-        return self._iterator(split, self.eval_batch_size, crop=self.input_shape[-1], augmented=True)
+        size = self.input_shape[-1]
+        return self._iterator(split, self.eval_batch_size, crop=size, augmented=True)
 
     def preview(self, frames: int) -> tuple[Tensor, int]:
         """The middle of consecutive windows of each test set, as one clip each, and T."""

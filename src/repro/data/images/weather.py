@@ -1,4 +1,4 @@
-"""Rain, haze and snow over clips, consistent over time: a streak or flake falls from frame to frame.
+"""Rain, haze and snow over clips, consistent in time: what falls goes on from frame to frame.
 
 Shapes: clips (N, T, 3, H, W) in [0, 1]. All draws come from the generator, so that equal seeds give
 equal weather, whatever the clips show.

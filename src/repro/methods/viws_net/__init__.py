@@ -1,9 +1,9 @@
 """ViWS-Net: one network that restores videos in rain, haze and snow (Yang et al., ICCV 2023).
 
 A few **messenger tokens** ride through the encoder with every frame and are passed on in time
-(`TemporalShift`); a **weather discriminator** behind a gradient reversal makes the pixels' features say
-less of the weather (`weather_loss`); a decoder asks these features with the messengers as queries, and
-what it predicts is taken off the frames. In a plain loop::
+(`TemporalShift`); a **weather discriminator** behind a gradient reversal makes the pixels' features
+say less of the weather (`weather_loss`); a decoder asks these features with the messengers as
+queries, and what it predicts is taken off the frames. In a plain loop::
 
     import torch
     from repro.methods.viws_net import ViWSNet, restoration_loss, weather_loss

@@ -73,9 +73,7 @@ def weather_loss(
     return F.cross_entropy(discriminator(reverse(pixels_BTC, strength)), weather_B)
 
 
-def adversary_labels(
-    weather_B: Tensor, adversary: Adversary, generator: torch.Generator
-) -> Tensor:
+def adversary_labels(weather_B: Tensor, adversary: Adversary, generator: torch.Generator) -> Tensor:
     """What the discriminator is to name: the weather, or (``shuffled``) that of another clip.
 
     Args:

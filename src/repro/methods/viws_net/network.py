@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class Tail(nn.Module):
         channels = [3, width, width, 3]
         self.convs = nn.ModuleList(
             nn.Conv3d(a, b, (kernel, 3, 3), padding=(0, 1, 1), bias=False)
-            for a, b in zip(channels, channels[1:], strict=False)
+            for a, b in pairwise(channels)
         )
         self.reach, self.residual = kernel // 2, residual
 
@@ -76,9 +77,7 @@ class Refiner(nn.Module):
         last: channels of the up-sampler at stride 2 and at full size.
     """
 
-    def __init__(
-        self, encoder: Mapping[str, Any], messengers: int, last: tuple[int, int]
-    ) -> None:
+    def __init__(self, encoder: Mapping[str, Any], messengers: int, last: tuple[int, int]) -> None:
         super().__init__()
         self.encoder = ShuntedTransformer(**encoder)
         self.messengers = new_messengers(messengers)
@@ -192,9 +191,7 @@ class ViWSNet(nn.Module):
             clips_BT3HW = clips_BT3HW[:, T // 2, None].expand(-1, T, -1, -1, -1)
         shift = TemporalShift(T, self.shifts, self.shift)
         frames_N3HW = clips_BT3HW.flatten(0, 1)
-        maps, tokens = self.encoder(
-            frames_N3HW, self.messengers.expand(B * T, -1, -1), shift
-        )
+        maps, tokens = self.encoder(frames_N3HW, self.messengers.expand(B * T, -1, -1), shift)
         below = self.decoder(maps[-1], tokens)
         residual = torch.tanh(self.out(self.up(maps, below)))
         first_B3THW = self.tail((frames_N3HW - residual).unflatten(0, (B, T)).transpose(1, 2))
@@ -215,14 +212,14 @@ class ViWSNet(nn.Module):
 
 
 def new_messengers(count: int) -> nn.Parameter:
-    """(1, M, 3): colours of constant images, from N(0, 0.02) cut at two, the same for all frames."""
+    """(1, M, 3): colours of constant images, from N(0, 0.02), the same for all frames."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, 3), std=0.02))
 
 
 def _three_convs(width: int) -> nn.Sequential:
     channels = [3, width, width, 3]
     layers: list[nn.Module] = []
-    for a, b in zip(channels, channels[1:], strict=False):
+    for a, b in pairwise(channels):
         layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

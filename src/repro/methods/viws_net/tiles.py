@@ -20,8 +20,8 @@ def restore_tiled(
 ) -> Tensor:
     """The restored centre frames (B, 3, H, W).
 
-    Where both sides have room for a tile, as published: tiles that overlap, the later one overwriting
-    the earlier. Elsewhere, whole frames, padded by repeating their border.
+    Where both sides have room for a tile, as published: tiles that overlap, the later one
+    overwriting the earlier. Elsewhere, whole frames, padded by repeating their border.
 
     Args:
         network: maps clips to `repro.methods.viws_net.Restored`.

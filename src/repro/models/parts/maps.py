@@ -1,13 +1,15 @@
 """Parts of transformers that work on feature maps, with tokens that ride along.
 
 Shape legend: N frames, C channels, H and W of a map, M tokens, L = H W + M places. A sequence
-``x_NLC`` holds a map row by row and then the tokens; ``size`` is (H, W). A convolution treats a token
-as an image that is the same everywhere: its kernel summed over space, and its bias. M may be 0.
+``x_NLC`` holds a map row by row and then the tokens; ``size`` is (H, W). A convolution treats a
+token as an image that is the same everywhere: its kernel summed over space, and its bias. M may be
+0.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -163,8 +165,8 @@ class ResidualConvs(nn.Module):
 class UpSampler(nn.Module):
     """From the maps of an encoder back to the size of its images (TransWeather, CVPR 2022).
 
-    Transposed convolutions of 4 x 4 double the size; where the encoder has a map of that size, it is
-    added behind a `ResidualConvs`. Sizes that do not double evenly are cropped.
+    Transposed convolutions of 4 x 4 double the size; where the encoder has a map of that size, it
+    is added behind a `ResidualConvs`. Sizes that do not double evenly are cropped.
 
     Args:
         widths: channels of the encoder's maps, at strides 4, 8, 16, ….
@@ -177,7 +179,7 @@ class UpSampler(nn.Module):
         super().__init__()
         self.below = _doubling(widths[-1], widths[-1]) if from_below else None
         wide = [*reversed(widths)]
-        self.up = nn.ModuleList(_doubling(a, b) for a, b in zip(wide, wide[1:], strict=False))
+        self.up = nn.ModuleList(_doubling(a, b) for a, b in pairwise(wide))
         self.convs = nn.ModuleList(ResidualConvs(each) for each in wide[1:])
         self.end = nn.Sequential(
             _doubling(widths[0], last[0]), ResidualConvs(last[0]), _doubling(*last)
@@ -203,7 +205,7 @@ def _like(x_NCHW: Tensor, other: Tensor) -> Tensor:
 
 
 def init_map_transformer(module: nn.Module) -> None:
-    """Convolutions from N(0, 2 / fan-out), linear layers from N(0, 0.02) cut at two, biases zero."""
+    """Convolutions from N(0, 2 / fan-out), linear layers from N(0, 0.02), biases zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels

@@ -264,8 +264,8 @@ class PublishedWeights:
     """Fills a `ShuntedTransformer` from a file as its authors publish it.
 
     Args:
-        file: a state dictionary, or a checkpoint that holds one as ``model``; below `root`, or a path
-            of its own.
+        file: a state dictionary, or a checkpoint that holds one as ``model``; below `root`, or a
+            path of its own.
         root: folder of all downloads, see `repro.data.base.files.data_root`.
         info: what stands in for it, see `fresh`; not used here.
     """
