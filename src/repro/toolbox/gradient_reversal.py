@@ -34,7 +34,7 @@ def reverse(x: Tensor, strength: float = 1.0) -> Tensor:
         x: any tensor.
         strength: 0 lets no gradient through, a negative one helps the classifier.
     """
-    reversed_: Tensor = _Reverse.apply(x, strength)  # type: ignore[no-untyped-call]
+    reversed_: Tensor = _Reverse.apply(x, strength)
     return reversed_
 
 

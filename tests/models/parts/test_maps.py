@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -65,10 +67,9 @@ def test_paths_are_dropped_by_example_and_only_in_training() -> None:
 
 
 def test_up_sampling_adds_the_encoders_maps_and_crops_odd_sizes() -> None:
-    up = UpSampler([4, 6], (3, 2), from_below=True)
+    up: Any = UpSampler([4, 6], (3, 2), from_below=True)
     maps = [torch.randn(1, 4, 14, 14), torch.randn(1, 6, 7, 7)]
     below = torch.randn(1, 6, 4, 4)
-    assert up.below is not None
     deepest = up.below(below)[..., :7, :7] + maps[1]
     wide = up.up[0](deepest)
     refined = wide + 0.1 * up.convs[0].conv2(F.relu(up.convs[0].conv1(wide)))
@@ -81,7 +82,7 @@ def test_queries_are_resampled_to_the_places_of_the_map() -> None:
     """48 queries on 16 places: every third one, as attention in a loop shows."""
     torch.manual_seed(0)
     decoder = QueryDecoder(8, 1, 2).eval()
-    block = decoder.blocks[0]
+    block: Any = decoder.blocks[0]
     x, queries = torch.randn(2, 8, 8, 8), torch.randn(2, 48, 8)
     embedded, size = decoder.embed(to_sequence(x), (8, 8))
     assert size == (4, 4)

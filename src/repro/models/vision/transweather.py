@@ -67,6 +67,27 @@ class PooledBlock(nn.Module):
         return x_NLC + self.drop(self.mlp(self.norm2(x_NLC), size))
 
 
+class InnerPatches(nn.Module):
+    """Patches within patches: an embedding, a block, and a layer norm.
+
+    Args:
+        width: C of a stage.
+        wider: of the next one.
+        block: on the latter.
+    """
+
+    def __init__(self, width: int, wider: int, block: PooledBlock) -> None:
+        super().__init__()
+        self.embed, self.block = PatchEmbedding(width, wider), block
+        self.norm = nn.LayerNorm(wider, EPS)
+
+    def forward(self, x_NLC: Tensor, size: Size) -> Tensor:
+        """A sequence as the next stage has them."""
+        y_NLC, inner_size = self.embed(x_NLC, size)
+        out: Tensor = self.norm(self.block(y_NLC, inner_size))
+        return out
+
+
 class TransWeather(nn.Module):
     """Maps images (N, 3, H, W) in [0, 1] to restored ones; the published sizes by default.
 
@@ -119,8 +140,7 @@ class TransWeather(nn.Module):
             if stage + 1 < len(widths):
                 wider = widths[stage + 1]
                 block = PooledBlock(wider, heads[min(stage, 1)], ratio, r, own[0])
-                norm = nn.LayerNorm(wider, EPS)
-                self.inner.append(nn.ModuleList([PatchEmbedding(wide, wider), block, norm]))
+                self.inner.append(InnerPatches(wide, wider, block))
         decoder_rates = torch.linspace(0, drop_path, 16, device="cpu").tolist()
         self.decoder = QueryDecoder(
             widths[-1], decoder_depth, decoder_heads, 4.0, decoder_rates, queries
@@ -138,9 +158,7 @@ class TransWeather(nn.Module):
             # Patches within patches branch off before the blocks and join the next embedding.
             branch = None
             if stage < len(self.inner):
-                embed, block, norm = self.inner[stage]  # type: ignore[misc]
-                branch, inner_size = embed(x_NLC, size)
-                branch = norm(block(branch, inner_size))
+                branch = self.inner[stage](x_NLC, size)
             for block in blocks:  # type: ignore[attr-defined]
                 x_NLC = block(x_NLC, size)
             x_NLC = self.norms[stage](x_NLC)
