@@ -226,10 +226,10 @@ class Restoration(Supervised):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             for kind in known.keys() - {"weather"}:
-                parts = [(each[kind], each["weather"]) for each in (known, asked)]
-                found[f"test/probe/{kind}_accuracy"] = probe_accuracy(*parts)
+                fitted, tested = ((each[kind], each["weather"]) for each in (known, asked))
+                found[f"test/probe/{kind}_accuracy"] = probe_accuracy(fitted, tested)
                 found[f"test/probe/{kind}_mlp_accuracy"] = probe_accuracy(
-                    *parts, self.probe_hidden, self.seed
+                    fitted, tested, self.probe_hidden, self.seed
                 )
         if "tokens" in known:
             pixels, tokens = (found[f"test/probe/{kind}_accuracy"] for kind in ("pixels", "tokens"))

@@ -137,7 +137,11 @@ def weather_clips(
     for scene in (each for split in SPLIT_NAMES for each in scenes[split]):
         if scene not in known:
             raise UserError(f"Data set '{name}': no scene '{scene}', but {', '.join(known)}.")
-    skies = (Rain(**_tuples(rain)), Haze(**_tuples(haze)), Snow(**_tuples(snow)))
+    skies: list[Callable[[Tensor, torch.Generator], Tensor]] = [
+        Rain(**_tuples(rain)),
+        Haze(**_tuples(haze)),
+        Snow(**_tuples(snow)),
+    ]
 
     def filmed(split: str, count: int, shape: Sequence[int], seed: int) -> Split:
         """Clips in weather and clean, labels and photographs; item by item, (count, 3, …)."""
