@@ -128,8 +128,8 @@ def encoder_gradient(adversary: Any, weight: float) -> tuple[float, Tensor]:
     clips = torch.rand(6, 3, 3, 16, 16).double()
     loss = module.loss((clips, clips[:, 1], torch.arange(6) % 3))
     loss.backward()
-    gradient: Any = module.model.encoder.stages[0].embed.conv[0].weight.grad
-    return loss.item(), gradient
+    network: Any = module.model
+    return loss.item(), network.encoder.stages[0].embed.conv[0].weight.grad
 
 
 def test_the_adversary_turns_the_sign_and_controls_do_not() -> None:
