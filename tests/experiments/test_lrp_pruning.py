@@ -217,7 +217,8 @@ def test_steps_follow_what_the_network_loses(study: Study) -> None:
 
 
 def test_the_control_keeps_all_and_is_trained_as_long(study: Study, tmp_path: Path) -> None:
-    run = finished(tmp_path, "paper=lrp_pruning", "scale=smoke", "seed=0", "arm=tuned_none")
+    typed = ["paper=lrp_pruning", "scale=smoke", "seed=0", "arm=tuned_none", "rates.none=0.01"]
+    run = finished(tmp_path, *typed)
     summary, pruned = run.summary(), summaries(study)["tuned_lrp"]
     assert summary["test/left_share_layer1"] == 1
     assert summary["steps"] == pruned["steps"]
