@@ -58,7 +58,7 @@ def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[s
     data, config = stand_in(name), CONFIGS[name]
     data.setup()
     for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
-        x, y = first(batches)
+        x, y, *_ = first(batches)
         assert len(x) == len(y) > 0
         if "vocab_size" in config:
             assert x.shape == y.shape
