@@ -18,10 +18,19 @@ from repro.data.stand_ins import RepeatedTokens
 from repro.planning.rehearse import stood_in
 
 FOLDER = Path(str(files("repro.conf"))) / "dataset"
+
+
+def is_suite(config: dict[str, Any]) -> bool:
+    """Whether it consists of data sets, each with a config of its own."""
+    return isinstance(config.get("sets"), dict)
+
+
 CONFIGS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(FOLDER.glob("*.yaml"))}
 ALONE = [name for name, config in CONFIGS.items() if not config["info"]["bundled"]]
 SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
     "imagenet": {"workers": 0, "batch_size": 4, "eval_batch_size": 4},
+    "radimagenet": {"workers": 0, "batch_size": 4, "eval_batch_size": 4},
+    "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
     "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},
 }
@@ -43,7 +52,7 @@ def first(batches: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if "sets" not in CONFIGS[n]])
+@pytest.mark.parametrize("name", [n for n in ALONE if not is_suite(CONFIGS[n])])
 def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[str], Any]) -> None:
     data, config = stand_in(name), CONFIGS[name]
     data.setup()
@@ -63,7 +72,7 @@ def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[s
     assert data.fingerprint()["sha256"] == "stand-in"
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if "sets" in CONFIGS[n]])
+@pytest.mark.parametrize("name", [n for n in ALONE if is_suite(CONFIGS[n])])
 def test_suites_consist_of_stand_ins(name: str) -> None:
     sets = {key: value["name"] for key, value in CONFIGS[name]["sets"].items() if "name" in value}
     assert set(sets.values()) <= CONFIGS["uci"]["info"]["stand_in"]["examples"].keys()
