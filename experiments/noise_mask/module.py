@@ -155,9 +155,7 @@ class TwoStages(Supervised):
         accuracies = {}
         for shots in self.shots:
             drawn = (balanced_shots(y, shots, data.seed, shots, d) for d in range(self.draws))
-            accuracies[shots] = float(
-                np.mean([probe(x[i], y[i], x_test, y_test) for i in drawn])
-            )
+            accuracies[shots] = float(np.mean([probe(x[i], y[i], x_test, y_test) for i in drawn]))
         few, many = (log_odds(accuracies[n], len(y_test)) for n in (self.shots[0], self.shots[-1]))
         found = {f"probe_{name}_{shots}": value for shots, value in accuracies.items()}
         return found | {f"probe_gap_{name}": few - many}
