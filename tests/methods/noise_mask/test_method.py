@@ -172,6 +172,7 @@ def test_a_frozen_policy_keeps_its_weights_while_bases_move() -> None:
     changed = {n for n, t in method.policy.state_dict().items() if not torch.equal(t, before[n])}
     assert {"base_alpha", "base_beta"} <= changed
     assert not changed & {name for name, _ in method.policy.named_parameters()}
+    assert method.policy.training
 
 
 def test_bases_alone_run_no_policy() -> None:

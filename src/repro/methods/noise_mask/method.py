@@ -164,11 +164,11 @@ class NoiseMask(Method):
     def before_step(self, model: nn.Module) -> None:
         """Averages the policy's gradient over processes and lets it take its step."""
         self.step += 1
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        _average([*gradients, self.policy.base_alpha, self.policy.base_beta])
         if not self.learns:
             return
         assert self.policy_optimizer is not None, "call optimizer(model, factory) first"
-        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
-        _average([*gradients, self.policy.base_alpha, self.policy.base_beta])
         self.measured["mask/policy_gradient"] = nn.utils.get_total_norm(gradients)
         self.policy_optimizer.step()
         self.policy_optimizer.zero_grad()
