@@ -340,7 +340,7 @@ def test_the_full_scale_trains_and_probes_on_published_layouts(tmp_path: Path) -
         "dataset.workers=0", "dataset.batch_size=4", "dataset.input_shape=[3,32,32]",
         "first.epochs=1", "second.epochs=1", "shots=[1]", "mask.kernel=3", "mask.grid=8",
         f"module.transfer={{retina: ${{{small}}}}}", f"{small}.size=64",
-        f"{small}.input_shape=[3,32,32]", f"{small}.batch_size=4", "module.auroc=false",
+        f"{small}.input_shape=[3,32,32]", f"{small}.eval_batch_size=4", "module.auroc=false",
     )  # fmt: skip
     assert run.summary()["steps"] == 2
     assert 0 <= run.summary()["test/probe_retina_1"] <= 1
