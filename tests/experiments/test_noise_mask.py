@@ -144,7 +144,7 @@ def test_probes_read_features_that_say_the_class() -> None:
 
 def test_probes_use_shots_of_each_class_and_the_gap_is_between_the_ends() -> None:
     """An accuracy by name for each number of shots, and their gap."""
-    sizes = {"train_size": 600, "val_size": 10, "test_size": 200}
+    sizes: dict[str, Any] = {"train_size": 600, "val_size": 10, "test_size": 200}
     data = modal_digits(modalities=["outline"], task="classification", tail=1.0, **sizes)
     model = SmallCNN([1, 16, 16], 3, widths=[4], strides=[2], pool=4)
     module = alone(model, transfer={"outline": data}, shots=[5, 50], draws=2)
@@ -322,7 +322,7 @@ def write_medical(folder: Path) -> Path:
             place.mkdir(parents=True)
             for image in range(4):
                 Image.new("L", (40, 30), 90 * number + image).save(place / f"{image}.png")
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         arrays[f"{split}_images"] = np.full((6, 32, 32, 3), 7, dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(6)[:, None] % 5

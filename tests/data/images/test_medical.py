@@ -32,7 +32,7 @@ def write_medmnist(folder: Path, flag: str, labels: np.ndarray, grey: bool, size
     """Six images a split, all of the brightness of their place."""
     shape = (6, size, size) if grey else (6, size, size, 3)
     images = np.broadcast_to(np.arange(6).reshape(6, *[1] * (len(shape) - 1)), shape)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split in ("train", "val", "test"):
         arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels}
     (folder / "medmnist").mkdir(exist_ok=True)

@@ -152,8 +152,8 @@ def test_a_baseline_of_the_first_batch_is_its_mean() -> None:
 def test_bases_approach_a_constant_head_and_count_from_the_next_step() -> None:
     own = policy()
     for head in (own.alpha, own.beta):
-        nn.init.zeros_(head[6].weight)
-        nn.init.constant_(head[6].bias, 0.7)
+        nn.init.zeros_(head.get_parameter("6.weight"))
+        nn.init.constant_(head.get_parameter("6.bias"), 0.7)
     start = own.base_alpha.clone()
     for step in range(5):
         base = 0.7 + (start - 0.7) * 0.99**step
@@ -199,7 +199,11 @@ def test_the_policy_learns_where_images_are_to_be_dimmed() -> None:
     model = Cost()
     method.attach(model)
     method.optimizer(model, sgd)
-    method._costs = lambda masked, _: masked.mean((1, 2, 3)) + 0 * model.one  # type: ignore[method-assign, assignment]
+
+    def costs(masked: Tensor, *_: Tensor) -> Tensor:
+        return masked.mean((1, 2, 3)) + 0 * model.one
+
+    method._costs = costs  # type: ignore[method-assign, assignment]
     for _ in range(30):
         method.backward(lambda b: b[0].mean(), (x, Y), Tensor.backward)
         method.before_step(model)

@@ -26,12 +26,8 @@ def test_parameters_are_the_published_ones(depth: Any, count: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def resnet10t(**knobs: Any) -> ResNetImageNet:
-    return ResNetImageNet(
-        **{"input_shape": (3, 224, 224), "classes": 1000, "depth": 10} | knobs,
-        tiered_stem=True,
-        pooled_shortcuts=True,
-    )
+def resnet10t(size: int = 224) -> ResNetImageNet:
+    return ResNetImageNet((3, size, size), 1000, 10, tiered_stem=True, pooled_shortcuts=True)
 
 
 def test_a_light_network_by_hand() -> None:
@@ -49,7 +45,7 @@ def test_a_light_network_by_hand() -> None:
 
 def test_pooled_shortcuts_see_every_pixel() -> None:
     torch.manual_seed(0)
-    shortcut = resnet10t(input_shape=(3, 32, 32)).get_submodule("layer2.0.downsample").eval()
+    shortcut = resnet10t(32).get_submodule("layer2.0.downsample").eval()
     x = torch.randn(1, 64, 5, 5)
     weight = shortcut.get_parameter("1.weight")[:, :, 0, 0]
     corner = shortcut(x)[0, :, 2, 2] * (1 + 1e-5) ** 0.5  # one pixel alone, not three zeros with it
