@@ -31,7 +31,7 @@ def train(name: str, method: InputNoise | NoiseMask) -> None:
 
     method.attach(model)
     optimizer = method.optimizer(model, sgd)
-    for stage, epochs in (("heated", 15), ("fine-tuned", 8)):
+    for stage, epochs in (("heated", 10), ("fine-tuned", 5)):
         model.train()
         for _ in range(epochs):
             for batch in zip(x[:200].split(40), y[:200].split(40), strict=True):
