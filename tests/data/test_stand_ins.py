@@ -20,6 +20,11 @@ from repro.planning.rehearse import stood_in
 FOLDER = Path(str(files("repro.conf"))) / "dataset"
 
 
+def is_suite(config: dict[str, Any]) -> bool:
+    """Whether it consists of data sets, each with a config of its own."""
+    return isinstance(config.get("sets"), dict)
+
+
 def written(name: str) -> dict[str, Any]:
     """What the config of a data set says, with what it takes over from another one."""
     config: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -31,6 +36,7 @@ CONFIGS = {file.stem: written(file.stem) for file in sorted(FOLDER.glob("*.yaml"
 ALONE = [name for name, config in CONFIGS.items() if not config["info"]["bundled"]]
 PHOTOGRAPHS = [name for name, config in CONFIGS.items() if "workers" in config]
 SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
+    "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
     "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},
@@ -53,7 +59,7 @@ def first(batches: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if "sets" not in CONFIGS[n]])
+@pytest.mark.parametrize("name", [n for n in ALONE if not is_suite(CONFIGS[n])])
 def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[str], Any]) -> None:
     data, config = stand_in(name), CONFIGS[name]
     data.setup()
@@ -73,7 +79,7 @@ def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[s
     assert data.fingerprint()["sha256"] == "stand-in"
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if "sets" in CONFIGS[n]])
+@pytest.mark.parametrize("name", [n for n in ALONE if is_suite(CONFIGS[n])])
 def test_suites_consist_of_stand_ins(name: str) -> None:
     sets = {key: value["name"] for key, value in CONFIGS[name]["sets"].items() if "name" in value}
     assert set(sets.values()) <= CONFIGS["uci"]["info"]["stand_in"]["examples"].keys()

@@ -131,6 +131,57 @@ class _Photographs:
         return {self.image_column: {"bytes": encoded}, self.label_column: index % self.classes}
 
 
+def photographs_of_folders(name: str, *, info: Mapping[str, Any], **facts: Any) -> PhotographStream:
+    """Stands in for `repro.data.images.medical.RadImageNet`, whose splits are published.
+
+    Args:
+        name: of the data set.
+        info: ``info.stand_in`` says the images of train, val and test.
+        facts: see `StreamedImages`.
+    """
+    sizes = info["stand_in"]
+    whole = {**info, "hub": name, "config": "", "stand_in": dict(sizes)}
+    whole["stand_in"]["train"] = sizes["train"] + sizes["val"]
+    return PhotographStream(name, info=whole, val_size=sizes["val"], test_split="test", **facts)
+
+
+def medical(
+    name: str,
+    *,
+    info: Mapping[str, Any],
+    sets: Sequence[str],
+    input_shape: Sequence[int],
+    classes: int,
+    size: int,  # noqa: ARG001 - says what input_shape does
+    limit: int | None = None,
+    **facts: Any,
+) -> TensorData:
+    """Stands in for `repro.data.images.medical.medmnist`: one image, which takes no memory.
+
+    Args:
+        name: of the data set.
+        info: ``info.stand_in`` says the images of train, val and test of a set.
+        sets: how many there are counts.
+        input_shape: (3, S, S) of an image.
+        classes: all of the same frequency.
+        size: S.
+        limit: train on so many images of each set.
+        facts: see `TensorData`.
+    """
+    sizes = dict(info["stand_in"])
+    sizes["train"] = min(sizes["train"], limit or sizes["train"])
+
+    def load() -> Splits:
+        (image,), _ = _labelled(1, input_shape, classes)
+        counts = {split: len(sets) * sizes[split] for split in SPLIT_NAMES}
+        return {
+            s: (image.expand(n, *image.shape), torch.arange(n) % classes) for s, n in counts.items()
+        }
+
+    shape: dict[str, Any] = {"input_shape": input_shape, "classes": classes}
+    return TensorData(name, load, source_digest=_nothing, **shape, **_facts(facts))
+
+
 class RepeatedTokens:
     """A stream (N,) of tokens too long to be drawn, or kept: a shorter one over and over.
 
