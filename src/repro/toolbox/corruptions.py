@@ -68,6 +68,8 @@ def _along(kernel: Tensor, x: Tensor, axis: int) -> Tensor:
     places = (torch.arange(-radius, size + radius, device=x.device) % (2 * size)).tolist()
     mirrored = torch.tensor([min(p, 2 * size - 1 - p) for p in places], device=x.device)
     rows = x.index_select(axis, mirrored).movedim(axis, -1)
-    return F.conv1d(rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, -1)).view(
-        *rows.shape[:-1], size
-    ).movedim(-1, axis)
+    return (
+        F.conv1d(rows.reshape(-1, 1, rows.shape[-1]), kernel.view(1, 1, -1))
+        .view(*rows.shape[:-1], size)
+        .movedim(-1, axis)
+    )

@@ -219,6 +219,7 @@ class WeightsFile:
             has other classes.
         trusted: the file may run code of its own when it is read, as old checkpoints that hold more
             than tensors have to; only for files from where you trust.
+        knob: the setting that names the file, for the message where it is missing.
         info: what stands in for it, see `unloaded`; not used here.
     """
 
@@ -229,10 +230,12 @@ class WeightsFile:
         in_order: bool = False,
         new_head: bool = False,
         trusted: bool = False,
+        knob: str = "base.file",
         info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ) -> None:
         self.file = data_root(root) / file  # an absolute path stays what it is
         self.in_order, self.new_head, self.trusted = in_order, new_head, trusted
+        self.knob = knob
 
     def __call__(self, model: nn.Module, _data: object, _device: torch.device) -> None:
         """Loads the weights; the model stays where it is.
@@ -243,7 +246,7 @@ class WeightsFile:
         if not self.file.is_file():
             raise UserError(
                 f"The model's weights are missing: no {self.file}.\nSave its published state"
-                " dictionary there, or name another one with base.file=."
+                f" dictionary there, or name another one with {self.knob}=."
             )
         try:
             if self.file.suffix == ".safetensors":
