@@ -254,10 +254,9 @@ class WeightsFile:
 
                 weights = load_file(self.file)
             else:
-                # latin1 reads the strings of checkpoints from Python 2 as well.
-                weights = torch.load(
-                    self.file, "cpu", weights_only=not self.trusted, encoding="latin1"
-                )
+                # latin1 reads the strings of checkpoints from Python 2, which are no plain tensors.
+                legacy = {"encoding": "latin1"} if self.trusted else {}
+                weights = torch.load(self.file, "cpu", weights_only=not self.trusted, **legacy)
             weights = _unwrapped(weights)
             model.load_state_dict(self._fitting(weights, model.state_dict()))
         except ImportError as error:
