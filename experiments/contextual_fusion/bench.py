@@ -235,9 +235,7 @@ class Bench:
         return F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
 
     @torch.no_grad()
-    def seen(
-        self, split: str, view: View, models: Mapping[str, nn.Module]
-    ) -> dict[str, Tensor]:
+    def seen(self, split: str, view: View, models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """What models make of the pictures of a split, (N, …), as a view shows them."""
         attacked: Any = None if view.threat is None else self.head(view.threat)
         x, y = self.data.splits[split][:2]

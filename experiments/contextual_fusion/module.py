@@ -119,7 +119,11 @@ class Fusion(Procedure):
             stream = copy.deepcopy(self.bench.stream(name))
             prefix = f"{name}."
             stream.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in self.inherited.items() if k.startswith(prefix)}
+                {
+                    k.removeprefix(prefix): v
+                    for k, v in self.inherited.items()
+                    if k.startswith(prefix)
+                }
             )
             self.own_streams[name] = stream
         z_ND = self.features("train", CLEAN)

@@ -17,7 +17,7 @@ from repro.data.base.modules import TensorData, digest
 from repro.data.base.transforms import Normalise
 from repro.data.images.composites import SCENES, Composites
 from repro.errors import UserError
-from repro.knobs import Count, Positive, check_choice, checked
+from repro.knobs import Count, Fraction, Positive, check_choice, checked
 from repro.methods.contextual_fusion import Stream
 from repro.models.vision.resnet_imagenet import ResNetImageNet
 from repro.toolbox.heads import remove_head
@@ -50,6 +50,7 @@ class TrainedStreams(Source):
         streams: by name: its task, its draw, and settings of its network.
         epochs: passes over the split ``source``.
         lr: largest rate of Adam; it falls along a cosine to zero.
+        warmup: fraction of the updates in which the rate rises.
         batch_size: pictures in an update.
         cache: folder for trained weights; None to train anew each time.
     """
@@ -61,13 +62,14 @@ class TrainedStreams(Source):
         streams: Mapping[str, Trained],
         epochs: Count,
         lr: Positive,
+        warmup: Fraction,
         batch_size: Count,
         cache: str | Path | None = None,
     ) -> None:
         for stream in streams.values():
             check_choice("streams", "task", stream["task"], TASKS)
         self.network, self.streams = network, streams
-        self.epochs, self.lr, self.batch_size = epochs, lr, batch_size
+        self.epochs, self.lr, self.warmup, self.batch_size = epochs, lr, warmup, batch_size
         self.cache = None if cache is None else Path(cache).expanduser()
 
     def __call__(self, name: str, data: TensorData, device: torch.device, seed: int) -> Stream:
@@ -89,7 +91,7 @@ class TrainedStreams(Source):
             )
         if TASKS[task] is not None:
             tensors = (data.splits["source"][0], data.splits["source"][TASKS[task]])
-            words = f"{model!r} {task} {draw} {seed} {self.epochs} {self.lr} {self.batch_size}"
+            words = f"{model!r} {task} {draw} {seed} {self.epochs} {self.lr} {self.warmup} {self.batch_size}"
             words += f" {digest(tensors)} {device.type} {torch.get_num_threads()}"
             key = hashlib.sha256(f"{words} {torch.__version__}".encode()).hexdigest()[:32]
             file = None if self.cache is None else self.cache / f"stream-{key}.pt"
@@ -109,7 +111,7 @@ class TrainedStreams(Source):
         with torch.enable_grad(), torch.inference_mode(False):
             model.train()
             optimizer = torch.optim.Adam(model.parameters(), self.lr)
-            schedule = cosine(optimizer, self.epochs * len(batches))
+            schedule = cosine(optimizer, self.epochs * len(batches), self.warmup)
             for _ in range(self.epochs):
                 for x, y in batches:
                     optimizer.zero_grad()

@@ -63,9 +63,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
 
 
-def test_labels_are_those_of_the_largest_objects(
-    root: Path, dataset: Callable[..., Any]
-) -> None:
+def test_labels_are_those_of_the_largest_objects(root: Path, dataset: Callable[..., Any]) -> None:
     for _ in range(2):  # decoded, and read from the cache
         data = dataset("coco_objects", root, val_size=2, input_shape=[3, 16, 16])
         parts = [data.splits[split] for split in ("train", "val")]

@@ -48,9 +48,7 @@ def test_classes_stand_in_their_scenes_as_often_as_said() -> None:
     torch.testing.assert_close(shares, strength, atol=0.03, rtol=0)
     others = torch.bincount(scenes[y == 0], minlength=len(SCENES))
     others = others[torch.arange(len(SCENES)) != own[0]]
-    torch.testing.assert_close(
-        others / others.sum(), torch.full((11,), 1 / 11), atol=0.03, rtol=0
-    )
+    torch.testing.assert_close(others / others.sum(), torch.full((11,), 1 / 11), atol=0.03, rtol=0)
     data = digits_in_scenes("d", **FACTS, **SMALL, data_seed=3)
     torch.testing.assert_close(data.strength_K, strength)
 

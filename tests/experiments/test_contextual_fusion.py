@@ -1,0 +1,317 @@
+"""What is special to contextual fusion: which accuracy is whose, features that are kept, layouts."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from repro.experiments.contextual_fusion import module as room
+from repro.experiments.contextual_fusion.bench import CLEAN, Bench, HeadSettings, Perturbations
+from repro.experiments.contextual_fusion.module import Fusion
+from repro.experiments.contextual_fusion.streams import PublishedStreams, TrainedStreams, unloaded
+from rooms import configs, finished, refusal, summaries
+from torch import Tensor, nn
+
+from repro.data.images.composites import Composites, digits_in_scenes
+from repro.errors import UserError
+from repro.methods.contextual_fusion import Stream
+from repro.models import SmallCNN
+from repro.models.vision.resnet_imagenet import ResNetImageNet
+from repro.planning.instantiate import instantiate
+from repro.records.papers import load_paper
+from repro.records.study import Study
+from repro.toolbox.corruptions import GaussianBlur
+from repro.toolbox.method import Method
+
+PAPER = load_paper("contextual_fusion")
+SMOKE = ("paper=contextual_fusion", "scale=smoke", "seed=0")
+CPU = torch.device("cpu")
+ADAM = partial(torch.optim.Adam, lr=0.05)
+
+# Test pictures have two pixels; the foreground sees the left one, the background the right one. A
+# pixel is on the right side of 1/2 by so many levels of 255, or on the wrong one.
+LEFT = torch.tensor([0.75, 1.5, 3.0, 6.0, 0.75, 0.25, 3.0, -1.5])
+RIGHT = torch.tensor([2.5, -0.25, 6.0, 1.75, -6.0, 1.5, 0.25, 3.0])
+LABELS = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0])
+
+
+class Pixel(nn.Module):
+    """Sees one column of pictures of one row."""
+
+    def __init__(self, column: int) -> None:
+        super().__init__()
+        self.column = column
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0, :, self.column]
+
+
+def by_levels(left: Tensor, right: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    levels = torch.stack([left, right], 1) * (2 * y - 1)[:, None]
+    return (0.5 + levels / 255)[:, None, None, :], y
+
+
+def source(name: str, *_: object) -> Stream:
+    return Stream(Pixel({"fg": 0, "fg2": 0, "bg": 1}[name]), 1)
+
+
+def bench(**settings: Any) -> Bench:
+    """Pictures as above; in training both pixels say equally much, so both count equally."""
+    spread = torch.linspace(-1, 5, 20)
+    both = torch.cartesian_prod(spread, spread).T.repeat(1, 2)
+    train = by_levels(*both, torch.arange(800) // 400)
+    test = by_levels(LEFT, RIGHT, LABELS)
+    data = Composites(
+        torch.tensor([0.2, 0.9]), name="pixels", splits={"train": train, "val": test, "test": test},
+        task="classification", classes=2,
+    )  # fmt: skip
+    streams = {"fg": ["fg"], "bg": ["bg"], "joint": ["fg", "bg"], "fg_fg2": ["fg", "fg2"]}
+    budgets = {"fg": [0.5, 1.0, 2.0, 4.0], "bg": [1.0], "joint": [1.0]}
+    judged = [0.5, 1.0, 2.0]
+    perturbations = Perturbations(budgets, {"fg": judged}, [0.3, 0.6], 1, 10, 0.25, judged)
+    how: dict[str, Any] = {
+        "source": source, "names": ["fg", "fg2", "bg"], "heads": HeadSettings({}, streams, 60, 800),
+        "optimizer": ADAM, "perturbations": perturbations, "chunk": 100,
+    }  # fmt: skip
+    return Bench(data, CPU, **how | settings)
+
+
+def arm(head: str, made: Bench | None = None, kind: Any = Fusion, **settings: Any) -> Any:
+    """The module of an arm whose classifier is trained, away from any trainer."""
+    made = made or bench()
+    how: dict[str, Any] = {
+        "head": head, "bench": None, "optimizer": ADAM, "penalty": None, "muted": [],
+        "measured": ["fgsm", "pgd", "blur"], "own": [1.0, 4.0], "context": "fg/fgsm_1",
+        "validated": [], "method": Method(),
+    }  # fmt: skip
+    module = kind(**how | settings)
+    module.bench, module.data, module.fusion = made, made.data, made.head(head)
+    return module
+
+
+def share(is_right: Tensor) -> Any:
+    return pytest.approx(float(is_right.double().mean()))
+
+
+def test_accuracies_are_of_the_classifier_and_the_attack_that_they_name() -> None:
+    """All by hand: an attack moves the pixels that its classifier sees by the budget."""
+    made = bench()
+    fg, bg, joint = (arm(name, made)._views() for name in ("fg", "bg", "joint"))
+    for budget in (0.5, 1, 2):
+        name = f"test/fg/fgsm_{budget:g}"
+        assert fg[name] == share(LEFT > budget), name
+        assert bg[name] == share(RIGHT > 0), name
+        assert joint[name] == share(LEFT + RIGHT > budget), name
+        # Linear: more steps go no further. (The right pixel stays where it began, at random.)
+        assert fg[f"test/fg/pgd_{budget:g}"] == share(LEFT > budget)
+    assert joint["test/fg/fgsm_4"] == share(LEFT + RIGHT > 4)
+    assert bg["test/bg/fgsm_1"] == share(RIGHT > 1)
+    assert fg["test/bg/fgsm_1"] == share(LEFT > 0)
+    assert joint["test/bg/fgsm_1"] == share(LEFT + RIGHT > 1)
+    assert joint["test/joint/fgsm_1"] == share(LEFT + RIGHT > 2)
+    means = [float((LEFT + RIGHT > budget).double().mean()) for budget in (0.5, 1, 2)]
+    assert joint["test/fg/fgsm"] == pytest.approx(sum(means) / 3)
+    assert fg["test/fg/pgd"] == fg["test/fg/fgsm"] != joint["test/fg/pgd"]
+    assert "test/bg/fgsm" not in joint  # not all of its budgets are there
+
+
+def test_blurred_pictures() -> None:
+    joint, fg = (arm(name)._views() for name in ("joint", "fg"))
+    right = []
+    for sigma in (0.3, 0.6):
+        pictures = torch.stack([LEFT, RIGHT], 1)[:, None, None]
+        left = GaussianBlur(sigma)(None, pictures, None)[:, 0, 0, 0]
+        assert fg[f"test/blur_{sigma:g}"] == share(left > 0)
+        right.append(float((left > 0).double().mean()))
+        assert joint[f"test/blur_{sigma:g}"] == share(LEFT + RIGHT > 0)  # mixing keeps the sum
+    assert fg["test/blur"] == pytest.approx(sum(right) / 2)
+    assert right[1] != right[0]
+
+
+def test_the_white_box() -> None:
+    made = bench()
+    fg, bg, joint = (arm(name, made)._white_box() for name in ("fg", "bg", "joint"))
+    assert joint["test/own/fgsm_1"] == share(LEFT + RIGHT > 2)
+    assert joint["test/own/fgsm_4"] == share(LEFT + RIGHT > 8)
+    assert (fg["test/own/fgsm_1"], bg["test/own/fgsm_1"]) == (share(LEFT > 1), share(RIGHT > 1))
+    best = max(fg["test/own/fgsm_1"], bg["test/own/fgsm_1"])
+    assert joint["test/own/best_single"] == fg["test/own/best_single"] == best
+    assert fg["test/own/fgsm_1"] != bg["test/own/fgsm_1"]
+
+
+def test_gains_over_the_foreground_against_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = [
+        float(((LEFT + RIGHT > 1)[LABELS == k].double() - (LEFT > 1)[LABELS == k].double()).mean())
+        for k in (0, 1)
+    ]
+    assert gains[0] != gains[1]
+    sign = 1.0 if gains[1] > gains[0] else -1.0
+    scores = {"between": torch.tensor([0.7, 0.1]), "within": torch.tensor([1.0, 1.0])}
+    monkeypatch.setattr(room, "context_scores", lambda *_: scores)
+    rho = arm("joint")._contexts()
+    expected = {"test/rho/strength": sign, "test/rho/between": -sign, "test/rho/within": 0.0}
+    assert rho == pytest.approx(expected)
+    assert arm("fg")._contexts()["test/rho/strength"] == 0  # no gain over itself
+
+
+def test_shares_and_losses_of_streams() -> None:
+    module = arm("joint")
+    even = module._streams()
+    assert even["test/share/fg"] == pytest.approx(0.5, abs=1e-3)
+    with torch.no_grad():
+        module.fusion.block("fg").mul_(3)
+    found = module._streams()
+    assert found["test/share/fg"] == pytest.approx(0.75, abs=1e-3)
+    assert found["test/share/bg"] == pytest.approx(0.25, abs=1e-3)
+    both = float((3 * LEFT + RIGHT > 0).double().mean())
+    assert found["test/lost/bg"] == pytest.approx(both - float((LEFT > 0).double().mean()))
+
+
+def test_clean_accuracy_and_muted_streams() -> None:
+    assert arm("joint")._accuracy("test", CLEAN) == share(LEFT + RIGHT > 0)
+    module = arm("joint", muted=["bg"])
+    kept, moved = module.features("test", CLEAN).T
+    plain = module.bench.features("test", CLEAN)
+    assert torch.equal(kept, plain["fg"][:, 0])
+    assert not torch.equal(moved, plain["bg"][:, 0])
+    assert torch.equal(moved.sort().values, plain["bg"][:, 0].sort().values)
+    assert torch.equal(module.features("val", CLEAN)[:, 1], plain["bg"][:, 0])
+
+
+def test_features_are_kept_under_all_that_they_depend_on(tmp_path: Path) -> None:
+    view = bench().perturbations.views()[2]
+    how = {"cache": str(tmp_path)}
+    first = bench(**how).features("test", view)
+    kept = len(list(tmp_path.glob("*.npz")))
+    again = bench(**how)
+    again.seen = None  # type: ignore[assignment, method-assign]  # whoever computes now fails
+    assert all(torch.equal(z, first[name]) for name, z in again.features("test", view).items())
+    bench(**how, seed=1).features("test", view)
+    bench(**how, optimizer=partial(torch.optim.Adam, lr=0.01)).features(
+        "test", view
+    )  # another attack
+    assert len(list(tmp_path.glob("*.npz"))) > kept + 2
+
+
+def test_pictures_may_be_resized_before_they_are_attacked() -> None:
+    """Then there are more free pixels, and the budget counts for each."""
+
+    def halves(name: str, *_: object) -> Stream:
+        return Stream(nn.Sequential(nn.AdaptiveAvgPool2d((1, 2)), Pixel(int(name == "bg"))), 1)
+
+    made = bench(size=4, source=halves)
+    assert made.pictures(made.data.splits["test"][0]).shape == (8, 1, 4, 4)
+    found = arm("joint", made)._views()
+    assert found["test/fg/fgsm_2"] == share(LEFT + RIGHT > 2)
+
+
+def test_retraining_moves_the_network_only_where_it_may(study: Study) -> None:
+    """And fusion on top of it takes it over as it is."""
+    states = {}
+    for run in study.runs:
+        checkpoint = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)
+        states[run.record().arm] = checkpoint["state_dict"]
+    key = "fusion.streams.{}.network.features.0.weight"
+    frozen = states["joint"]
+    assert torch.equal(frozen[key.format("fg")], states["fg"][key.format("fg")])
+    assert not torch.equal(frozen[key.format("fg")], states["retrained"][key.format("fg")])
+    inherited = states["retrained_joint"]
+    assert torch.equal(inherited[key.format("fg")], states["retrained"][key.format("fg")])
+    assert torch.equal(inherited[key.format("bg")], frozen[key.format("bg")])
+
+
+def test_retraining_of_the_head_alone_leaves_the_network(tmp_path: Path) -> None:
+    run = finished(tmp_path, *SMOKE, "arm=retrained_head", "module.measured=[]", "module.own=[]")
+    state = torch.load(run.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    plain = finished(tmp_path, *SMOKE, "arm=fg", "module.measured=[]", "module.own=[]")
+    before = torch.load(plain.folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    for name, value in before.items():
+        assert torch.equal(value, state[name]) == ("head" not in name), name
+
+
+def test_arms_of_a_seed_look_at_the_same_attack(study: Study) -> None:
+    found = summaries(study)
+    assert found["fg"]["test/fg/fgsm_1"] == found["fg"]["test/own/fgsm_1"]
+    assert found["penalty"]["test/share/fg"] < found["joint"]["test/share/fg"]
+    assert found["joint"]["test/gradient_norm"] > 0
+
+
+def test_both_published_layouts_load_into_one_network(tmp_path: Path) -> None:
+    """Random files: torchvision's state dictionary, and the checkpoint of Places365."""
+    networks = {}
+    for name, classes in (("fg", 1000), ("bg", 365)):
+        network = networks[name] = ResNetImageNet([3, 224, 224], classes, depth=18)
+        state: dict[str, Any] = network.state_dict()
+        if name == "bg":
+            state = {
+                "epoch": 90, "arch": "resnet18", "best_prec1": 54.2,
+                "state_dict": {f"module.{key}": value for key, value in state.items()},
+            }  # fmt: skip
+        torch.save(state, tmp_path / f"{name}.pth", _use_new_zipfile_serialization=name == "fg")
+    assert sum(p.numel() for p in networks["fg"].parameters()) == 11_689_512
+    files: Any = {
+        name: {"file": f"{name}.pth", "classes": classes, "depth": 18}
+        for name, classes in (("fg", 1000), ("bg", 365))
+    }
+    streams = PublishedStreams(
+        files, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], str(tmp_path)
+    )
+    data: Any = None
+    for name, network in networks.items():
+        stream = streams(name, data, CPU, 0)
+        assert stream.width == 512
+        x = torch.rand(2, 3, 64, 64)
+        z = stream(x)
+        assert z.min() >= 0  # behind the last ReLU
+        network.fc = nn.Identity()  # type: ignore[assignment]
+        normalised = (x - stream.mean_C11) / stream.std_C11
+        torch.testing.assert_close(z, network.eval()(normalised).detach())
+    missing = unloaded(files, size=64, mean=[0.5], std=[0.2])
+    assert missing("bg", data, CPU, 0).width == 512
+    with pytest.raises(UserError, match=r"base\.streams\.fg\.file="):
+        PublishedStreams({"fg": {**files["fg"], "file": "no.pth"}}, 64, [0.5], [0.2])("fg", data, CPU, 0)  # noqa: E501  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", ["full", "full_224", "full_coco", "full_resnet50"])
+def test_full_scales_are_of_published_networks(scale: str) -> None:
+    for config in configs("paper=contextual_fusion", f"scale={scale}").values():
+        streams = instantiate(config.base).streams
+        depth = 50 if scale == "full_resnet50" else 18
+        assert {streams[name]["depth"] for name in ("fg", "bg")} == {depth}
+        assert config.dataset.name == ("coco_objects" if scale == "full_coco" else "cifar10")
+        assert config.module.bench.size == (224 if scale == "full_224" else None)
+
+
+def test_trained_streams_learn_their_tasks() -> None:
+    facts: Any = {"task": "classification", "input_shape": [3, 32, 32], "classes": 10}
+    data = digits_in_scenes("d", **facts, train_size=20, val_size=20, test_size=20, source_size=600)
+    network = partial(SmallCNN, widths=[8, 16], strides=[2, 2], pooled=1)
+    tasks: Any = {"bg": {"task": "scene", "draw": 2}, "none": {"task": "nothing", "draw": 2}}
+    streams = TrainedStreams(network, tasks, epochs=4, lr=0.02, warmup=0.2, batch_size=50)
+    x, _, scene = data.splits["source"]
+    x = x.float() / 255
+    spread = {}
+    for name in tasks:
+        z = streams(name, data, CPU, 0)(x)
+        means = torch.stack([z[scene == k].mean(0) for k in range(12)])
+        spread[name] = float(means.std(0).norm() / (z - means[scene]).std(0).norm())
+    assert spread["bg"] > 2 * spread["none"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["module.head=jiont"], "Did you mean 'joint'"),
+        (["dataset.augment={pad: 1}"], "dataset.augment=null"),
+        (["dataset.normalise={mean:[0.5,0.5,0.5],std:[1,1,1]}"], "dataset.normalise={mean"),
+        (["dataset=digits"], "say base=contextual_fusion/published"),
+        (["dataset=iris"], "takes pictures in memory"),
+        (["method=gradient_noise"], "say method=none"),
+        (["base.epochs=0"], "epochs"),
+    ],
+)
+def test_what_cannot_work_is_one_line(typed: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, *SMOKE, "arm=joint", *typed)
