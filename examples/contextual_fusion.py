@@ -1,7 +1,7 @@
 """Contextual fusion: a second network that knows the scene, where the one of objects is fooled.
 
-Two tiny networks learn one task each: which digit, and which scene. Then a linear classifier on both
-is shown pictures that were perturbed to fool the classifier on the first.
+Two tiny networks learn one task each: which digit, and which scene. Then a linear classifier on
+both is shown pictures that were perturbed to fool the classifier on the first.
 Run it: ``python examples/contextual_fusion.py``.
 """
 

@@ -14,11 +14,8 @@ from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.images.composites import Composites
-from repro.errors import UserError
 from repro.knobs import Fraction, NonNegative, checked
 from repro.methods.contextual_fusion import (
-    FeatureFusion,
-    HeadTraining,
     Stream,
     class_accuracies,
     context_scores,

@@ -6,10 +6,10 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.data.base.iterators import BatchIterator
@@ -25,6 +25,7 @@ from repro.toolbox.pretrained import WeightsFile, trained_once
 from repro.toolbox.schedules import cosine
 
 log = logging.getLogger("repro")
+MEAN, STD = 0.5, 0.25  # of pixels, for networks that are trained here
 TASKS = {"object": 1, "scene": 2, "nothing": None}  # which tensor of the split ``source`` is learnt
 
 
@@ -35,31 +36,28 @@ class Source(Protocol):
         """The network of that name, on `device`."""
 
 
-class Trained(TypedDict):
-    """How a network is trained; other keys are settings of the network."""
-
-    task: Literal["object", "scene", "nothing"]
-    draw: int  # of weights and batches
-
-
 class TrainedStreams(Source):
     """Networks that are trained on one task each, where object and scene are independent.
 
     Args:
         network: called with ``input_shape`` and ``classes``, returns a classifier.
-        streams: by name: its task, its draw, and settings of its network.
+        streams: by name: ``task`` (object, scene or nothing), ``draw`` of weights and batches, and
+            settings of its network.
         epochs: passes over the split ``source``.
         lr: largest rate of Adam; it falls along a cosine to zero.
         warmup: fraction of the updates in which the rate rises.
         batch_size: pictures in an update.
         cache: folder for trained weights; None to train anew each time.
+
+    Raises:
+        UserError: an unknown task, or a knob out of range.
     """
 
     @checked
     def __init__(
         self,
         network: Callable[..., nn.Module],
-        streams: Mapping[str, Trained],
+        streams: Mapping[str, Mapping[str, Any]],
         epochs: Count,
         lr: Positive,
         warmup: Fraction,
@@ -73,7 +71,11 @@ class TrainedStreams(Source):
         self.cache = None if cache is None else Path(cache).expanduser()
 
     def __call__(self, name: str, data: TensorData, device: torch.device, seed: int) -> Stream:
-        """Trains it, or reads what was trained before."""
+        """Trains it, or reads what was trained before.
+
+        Raises:
+            UserError: there is no such stream, or nothing to train it on.
+        """
         if not isinstance(data, Composites):
             raise UserError(
                 "contextual_fusion trains its networks on dataset=digits_in_scenes; for another"
@@ -84,30 +86,33 @@ class TrainedStreams(Source):
         task, draw = settings.pop("task"), settings.pop("draw")
         with torch.random.fork_rng([]):
             torch.manual_seed(1000 * seed + draw)  # weights are drawn on the CPU
-            model = self.network(
-                input_shape=data.input_shape,
-                classes=len(SCENES) if task == "scene" else data.classes,
-                **settings,
-            )
-        if TASKS[task] is not None:
-            tensors = (data.splits["source"][0], data.splits["source"][TASKS[task]])
-            words = f"{model!r} {task} {draw} {seed} {self.epochs} {self.lr} {self.warmup} {self.batch_size}"
-            words += f" {digest(tensors)} {device.type} {torch.get_num_threads()}"
-            key = hashlib.sha256(f"{words} {torch.__version__}".encode()).hexdigest()[:32]
-            file = None if self.cache is None else self.cache / f"stream-{key}.pt"
+            classes = len(SCENES) if task == "scene" else data.classes
+            model = self.network(input_shape=data.input_shape, classes=classes, **settings)
+        learnt = TASKS[task]
+        if learnt is not None:
+            tensors = (data.splits["source"][0], data.splits["source"][learnt])
 
             def train() -> None:
                 log.info("training the network of %s", name)
                 batches = BatchIterator(tensors, self.batch_size, shuffle=True, seed=seed + draw)
                 self._train(model.to(device), batches)
 
-            trained_once(model, train, file)
+            key = self._key(model, tensors, f"{task} {draw} {seed} {device.type}")
+            trained_once(model, train, None if self.cache is None else self.cache / key)
         width = remove_head(model)
-        return Stream(model, width, mean=[0.5], std=[0.25]).to(device)
+        return Stream(model, width, mean=[MEAN], std=[STD]).to(device)
+
+    def _key(self, model: nn.Module, tensors: Sequence[Tensor], words: str) -> str:
+        """Names the result by all that it depends on."""
+        recipe = f"{self.epochs} {self.lr} {self.warmup} {self.batch_size}"
+        where = f"{torch.get_num_threads()} {torch.__version__}"
+        first = digest([*tensors, *model.state_dict().values()])
+        whole = f"{model!r} {words} {recipe} {first} {where}"
+        return f"stream-{hashlib.sha256(whole.encode()).hexdigest()[:32]}.pt"
 
     def _train(self, model: nn.Module, batches: BatchIterator) -> None:
         device = next(model.parameters()).device
-        as_floats = Normalise([0.5] * 3, [0.25] * 3)
+        as_floats = Normalise([MEAN], [STD])
         with torch.enable_grad(), torch.inference_mode(False):
             model.train()
             optimizer = torch.optim.Adam(model.parameters(), self.lr)
@@ -158,7 +163,11 @@ class PublishedStreams(Source):
         self.root, self.trusted = root, trusted
 
     def __call__(self, name: str, data: TensorData, device: torch.device, seed: int) -> Stream:
-        """Reads its weights."""
+        """Reads its weights.
+
+        A `UserError` says so if there is no such stream, or its file is missing or of another
+        network.
+        """
         check_choice("streams", "name", name, self.streams)
         facts = self.streams[name]
         with torch.random.fork_rng([]):

@@ -27,7 +27,9 @@ def pictures(count: int) -> tuple[Tensor, Tensor]:
     return torch.rand(count, 3, SIZE, SIZE), torch.arange(count) % 10
 
 
-def plain_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, step: float) -> Tensor:
+def plain_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, step: float
+) -> Tensor:
     z = x.clone()
     for _ in range(steps):
         z.requires_grad_()

@@ -1,4 +1,4 @@
-"""What is special to contextual fusion: which accuracy is whose, features that are kept, layouts."""
+"""What is special to contextual fusion: whose accuracy is which, kept features, layouts."""
 
 from __future__ import annotations
 
@@ -102,13 +102,13 @@ def test_accuracies_are_of_the_classifier_and_the_attack_that_they_name() -> Non
     fg, bg, joint = (arm(name, made)._views() for name in ("fg", "bg", "joint"))
     for budget in (0.5, 1, 2):
         name = f"test/fg/fgsm_{budget:g}"
-        assert fg[name] == share(LEFT > budget), name
+        assert fg[name] == share(LEFT - budget > 0), name
         assert bg[name] == share(RIGHT > 0), name
         assert joint[name] == share(LEFT + RIGHT > budget), name
         # Linear: more steps go no further. (The right pixel stays where it began, at random.)
-        assert fg[f"test/fg/pgd_{budget:g}"] == share(LEFT > budget)
+        assert fg[f"test/fg/pgd_{budget:g}"] == share(LEFT - budget > 0)
     assert joint["test/fg/fgsm_4"] == share(LEFT + RIGHT > 4)
-    assert bg["test/bg/fgsm_1"] == share(RIGHT > 1)
+    assert bg["test/bg/fgsm_1"] == share(RIGHT - 1 > 0)
     assert fg["test/bg/fgsm_1"] == share(LEFT > 0)
     assert joint["test/bg/fgsm_1"] == share(LEFT + RIGHT > 1)
     assert joint["test/joint/fgsm_1"] == share(LEFT + RIGHT > 2)
@@ -136,7 +136,10 @@ def test_the_white_box() -> None:
     fg, bg, joint = (arm(name, made)._white_box() for name in ("fg", "bg", "joint"))
     assert joint["test/own/fgsm_1"] == share(LEFT + RIGHT > 2)
     assert joint["test/own/fgsm_4"] == share(LEFT + RIGHT > 8)
-    assert (fg["test/own/fgsm_1"], bg["test/own/fgsm_1"]) == (share(LEFT > 1), share(RIGHT > 1))
+    assert (fg["test/own/fgsm_1"], bg["test/own/fgsm_1"]) == (
+        share(LEFT - 1 > 0),
+        share(RIGHT - 1 > 0),
+    )
     best = max(fg["test/own/fgsm_1"], bg["test/own/fgsm_1"])
     assert joint["test/own/best_single"] == fg["test/own/best_single"] == best
     assert fg["test/own/fgsm_1"] != bg["test/own/fgsm_1"]
@@ -144,7 +147,9 @@ def test_the_white_box() -> None:
 
 def test_gains_over_the_foreground_against_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = [
-        float(((LEFT + RIGHT > 1)[LABELS == k].double() - (LEFT > 1)[LABELS == k].double()).mean())
+        float(
+            ((LEFT + RIGHT > 1)[LABELS == k].double() - (LEFT - 1 > 0)[LABELS == k].double()).mean()
+        )
         for k in (0, 1)
     ]
     assert gains[0] != gains[1]
@@ -267,7 +272,7 @@ def test_both_published_layouts_load_into_one_network(tmp_path: Path) -> None:
         z = stream(x)
         assert z.min() >= 0  # behind the last ReLU
         network.fc = nn.Identity()  # type: ignore[assignment]
-        normalised = (x - stream.mean_C11) / stream.std_C11
+        normalised = (x - stream.mean) / stream.std
         torch.testing.assert_close(z, network.eval()(normalised).detach())
     missing = unloaded(files, size=64, mean=[0.5], std=[0.2])
     assert missing("bg", data, CPU, 0).width == 512

@@ -102,7 +102,7 @@ def test_an_attack_goes_through_both_streams(
     expected = torch.zeros(16, dtype=torch.float64)
     for name in ("fg", "bg"):
         jacobian: Any = torch.autograd.functional.jacobian(fusion.streams[name], x)
-        std = fusion.std_D[fusion.columns(name)]
+        std = fusion.std[fusion.columns(name)]
         expected += jacobian[0].flatten(1).T @ ((fusion.block(name).T @ r) / std)
     torch.testing.assert_close(got.flatten(), expected)
 
@@ -155,7 +155,7 @@ def test_standardisation_can_be_folded_away(
     z = fusion.features(pictures[0])
     z[:, 2] = 7.0  # constant: not divided by zero
     fusion.standardise(z)
-    assert fusion.std_D[2] == 1
+    assert fusion.std[2] == 1
     torch.testing.assert_close(F.linear(z, *fusion.folded()), fusion.logits(z))
 
 
@@ -214,7 +214,7 @@ def test_a_muted_stream_says_nothing(
     fusion.standardise(z)
     muted = fusion.logits(fusion.without(z, "bg"))
     columns = fusion.columns("fg")
-    only = ((z - fusion.mean_D) / fusion.std_D)[:, columns] @ fusion.block("fg").T
+    only = ((z - fusion.mean) / fusion.std)[:, columns] @ fusion.block("fg").T
     torch.testing.assert_close(muted, only + fusion.head.bias)
     assert torch.equal(z, fusion.features(pictures[0]))
 

@@ -1,8 +1,8 @@
 """Contextual fusion: two frozen networks of different tasks, one linear classifier on both.
 
-Akumalla, Haney, Bazhenov, "Contextual Fusion For Adversarial Robustness", arXiv 2011.09526. Pooled
-features of a network of objects (foreground) and of one of scenes (background) are concatenated, and
-a softmax layer is trained on them::
+Akumalla, Haney, Bazhenov, "Contextual Fusion For Adversarial Robustness", arXiv 2011.09526.
+Pooled features of a network of objects (foreground) and of one of scenes (background) are
+concatenated, and a softmax layer is trained on them::
 
     a = V_f z_f + V_b z_b + c
     L = mean_i cross_entropy(a_i, t_i) + alpha_f ||V_f||² + alpha_b ||V_b||²
@@ -17,16 +17,15 @@ clean one. Both networks stay as they are, so features are computed once:
 >>> from repro.toolbox.attacks import FGSM
 >>> _ = torch.manual_seed(0)
 >>> y = torch.arange(200) % 2
->>> x = (0.5 + 0.15 * (2.0 * y - 1)[:, None, None, None] + 0.1 * torch.randn(200, 1, 4, 4)).clamp(0, 1)
->>> def eye(columns):  # sees some columns of a picture only
-...     return nn.Sequential(nn.Flatten(), Columns(columns))
->>> class Columns(nn.Module):
-...     def __init__(self, columns):
+>>> x = 0.5 + 0.15 * (2 * y - 1)[:, None, None, None] + 0.1 * torch.randn(200, 1, 4, 4)
+>>> x = x.clamp(0, 1)
+>>> class Columns(nn.Module):  # sees some columns of a picture only
+...     def __init__(self, *columns):
 ...         super().__init__()
 ...         self.columns = columns
-...     def forward(self, z):
-...         return z.view(-1, 4, 4)[:, :, self.columns].flatten(1)
->>> fg, bg = Stream(eye([0, 1]), 8), Stream(eye([2, 3]), 8)
+...     def forward(self, x):
+...         return x[..., self.columns].flatten(1)
+>>> fg, bg = Stream(Columns(0, 1), 8), Stream(Columns(2, 3), 8)
 >>> models = {"fg": FeatureFusion({"fg": fg}, 2), "joint": FeatureFusion({"fg": fg, "bg": bg}, 2)}
 >>> for model in models.values():
 ...     z = model.features(x)
@@ -36,8 +35,8 @@ clean one. Both networks stay as they are, so features are computed once:
 ...     for epoch in range(20):
 ...         _ = training.epoch(optimizer, epoch)
 >>> attacked = FGSM(0.25)(models["fg"], x, y)   # against the foreground alone ...
->>> right = {name: (model(attacked).argmax(1) == y).float().mean() for name, model in models.items()}
->>> bool(right["fg"] < 0.3 < 0.7 < right["joint"])  # ... and shown to both
+>>> fg, joint = ((m(attacked).argmax(1) == y).float().mean() for m in models.values())
+>>> bool(fg < 0.3 < 0.7 < joint)                # ... and shown to both
 True
 
 Shapes: N examples, B of a batch, D_s features of stream s, D of all streams, K classes.
@@ -58,7 +57,7 @@ from repro.knobs import Count, NonNegative, checked
 
 
 class Stream(nn.Module):
-    """A feature extractor of pictures in [0, 1]; in evaluation mode, and without gradients of its own.
+    """A feature extractor of pictures in [0, 1]; unless told otherwise, a frozen one.
 
     Resizing and normalisation are inside: an attack through it counts its budget in plain pixels.
     Maps pictures (B, C, H, W) to features (B, width).
@@ -72,8 +71,8 @@ class Stream(nn.Module):
         frozen: False lets the network be trained: gradients, batch statistics and all.
     """
 
-    mean_C11: Tensor
-    std_C11: Tensor
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
 
     @checked
     def __init__(
@@ -87,8 +86,8 @@ class Stream(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.width, self.size, self.frozen = network, width, size, frozen
-        self.register_buffer("mean_C11", torch.tensor(list(mean)).view(-1, 1, 1))
-        self.register_buffer("std_C11", torch.tensor(list(std)).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1))
         self.requires_grad_(not frozen)
         self.train(self.training)
 
@@ -101,7 +100,7 @@ class Stream(nn.Module):
         """Features (B, width) of pictures (B, C, H, W)."""
         if self.size is not None and x.shape[2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
-        return self.network((x - self.mean_C11) / self.std_C11)
+        return self.network((x - self.mean) / self.std)
 
 
 class FeatureFusion(nn.Module):
@@ -118,8 +117,8 @@ class FeatureFusion(nn.Module):
         UserError: no streams, or no classes.
     """
 
-    mean_D: Tensor
-    std_D: Tensor
+    mean: Tensor  # (D,)
+    std: Tensor
 
     @checked
     def __init__(self, streams: Mapping[str, Stream], classes: Count) -> None:
@@ -130,8 +129,8 @@ class FeatureFusion(nn.Module):
         self.widths = {name: stream.width for name, stream in streams.items()}
         width = sum(self.widths.values())
         self.head = nn.Linear(width, classes)
-        self.register_buffer("mean_D", torch.zeros(width))
-        self.register_buffer("std_D", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pictures (B, C, H, W) in [0, 1]."""
@@ -143,14 +142,14 @@ class FeatureFusion(nn.Module):
 
     def logits(self, z_BD: Tensor) -> Tensor:
         """Logits (B, K) of features that were computed before."""
-        return self.head((z_BD - self.mean_D) / self.std_D)
+        return self.head((z_BD - self.mean) / self.std)
 
     def standardise(self, z_ND: Tensor) -> None:
         """Takes mean and deviation from the features of the training set."""
-        self.mean_D.copy_(z_ND.mean(0))
+        self.mean.copy_(z_ND.mean(0))
         std_D = z_ND.std(0)
         # What is constant in training says nothing: it is left alone rather than blown up.
-        self.std_D.copy_(torch.where(std_D > 1e-6, std_D, torch.ones_like(std_D)))
+        self.std.copy_(torch.where(std_D > 1e-6, std_D, torch.ones_like(std_D)))
 
     def columns(self, stream: str) -> slice:
         """Where the features of a stream are among all.
@@ -188,13 +187,13 @@ class FeatureFusion(nn.Module):
         """Features (B, D) in which a stream's are at their training mean: it says nothing."""
         columns = self.columns(stream)
         z_BD = z_BD.clone()
-        z_BD[:, columns] = self.mean_D[columns]
+        z_BD[:, columns] = self.mean[columns]
         return z_BD
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """Weights (K, D) and bias (K,) of the same classifier, on features as they are."""
-        weight_KD = self.head.weight / self.std_D
-        return weight_KD, self.head.bias - weight_KD @ self.mean_D
+        weight_KD = self.head.weight / self.std
+        return weight_KD, self.head.bias - weight_KD @ self.mean
 
 
 class HeadTraining:

@@ -39,7 +39,7 @@ class GaussianBlur:
     side: Count | None = None
     radius: Positive = 4.0
 
-    def __call__(self, model: object, x: Tensor, y: object) -> Tensor:
+    def __call__(self, model: object, x: Tensor, y: object) -> Tensor:  # noqa: ARG002 - an attack's
         """Returns blurred pictures (B, C, H, W) of the same shape.
 
         Args:

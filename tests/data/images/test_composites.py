@@ -61,9 +61,8 @@ def test_halves_do_not_overlap_and_are_wide_enough() -> None:
         assert 0 <= float(one.min()) < float(one.max()) <= 1
     known, unknown = composites._digits()
     assert (len(known[0]), len(unknown[0])) == (1200, 597)
-    assert not set(map(lambda x: x.numpy().tobytes(), known[0])) & set(
-        map(lambda x: x.numpy().tobytes(), unknown[0])
-    )
+    parts = [{image.numpy().tobytes() for image in images} for images, _ in (known, unknown)]
+    assert not parts[0] & parts[1]
 
 
 def test_pictures_are_crops_with_a_digit_on_them() -> None:

@@ -1,8 +1,8 @@
 """MS COCO as a problem of one label: photographs with a large object, in their surroundings.
 
-Papers that classify COCO's photographs have to say which of the objects in one is meant. Here it is
-the one whose box is largest, and photographs without a large one are left out. Whole photographs are
-shown, because a crop to the object would take its context away.
+Papers that classify COCO's photographs have to say which of the objects in one is meant. Here it
+is the one whose box is largest, and photographs without a large one are left out. Whole photographs
+are shown, because a crop to the object would take its context away.
 """
 
 from __future__ import annotations
@@ -101,7 +101,11 @@ def largest_object(
 
 
 def _decoded(paths: Sequence[Any], side: int, smallest: float) -> dict[str, np.ndarray]:
-    """Pictures and labels, in one fixed random order."""
+    """Pictures and labels, in one fixed random order.
+
+    Raises:
+        UserError: no object is large enough.
+    """
     found = list(_labelled(paths, side, smallest))
     if not found:
         raise UserError(f"{paths[0].parent}: no photograph has an object that large.")
@@ -113,7 +117,11 @@ def _decoded(paths: Sequence[Any], side: int, smallest: float) -> dict[str, np.n
 
 
 def _labelled(paths: Sequence[Any], side: int, smallest: float) -> Iterator[tuple[np.ndarray, int]]:
-    """One file after the other: all encoded photographs at once would take 20 GB."""
+    """One file after the other: all encoded photographs at once would take 20 GB.
+
+    Raises:
+        UserError: a photograph is damaged.
+    """
     for path in paths:
         for row in read_table([path], COLUMNS).to_pylist():
             objects = row["objects"]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from repro.data.base.files import INSTALL
 from repro.data.base.iterators import generator_for
-from repro.data.base.modules import Split, Splits, TensorData
+from repro.data.base.modules import Splits, TensorData
 from repro.errors import UserError
 from repro.knobs import Count, Natural, Positive, Probability, checked
 
@@ -78,7 +78,7 @@ def digits_in_scenes(
         source_size: where digit and scene are independent.
         weakest: least q_k.
         strongest: largest q_k.
-        contrast: by how much a digit is brighter or darker than what it covers, on the scale 0 to 1.
+        contrast: by how much a digit is brighter or darker than what it covers, of 0 to 1.
         data_seed: of everything random: q_k, own scenes, places, digits.
         facts: see `TensorData`.
     """
