@@ -168,11 +168,13 @@ class Fusion(Procedure):
     @torch.no_grad()
     def on_test_epoch_end(self) -> None:
         """Logs all that claims read."""
+        self.log_dict(self.measures())
+
+    def measures(self) -> dict[str, float]:
+        """All that is measured on the test split, by name."""
         values = {"test/accuracy": self._accuracy("test", CLEAN)} | self.convergence()
         values |= self._views() | self._white_box() | self._streams()
-        if "fgsm" in self.measured:
-            values |= self._contexts()
-        self.log_dict(values)
+        return values | (self._contexts() if "fgsm" in self.measured else {})
 
     def convergence(self) -> dict[str, float]:
         """How far training came: a head that has not converged makes penalties look good."""
@@ -199,7 +201,7 @@ class Fusion(Procedure):
     def _views(self) -> dict[str, float]:
         """Accuracies by view, and their means over budgets."""
         perturbations = self.bench.perturbations
-        kinds = {kind: [] for kind in self.measured}  # type: dict[str, list[View]]
+        kinds: dict[str, list[View]] = {kind: [] for kind in self.measured}
         for view in perturbations.views()[1:]:
             kind = view.name.rpartition("/")[2].partition("_")[0]
             kinds.get(kind, []).append(view)

@@ -35,6 +35,7 @@ ADAM = partial(torch.optim.Adam, lr=0.05)
 # pixel is on the right side of 1/2 by so many levels of 255, or on the wrong one.
 LEFT = torch.tensor([0.75, 1.5, 3.0, 6.0, 0.75, 0.25, 3.0, -1.5])
 RIGHT = torch.tensor([2.5, -0.25, 6.0, 1.75, -6.0, 1.5, 0.25, 3.0])
+BOTH = LEFT + RIGHT
 LABELS = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0])
 
 
@@ -88,12 +89,20 @@ def arm(head: str, made: Bench | None = None, kind: Any = Fusion, **settings: An
         "validated": [], "method": Method(),
     }  # fmt: skip
     module = kind(**how | settings)
-    module.bench, module.data, module.fusion = made, made.data, made.head(head)
+    module.bench, module.data = made, made.data
+    module.fusion = made.head(head).requires_grad_()
+    z_ND = module.features("train", CLEAN)
+    module.head_training = made.training(head, module.fusion, z_ND, {})
     return module
 
 
-def share(is_right: Tensor) -> Any:
-    return pytest.approx(float(is_right.double().mean()))
+def mean(levels: Tensor, budget: float = 0) -> float:
+    """Share of pictures that are right by more levels than an attack may move them."""
+    return float((levels > budget).double().mean())
+
+
+def share(levels: Tensor, budget: float = 0) -> Any:
+    return pytest.approx(mean(levels, budget))
 
 
 def test_accuracies_are_of_the_classifier_and_the_attack_that_they_name() -> None:
@@ -102,17 +111,17 @@ def test_accuracies_are_of_the_classifier_and_the_attack_that_they_name() -> Non
     fg, bg, joint = (arm(name, made)._views() for name in ("fg", "bg", "joint"))
     for budget in (0.5, 1, 2):
         name = f"test/fg/fgsm_{budget:g}"
-        assert fg[name] == share(LEFT - budget > 0), name
-        assert bg[name] == share(RIGHT > 0), name
-        assert joint[name] == share(LEFT + RIGHT > budget), name
+        assert fg[name] == share(LEFT, budget), name
+        assert bg[name] == share(RIGHT), name
+        assert joint[name] == share(BOTH, budget), name
         # Linear: more steps go no further. (The right pixel stays where it began, at random.)
-        assert fg[f"test/fg/pgd_{budget:g}"] == share(LEFT - budget > 0)
-    assert joint["test/fg/fgsm_4"] == share(LEFT + RIGHT > 4)
-    assert bg["test/bg/fgsm_1"] == share(RIGHT - 1 > 0)
-    assert fg["test/bg/fgsm_1"] == share(LEFT > 0)
-    assert joint["test/bg/fgsm_1"] == share(LEFT + RIGHT > 1)
-    assert joint["test/joint/fgsm_1"] == share(LEFT + RIGHT > 2)
-    means = [float((LEFT + RIGHT > budget).double().mean()) for budget in (0.5, 1, 2)]
+        assert fg[f"test/fg/pgd_{budget:g}"] == share(LEFT, budget)
+    assert joint["test/fg/fgsm_4"] == share(BOTH, 4)
+    assert bg["test/bg/fgsm_1"] == share(RIGHT, 1)
+    assert fg["test/bg/fgsm_1"] == share(LEFT)
+    assert joint["test/bg/fgsm_1"] == share(BOTH, 1)
+    assert joint["test/joint/fgsm_1"] == share(BOTH, 2)
+    means = [mean(BOTH, budget) for budget in (0.5, 1, 2)]
     assert joint["test/fg/fgsm"] == pytest.approx(sum(means) / 3)
     assert fg["test/fg/pgd"] == fg["test/fg/fgsm"] != joint["test/fg/pgd"]
     assert "test/bg/fgsm" not in joint  # not all of its budgets are there
@@ -124,9 +133,9 @@ def test_blurred_pictures() -> None:
     for sigma in (0.3, 0.6):
         pictures = torch.stack([LEFT, RIGHT], 1)[:, None, None]
         left = GaussianBlur(sigma)(None, pictures, None)[:, 0, 0, 0]
-        assert fg[f"test/blur_{sigma:g}"] == share(left > 0)
-        right.append(float((left > 0).double().mean()))
-        assert joint[f"test/blur_{sigma:g}"] == share(LEFT + RIGHT > 0)  # mixing keeps the sum
+        assert fg[f"test/blur_{sigma:g}"] == share(left)
+        right.append(mean(left))
+        assert joint[f"test/blur_{sigma:g}"] == share(BOTH)  # mixing keeps the sum
     assert fg["test/blur"] == pytest.approx(sum(right) / 2)
     assert right[1] != right[0]
 
@@ -134,24 +143,18 @@ def test_blurred_pictures() -> None:
 def test_the_white_box() -> None:
     made = bench()
     fg, bg, joint = (arm(name, made)._white_box() for name in ("fg", "bg", "joint"))
-    assert joint["test/own/fgsm_1"] == share(LEFT + RIGHT > 2)
-    assert joint["test/own/fgsm_4"] == share(LEFT + RIGHT > 8)
-    assert (fg["test/own/fgsm_1"], bg["test/own/fgsm_1"]) == (
-        share(LEFT - 1 > 0),
-        share(RIGHT - 1 > 0),
-    )
+    assert joint["test/own/fgsm_1"] == share(BOTH, 2)
+    assert joint["test/own/fgsm_4"] == share(BOTH, 8)
+    assert fg["test/own/fgsm_1"] == share(LEFT, 1)
+    assert bg["test/own/fgsm_1"] == share(RIGHT, 1)
     best = max(fg["test/own/fgsm_1"], bg["test/own/fgsm_1"])
     assert joint["test/own/best_single"] == fg["test/own/best_single"] == best
     assert fg["test/own/fgsm_1"] != bg["test/own/fgsm_1"]
 
 
 def test_gains_over_the_foreground_against_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    gains = [
-        float(
-            ((LEFT + RIGHT > 1)[LABELS == k].double() - (LEFT - 1 > 0)[LABELS == k].double()).mean()
-        )
-        for k in (0, 1)
-    ]
+    parts = torch.tensor([[0], [1]]) == LABELS
+    gains = [mean(BOTH[part], 1) - mean(LEFT[part], 1) for part in parts]
     assert gains[0] != gains[1]
     sign = 1.0 if gains[1] > gains[0] else -1.0
     scores = {"between": torch.tensor([0.7, 0.1]), "within": torch.tensor([1.0, 1.0])}
@@ -171,12 +174,18 @@ def test_shares_and_losses_of_streams() -> None:
     found = module._streams()
     assert found["test/share/fg"] == pytest.approx(0.75, abs=1e-3)
     assert found["test/share/bg"] == pytest.approx(0.25, abs=1e-3)
-    both = float((3 * LEFT + RIGHT > 0).double().mean())
-    assert found["test/lost/bg"] == pytest.approx(both - float((LEFT > 0).double().mean()))
+    both = mean(3 * LEFT + RIGHT)
+    assert found["test/lost/bg"] == pytest.approx(both - mean(LEFT))
 
 
 def test_clean_accuracy_and_muted_streams() -> None:
-    assert arm("joint")._accuracy("test", CLEAN) == share(LEFT + RIGHT > 0)
+    found = arm("joint").measures()
+    assert found["test/accuracy"] == share(BOTH)
+    assert 0 <= found["test/gradient_norm"] < 0.1
+    assert arm("joint", measured=[], own=[]).measures().keys() == {
+        "test/accuracy", "test/gradient_norm",
+        *(f"test/{kind}/{name}" for kind in ("share", "lost") for name in ("fg", "bg")),
+    }  # fmt: skip
     module = arm("joint", muted=["bg"])
     kept, moved = module.features("test", CLEAN).T
     plain = module.bench.features("test", CLEAN)
@@ -210,7 +219,7 @@ def test_pictures_may_be_resized_before_they_are_attacked() -> None:
     made = bench(size=4, source=halves)
     assert made.pictures(made.data.splits["test"][0]).shape == (8, 1, 4, 4)
     found = arm("joint", made)._views()
-    assert found["test/fg/fgsm_2"] == share(LEFT + RIGHT > 2)
+    assert found["test/fg/fgsm_2"] == share(BOTH, 2)
 
 
 def test_retraining_moves_the_network_only_where_it_may(study: Study) -> None:
