@@ -16,8 +16,9 @@ from repro.toolbox.attacks import FGSM
 from repro.toolbox.heads import remove_head
 
 torch.manual_seed(0)
-facts = {"task": "classification", "input_shape": [3, 32, 32], "classes": 10}
-data = digits_in_scenes("digits", train_size=800, test_size=400, source_size=2000, **facts)
+data = digits_in_scenes(
+    "digits", task="classification", train_size=800, test_size=400, source_size=4000
+)
 splits = {name: (x.float() / 255, *labels) for name, (x, *labels) in data.splits.items()}
 
 

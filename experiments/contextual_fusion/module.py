@@ -92,7 +92,7 @@ class Fusion(Procedure):
         self.measured, self.context, self.validated = list(measured), context, list(validated)
         self.own_streams: dict[str, Stream] = {}  # that take the place of the bench's
         self.inherited: dict[str, Tensor] = {}
-        self.fusion: Any = None  # made in `setup`
+        self.fusion: Any = None  # a FeatureFusion, made in `setup`
 
     # -- The start --------------------------------------------------------------------------------
 
@@ -263,7 +263,7 @@ class Fusion(Procedure):
         found = {}
         for name in self.fusion.widths:
             without = self.fusion.logits(self.fusion.without(z_ND, name))
-            found[f"test/share/{name}"] = float(self.fusion.share(name))
+            found[f"test/share/{name}"] = float(self.fusion.share(name).detach())
             found[f"test/lost/{name}"] = whole - _accuracy(without, y)
         return found
 
@@ -289,15 +289,16 @@ class Retrained(Fusion):
     @override
     def setup(self, stage: str) -> None:
         """Opens the networks, and takes over the head."""
-        if self.fusion is not None:
-            return
+        is_there = self.fusion is not None
         super().setup(stage)
-        start = self.bench.head(self.head_name)
-        self.fusion.head.load_state_dict(start.head.state_dict())
+        if is_there:
+            return
+        start, fusion = self.bench.head(self.head_name), self.fusion
+        fusion.head.load_state_dict(start.head.state_dict())
         if self.whole:
             names = self.bench.reads(self.head_name)
             self.own_streams = {name: _opened(self.bench.stream(name)) for name in names}
-            self.fusion.streams.update(self.own_streams)
+            fusion.streams.update(self.own_streams)
 
     def trained(self) -> list[torch.nn.Parameter]:
         """The head's parameters, and those of networks that are not frozen."""

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ class Published(TypedDict):
 
     file: str | None  # below the folder of downloads; None: not trained
     classes: int  # of its own head, which is taken off
-    depth: int  # of the residual network
+    depth: Literal[18, 34, 50, 101, 152]  # of the residual network
 
 
 class PublishedStreams(Source):

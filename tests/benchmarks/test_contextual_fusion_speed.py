@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from timing import faster
 from torch import Tensor, nn
@@ -51,8 +53,8 @@ def test_attacks_on_two_streams() -> None:
         torch.testing.assert_close(attack(model, x, y), plain)
         faster(
             f"{name} of two ResNet-18",
-            lambda attack=attack: attack(model, x, y),
-            lambda steps=steps, step=step: plain_pgd(model, x, y, eps, steps, step),
+            partial(attack, model, x, y),
+            partial(plain_pgd, model, x, y, eps, steps, step),
             0.9,
         )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from published import write_images
 from repro.experiments.contextual_fusion import module as room
 from repro.experiments.contextual_fusion.bench import CLEAN, Bench, HeadSettings, Perturbations
 from repro.experiments.contextual_fusion.module import Fusion
-from repro.experiments.contextual_fusion.streams import PublishedStreams, TrainedStreams, unloaded
+from repro.experiments.contextual_fusion.streams import TrainedStreams, unloaded
 from rooms import configs, finished, refusal, summaries
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def bench(**settings: Any) -> Bench:
     """Pictures as above; in training both pixels say equally much, so both count equally."""
     spread = torch.linspace(-1, 5, 20)
     both = torch.cartesian_prod(spread, spread).T.repeat(1, 2)
-    train = by_levels(*both, torch.arange(800) // 400)
+    train = by_levels(both[0], both[1], torch.arange(800) // 400)
     test = by_levels(LEFT, RIGHT, LABELS)
     data = Composites(
         torch.tensor([0.2, 0.9]), name="pixels", splits={"train": train, "val": test, "test": test},
@@ -253,40 +254,66 @@ def test_arms_of_a_seed_look_at_the_same_attack(study: Study) -> None:
     assert found["joint"]["test/gradient_norm"] > 0
 
 
-def test_both_published_layouts_load_into_one_network(tmp_path: Path) -> None:
-    """Random files: torchvision's state dictionary, and the checkpoint of Places365."""
-    networks = {}
-    for name, classes in (("fg", 1000), ("bg", 365)):
-        network = networks[name] = ResNetImageNet([3, 224, 224], classes, depth=18)
-        state: dict[str, Any] = network.state_dict()
+NETWORKS = {
+    "fg": ("torchvision/resnet18-f37072fd.pth", 1000),
+    "bg": ("places365/resnet18_places365.pth.tar", 365),
+}
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in both published layouts, and CIFAR-10 in the hub's."""
+    root = tmp_path_factory.mktemp("downloads")
+    torch.manual_seed(0)
+    for name, (file, classes) in NETWORKS.items():
+        state: dict[str, Any] = ResNetImageNet([3, 224, 224], classes, depth=18).state_dict()
         if name == "bg":
-            state = {
-                "epoch": 90, "arch": "resnet18", "best_prec1": 54.2,
-                "state_dict": {f"module.{key}": value for key, value in state.items()},
-            }  # fmt: skip
-        torch.save(state, tmp_path / f"{name}.pth", _use_new_zipfile_serialization=name == "fg")
-    assert sum(p.numel() for p in networks["fg"].parameters()) == 11_689_512
-    files: Any = {
-        name: {"file": f"{name}.pth", "classes": classes, "depth": 18}
-        for name, classes in (("fg", 1000), ("bg", 365))
-    }
-    streams = PublishedStreams(
-        files, 64, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], str(tmp_path)
-    )
-    data: Any = None
-    for name, network in networks.items():
-        stream = streams(name, data, CPU, 0)
-        assert stream.width == 512
-        x = torch.rand(2, 3, 64, 64)
+            weights = {f"module.{key}": value for key, value in state.items()}
+            state = {"epoch": 90, "arch": "resnet18", "state_dict": weights, "best_prec1": 54.2}
+        (root / file).parent.mkdir()
+        torch.save(state, root / file, _use_new_zipfile_serialization=name == "fg")
+    folder = root / "uoft-cs" / "cifar10" / "plain_text"
+    write_images(folder, (32, 32, 3), {"train": 40, "test": 20}, "img")
+    return root
+
+
+def test_both_published_layouts_load_into_one_network(downloads: Path) -> None:
+    typed = ["paper=contextual_fusion", "scale=full", "arm=joint", f"data.root={downloads}"]
+    (config,) = configs(*typed, "base.size=64").values()
+    source, nothing = instantiate(config.base), cast(Any, None)
+    x = torch.rand(2, 3, 64, 64)
+    for name, (file, classes) in NETWORKS.items():
+        stream = source(name, nothing, CPU, 0)
+        network = ResNetImageNet([3, 224, 224], classes, depth=18).eval()
+        if name == "fg":
+            assert sum(p.numel() for p in network.parameters()) == 11_689_512
+        saved = torch.load(downloads / file, weights_only=True)
+        network.load_state_dict(
+            {k.removeprefix("module."): v for k, v in saved.get("state_dict", saved).items()}
+        )
+        read: list[Tensor] = []
+        network.fc.register_forward_pre_hook(lambda _, inputs, kept=read: kept.extend(inputs))
+        network((x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / stream.std)
         z = stream(x)
+        assert z.shape == (2, stream.width) == (2, 512)
         assert z.min() >= 0  # behind the last ReLU
-        network.fc = nn.Identity()  # type: ignore[assignment]
-        normalised = (x - stream.mean) / stream.std
-        torch.testing.assert_close(z, network.eval()(normalised).detach())
-    missing = unloaded(files, size=64, mean=[0.5], std=[0.2])
-    assert missing("bg", data, CPU, 0).width == 512
-    with pytest.raises(UserError, match=r"base\.streams\.fg\.file="):
-        PublishedStreams({"fg": {**files["fg"], "file": "no.pth"}}, 64, [0.5], [0.2])("fg", data, CPU, 0)  # noqa: E501  # fmt: skip
+        torch.testing.assert_close(z, read[0].detach())
+    with pytest.raises(UserError, match=r"base\.streams\.fg2\.file="):
+        source("fg2", nothing, CPU, 0)
+    facts = {"file": "any", "classes": 7, "depth": 18}
+    assert unloaded({"x": facts}, size=8, mean=[0.5], std=[0.2])("x", nothing, CPU, 0).width == 512
+
+
+def test_the_full_scale_runs_on_what_was_downloaded(downloads: Path, tmp_path: Path) -> None:
+    typed = [
+        "paper=contextual_fusion", "scale=full", "seed=0", f"data.root={downloads}",
+        "hardware=cpu", "base.size=32", "dataset.val_size=10", "dataset.batch_size=10",
+        "head_epochs=2", "retraining.epochs=1", "module.bench.names=[fg,bg]", "module.own=[1.0]",
+        "module.measured=[fgsm]", "module.bench.perturbations.fgsm={fg:[1.0,4.0],bg:[1.0]}",
+    ]  # fmt: skip
+    run = finished(tmp_path, *typed, "arm=[retrained,retrained_joint]", "module.measured=[fgsm]")
+    assert run.record().arm == "retrained_joint"
+    assert run.summary().keys() >= {"test/accuracy", "test/fg/fgsm_4", "test/rho/between"}
 
 
 @pytest.mark.parametrize("scale", ["full", "full_224", "full_coco", "full_resnet50"])

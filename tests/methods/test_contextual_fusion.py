@@ -62,10 +62,10 @@ def fit(model: FeatureFusion, z: Tensor, y: Tensor, steps: int = 300, **settings
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = training.loss(z, y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return training.gradient_norm()
 
 
@@ -194,7 +194,7 @@ def test_a_stream_that_is_not_frozen_is_trained(pictures: tuple[Tensor, Tensor])
     open_stream = stream(5, frozen=False)
     model = FeatureFusion({"fg": open_stream}, CLASSES).double().train()
     assert open_stream.network.training
-    F.cross_entropy(model(pictures[0]), pictures[1]).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(model(pictures[0]), pictures[1]).backward()
     assert all(p.grad is not None for p in open_stream.parameters())
 
 

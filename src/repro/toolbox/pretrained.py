@@ -255,7 +255,7 @@ class WeightsFile:
                 weights = load_file(self.file)
             else:
                 # latin1 reads the strings of checkpoints from Python 2, which are no plain tensors.
-                legacy = {"encoding": "latin1"} if self.trusted else {}
+                legacy: dict[str, Any] = {"encoding": "latin1"} if self.trusted else {}
                 weights = torch.load(self.file, "cpu", weights_only=not self.trusted, **legacy)
             weights = _unwrapped(weights)
             model.load_state_dict(self._fitting(weights, model.state_dict()))

@@ -8,6 +8,7 @@ are shown, because a crop to the object would take its context away.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def coco_objects(
         for split in ("train", "val"):
             paths = files.split(split)
             key = f"{name}-{split}-{input_shape[1]}-{smallest:g}-{sha256_of(paths, False)[:32]}"
-            made = cached_arrays(key, lambda paths=paths: _decoded(paths, input_shape[1], smallest))
+            made = cached_arrays(key, partial(_decoded, paths, input_shape[1], smallest))
             parts[split] = torch.from_numpy(made["x"]), torch.from_numpy(made["y"])
         x, y = parts["train"]
         if val_size >= len(y):
