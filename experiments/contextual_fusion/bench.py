@@ -172,14 +172,20 @@ class Bench:
         """The streams that a classifier reads.
 
         Raises:
-            UserError: there is no such classifier.
+            UserError: there is no such classifier, or it reads a stream that is not computed.
         """
         if head not in self.settings.streams:
             raise UserError(
                 f"contextual_fusion: there is no classifier '{head}', only"
                 f" {', '.join(self.settings.streams)}.{did_you_mean(head, self.settings.streams)}"
             )
-        return list(self.settings.streams[head])
+        streams = list(self.settings.streams[head])
+        if missing := [name for name in streams if name not in self.names]:
+            raise UserError(
+                f"contextual_fusion: the classifier '{head}' reads '{missing[0]}': list it in"
+                " module.bench.names."
+            )
+        return streams
 
     def fusion(self, head: str, z_ND: Tensor, own: Mapping[str, Stream]) -> FeatureFusion:
         """An untrained classifier: all zero, which is as good as any start of a convex problem.

@@ -310,11 +310,11 @@ def test_the_full_scale_runs_on_what_was_downloaded(downloads: Path, tmp_path: P
     typed = [
         "paper=contextual_fusion", "scale=full", "seed=0", f"data.root={downloads}",
         "hardware=cpu", "base.size=32", "dataset.val_size=10", "dataset.batch_size=10",
-        "head_epochs=2", "retraining.epochs=1", "module.bench.names=[fg,bg]", "module.own=[1.0]",
-        "module.measured=[fgsm]", "module.bench.perturbations.fgsm={fg:[1.0,4.0],bg:[1.0]}",
+        "head_epochs=2", "module.bench.names=[fg,bg]", "module.own=[1.0]",
+        "module.measured=[fgsm]",
+        "module.bench.perturbations.fgsm={fg:[1.0,4.0],bg:[1.0],joint:[],fg2:[]}",
     ]  # fmt: skip
-    run = finished(tmp_path, *typed, "arm=[retrained,retrained_joint]")
-    assert run.record().arm == "retrained_joint"
+    run = finished(tmp_path, *typed, "arm=joint")
     assert run.summary().keys() >= {"test/accuracy", "test/fg/fgsm_4", "test/rho/between"}
 
 
@@ -348,6 +348,7 @@ def test_trained_streams_learn_their_tasks() -> None:
     ("typed", "message"),
     [
         (["module.head=jiont"], "Did you mean 'joint'"),
+        (["module.head=bg_bg2"], "list it in module.bench.names"),
         (["dataset.augment={pad: 1}"], "dataset.augment=null"),
         (["dataset.normalise={mean:[0.5,0.5,0.5],std:[1,1,1]}"], "dataset.normalise={mean"),
         (["dataset=digits"], "say base=contextual_fusion/published"),
