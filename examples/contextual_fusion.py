@@ -17,7 +17,7 @@ from repro.toolbox.heads import remove_head
 
 torch.manual_seed(0)
 data = digits_in_scenes(
-    "digits", task="classification", train_size=800, test_size=400, source_size=4000
+    "digits", task="classification", train_size=600, test_size=300, source_size=1500
 )
 splits = {name: (x.float() / 255, *labels) for name, (x, *labels) in data.splits.items()}
 
@@ -37,7 +37,7 @@ def stream(labels: Tensor, classes: int, epochs: int) -> Stream:
 
 
 _, digits, scenes = splits["source"]
-fg, bg = stream(digits, 10, epochs=6), stream(scenes, 12, epochs=2)
+fg, bg = stream(digits, 10, epochs=6), stream(scenes, 12, epochs=3)
 models: dict[str, nn.Module] = {}
 for name, streams in {"foreground": {"fg": fg}, "fused": {"fg": fg, "bg": bg}}.items():
     model = FeatureFusion(streams, classes=10)
