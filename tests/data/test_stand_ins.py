@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
     "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
+    "coco_objects": {"val_size": 20, "info": {"stand_in": {"train": 200, "test": 100}}},
     "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},
 }
 

@@ -32,7 +32,7 @@ PHOTOGRAPH = (375, 500)  # height and width of most of ImageNet's
 # What loaders take to find and cut what they read, and no stand-in needs.
 READING = (
     "root", "image_column", "label_column", "text_column", "unit", "tokenizer", "end",
-    "documents", "splits", "split", "language", "memory",
+    "documents", "splits", "split", "language", "memory", "smallest",
 )  # fmt: skip
 
 
