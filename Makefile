@@ -65,7 +65,7 @@ docs: $(DOCS)
 gpu: $(DEV)
 	$(BIN)/pytest -m gpu tests/gpu
 
-# Ten minutes on a lent GPU: what of these tests takes half of them, and the full scales as they are.
+# Ten minutes on a GPU: what of these tests takes half of them, and the full scales as they are.
 gpu-quarter: $(DEV)
 	-timeout 280 $(BIN)/pytest -m gpu -q tests/gpu
 	timeout 310 $(BIN)/python -m repro.report.full_scale --whole --minutes 4
