@@ -25,7 +25,7 @@ splits = {name: (x.float() / 255, *labels) for name, (x, *labels) in data.splits
 def stream(labels: Tensor, classes: int, epochs: int) -> Stream:
     """A network that is trained on one task, and frozen."""
     x = 4 * (splits["source"][0] - 0.5)
-    network = SmallCNN([3, 32, 32], classes, widths=[16, 32, 64], strides=[2, 2, 2], pooled=1)
+    network = SmallCNN([3, 32, 32], classes, widths=[16, 32, 64], strides=[2, 2, 2], pool=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(64):

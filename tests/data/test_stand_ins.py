@@ -20,6 +20,11 @@ from repro.planning.rehearse import stood_in
 FOLDER = Path(str(files("repro.conf"))) / "dataset"
 
 
+def is_suite(config: dict[str, Any]) -> bool:
+    """Whether it consists of data sets, each with a config of its own."""
+    return isinstance(config.get("sets"), dict)
+
+
 def written(name: str) -> dict[str, Any]:
     """What the config of a data set says, with what it takes over from another one."""
     config: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
@@ -31,6 +36,7 @@ CONFIGS = {file.stem: written(file.stem) for file in sorted(FOLDER.glob("*.yaml"
 ALONE = [name for name, config in CONFIGS.items() if not config["info"]["bundled"]]
 PHOTOGRAPHS = [name for name, config in CONFIGS.items() if "workers" in config]
 SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
+    "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
     "coco_objects": {"val_size": 20, "info": {"stand_in": {"train": 200, "test": 100}}},
@@ -54,12 +60,12 @@ def first(batches: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if "sets" not in CONFIGS[n]])
+@pytest.mark.parametrize("name", [n for n in ALONE if not is_suite(CONFIGS[n])])
 def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[str], Any]) -> None:
     data, config = stand_in(name), CONFIGS[name]
     data.setup()
     for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
-        x, y = first(batches)
+        x, y, *_ = first(batches)
         assert len(x) == len(y) > 0
         if "vocab_size" in config:
             assert x.shape == y.shape
@@ -74,7 +80,7 @@ def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[s
     assert data.fingerprint()["sha256"] == "stand-in"
 
 
-@pytest.mark.parametrize("name", [n for n in ALONE if "sets" in CONFIGS[n]])
+@pytest.mark.parametrize("name", [n for n in ALONE if is_suite(CONFIGS[n])])
 def test_suites_consist_of_stand_ins(name: str) -> None:
     sets = {key: value["name"] for key, value in CONFIGS[name]["sets"].items() if "name" in value}
     assert set(sets.values()) <= CONFIGS["uci"]["info"]["stand_in"]["examples"].keys()

@@ -331,7 +331,7 @@ def test_full_scales_are_of_published_networks(scale: str) -> None:
 def test_trained_streams_learn_their_tasks() -> None:
     facts: Any = {"task": "classification", "input_shape": [3, 32, 32], "classes": 10}
     data = digits_in_scenes("d", **facts, train_size=20, val_size=20, test_size=20, source_size=600)
-    network = partial(SmallCNN, widths=[8, 16], strides=[2, 2], pooled=1)
+    network = partial(SmallCNN, widths=[8, 16], strides=[2, 2], pool=1)
     tasks: Any = {"bg": {"task": "scene", "draw": 2}, "none": {"task": "nothing", "draw": 2}}
     streams = TrainedStreams(network, tasks, epochs=4, lr=0.02, warmup=0.2, batch_size=50)
     x, _, scene = data.splits["source"]

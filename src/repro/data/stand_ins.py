@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, Text
 from repro.data.images.hub import StreamedImages
 from repro.data.images.shapes import masks_of
 from repro.data.images.trees import vessel_tree
+from repro.data.images.videos import WeatherVideos, Window
 
 POOL = 1000  # different examples, repeated: drawing millions would take longer than a rehearsal
 POOL_TOKENS = 1 << 20
@@ -127,6 +129,57 @@ class _Photographs:
     def __getitem__(self, index: int) -> dict[str, Any]:
         encoded = self.encoded[index % PHOTOGRAPHS]
         return {self.image_column: {"bytes": encoded}, self.label_column: index % self.classes}
+
+
+def photographs_of_folders(name: str, *, info: Mapping[str, Any], **facts: Any) -> PhotographStream:
+    """Stands in for `repro.data.images.medical.RadImageNet`, whose splits are published.
+
+    Args:
+        name: of the data set.
+        info: ``info.stand_in`` says the images of train, val and test.
+        facts: see `StreamedImages`.
+    """
+    sizes = info["stand_in"]
+    whole = {**info, "hub": name, "config": "", "stand_in": dict(sizes)}
+    whole["stand_in"]["train"] = sizes["train"] + sizes["val"]
+    return PhotographStream(name, info=whole, val_size=sizes["val"], test_split="test", **facts)
+
+
+def medical(
+    name: str,
+    *,
+    info: Mapping[str, Any],
+    sets: Sequence[str],
+    input_shape: Sequence[int],
+    classes: int,
+    size: int,  # noqa: ARG001 - says what input_shape does
+    limit: int | None = None,
+    **facts: Any,
+) -> TensorData:
+    """Stands in for `repro.data.images.medical.medmnist`: one image, which takes no memory.
+
+    Args:
+        name: of the data set.
+        info: ``info.stand_in`` says the images of train, val and test of a set.
+        sets: how many there are counts.
+        input_shape: (3, S, S) of an image.
+        classes: all of the same frequency.
+        size: S.
+        limit: train on so many images of each set.
+        facts: see `TensorData`.
+    """
+    sizes = dict(info["stand_in"])
+    sizes["train"] = min(sizes["train"], limit or sizes["train"])
+
+    def load() -> Splits:
+        (image,), _ = _labelled(1, input_shape, classes)
+        counts = {split: len(sets) * sizes[split] for split in SPLIT_NAMES}
+        return {
+            s: (image.expand(n, *image.shape), torch.arange(n) % classes) for s, n in counts.items()
+        }
+
+    shape: dict[str, Any] = {"input_shape": input_shape, "classes": classes}
+    return TensorData(name, load, source_digest=_nothing, **shape, **_facts(facts))
 
 
 class RepeatedTokens:
@@ -332,6 +385,28 @@ def _segmented(count: int, shape: Sequence[int]) -> Split:
     y = masks[torch.arange(count) % len(masks)][:, None]
     noise = torch.rand(len(masks), *shape, generator=generator)[torch.arange(count) % len(masks)]
     return 0.5 * (noise + y), y
+
+
+class Videos(WeatherVideos):
+    """Stands in for `WeatherVideos`: as many windows, of noise as large as training crops."""
+
+    @override
+    def windows_of(self, weather: str, part: str) -> list[Window]:
+        """``info.stand_in`` says how many there are, by part and weather."""
+        count = self.info["stand_in"][part.lower()][weather]
+        frames = self.input_shape[0]
+        return [Window([Path(str(n))] * frames, Path(str(n))) for n in range(count)]
+
+    @override
+    def read(self, path: Path) -> np.ndarray:
+        """A frame."""
+        draw = np.random.default_rng(int(path.name))
+        return draw.integers(0, 256, (*self.input_shape[2:], 3), dtype=np.uint8)
+
+    @override
+    def fingerprint(self) -> dict[str, Any]:
+        """There is nothing to tell apart."""
+        return {"name": self.name, "sha256": _nothing(), "sizes": {}}
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:

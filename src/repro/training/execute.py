@@ -241,6 +241,7 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         num_nodes=hardware.num_nodes,
         strategy=hardware.strategy,
         precision=hardware.precision,
+        sync_batchnorm=hardware.get("sync_batchnorm", False),
         max_epochs=training.epochs,
         max_steps=-1 if training.max_steps is None else training.max_steps,
         limit_train_batches=training.steps_per_epoch,

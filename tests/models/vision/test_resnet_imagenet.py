@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,6 +24,34 @@ def test_parameters_are_the_published_ones(depth: Any, count: int) -> None:
     with torch.device("meta"):
         model = ResNetImageNet((3, 224, 224), 1000, depth=depth)
     assert sum(p.numel() for p in model.parameters()) == count
+
+
+def resnet10t(size: int = 224) -> ResNetImageNet:
+    return ResNetImageNet((3, size, size), 1000, 10, tiered_stem=True, pooled_shortcuts=True)
+
+
+def test_a_light_network_by_hand() -> None:
+    with torch.device("meta"):
+        model = resnet10t()
+    stem = 9 * (3 * 24 + 24 * 32 + 32 * 64) + 2 * (24 + 32 + 64)
+    widths = (64, 64, 128, 256, 512)
+    convolutions = sum(9 * (a + b) * b + 4 * b for a, b in pairwise(widths))
+    shortcuts = sum(a * b + 2 * b for a, b in pairwise(widths[1:]))
+    assert sum(p.numel() for p in model.parameters()) == (
+        stem + convolutions + shortcuts + 512 * 1000 + 1000
+    )
+    assert {"conv1.6.weight", "layer2.0.downsample.1.weight"} <= model.state_dict().keys()
+
+
+def test_pooled_shortcuts_see_every_pixel() -> None:
+    torch.manual_seed(0)
+    shortcut = resnet10t(32).get_submodule("layer2.0.downsample").eval()
+    x = torch.randn(1, 64, 5, 5)
+    weight = shortcut.get_parameter("1.weight")[:, :, 0, 0]
+    corner = shortcut(x)[0, :, 2, 2] * (1 + 1e-5) ** 0.5  # one pixel alone, not three zeros with it
+    torch.testing.assert_close(corner, weight @ x[0, :, 4, 4])
+    inner = shortcut(x)[0, :, 0, 1] * (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(inner, weight @ x[0, :, :2, 2:4].mean((1, 2)))
 
 
 @pytest.mark.parametrize("size", [8, 32, 64])
@@ -84,7 +113,7 @@ def test_gradient_reaches_every_parameter(depth: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"depth": 20}, "depth is 18, 34, 50, 101 or 152, not 20"),
+        ({"depth": 20}, "depth is 10, 18, 34, 50, 101 or 152, not 20"),
         ({"classes": 0}, "classes is a whole number"),
         ({"input_shape": (28, 28)}, "input_shape must be"),
     ],

@@ -23,6 +23,7 @@ from repro.knobs import Count, Fraction, NonNegative, Positive, checked
 from repro.methods.n2n.architecture import Architecture
 from repro.methods.n2n.edits import Edit
 from repro.methods.n2n.policies import RemovalPolicy, ShrinkagePolicy
+from repro.toolbox.score_function import MovingBaseline, surrogate
 
 
 @checked
@@ -112,9 +113,6 @@ class Reinforce(Search):
             else was done; ``forced`` alone, as an older script does by mistake.
     """
 
-    baseline: Tensor
-    batches: Tensor
-
     @checked
     def __init__(
         self,
@@ -129,14 +127,13 @@ class Reinforce(Search):
         reinforced: Literal["free", "all", "forced"] = "free",
     ) -> None:
         super().__init__()
-        self.policy, self.learns, self.decay, self.entropy = policy, learns, decay, entropy
+        self.policy, self.learns, self.entropy = policy, learns, entropy
         self.advantage, self.baseline_kind = advantage, baseline
         self.steps, self.reinforced = steps, reinforced
         self.edit = policy.edit
         trained = [each for each in policy.parameters() if each.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr)
-        self.register_buffer("baseline", torch.zeros(()))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.baseline = MovingBaseline(decay) if baseline == "average" else ReleasedBaseline()
 
     @override
     def propose(self, architecture: Architecture, count: int, generator: torch.Generator) -> Tensor:
@@ -153,7 +150,7 @@ class Reinforce(Search):
             _, entropies = self.policy.log_probs(architecture, actions)
         measured = {"entropy": float(entropies[:, free].mean()) if free.any() else 0.0}
         if self.learns:
-            advantages_M = self.advantages(rewards_M.to(self.baseline))
+            advantages_M = self.advantages(rewards_M.to(self.baseline.average))
             parts = len(actions) if self.steps == "rollout" else 1
             for some, their in zip(actions.chunk(parts), advantages_M.chunk(parts), strict=True):
                 self.optimizer.zero_grad()
@@ -163,15 +160,10 @@ class Reinforce(Search):
 
     def advantages(self, rewards_M: Tensor) -> Tensor:
         """What each reward exceeds the baseline by; then moves the baseline."""
-        mean, before = rewards_M.mean(), int(self.batches)
-        if self.baseline_kind == "released":
-            baseline = self.baseline * before / (before + 1)  # the buffer is the earlier ones' mean
-            self.baseline += (mean - self.baseline) / (before + 1)
-        else:
-            baseline = self.baseline if before else mean
-            self.baseline = self.decay * baseline + (1 - self.decay) * mean
-        self.batches += 1
-        return (rewards_M if self.advantage == "own" else mean.expand_as(rewards_M)) - baseline
+        own = self.advantage == "own"
+        return (rewards_M if own else rewards_M.mean().expand_as(rewards_M)) - self.baseline(
+            rewards_M
+        )
 
     def loss(self, architecture: Architecture, actions: Tensor, advantages_M: Tensor) -> Tensor:
         """Minus what is ascended, for given advantages."""
@@ -180,7 +172,7 @@ class Reinforce(Search):
         log_probs, entropies = self.policy.log_probs(architecture, actions)
         sums_M = (log_probs * counted).flatten(1).sum(1)
         bonus = (entropies * free).sum() / free.sum().clamp(min=1) / len(actions)
-        return -(advantages_M * sums_M).mean() - self.entropy * bonus
+        return -surrogate(sums_M, advantages_M) - self.entropy * bonus
 
     @override
     def memory(self) -> dict[str, Any]:
@@ -189,6 +181,26 @@ class Reinforce(Search):
     @override
     def remember(self, memory: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(memory)
+
+
+class ReleasedBaseline(nn.Module):
+    """The sum of the earlier batches' means over one more than there are."""
+
+    average: Tensor
+    batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros(()))  # of the earlier batches
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, rewards_M: Tensor) -> Tensor:
+        """Returns the baseline for these rewards, and lets them move it."""
+        before = int(self.batches)
+        baseline = self.average * before / (before + 1)
+        self.average += (rewards_M.mean() - self.average) / (before + 1)
+        self.batches += 1
+        return baseline
 
 
 class HillClimbing(Search):

@@ -83,6 +83,7 @@ Block = Callable[[int, int, int, nn.Module], BasicBlock | Bottleneck]
 
 # The kind of block and how many of them each of the four stages has.
 DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -92,11 +93,12 @@ DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 
 
 class ResNetImageNet(nn.Module):
-    """ResNet-18, 34, 50, 101 or 152 with projection shortcuts where the shape changes (option B).
+    """ResNet-10 to 152 with projection shortcuts where the shape changes (option B).
 
     Maps (batch, *input_shape) to logits of shape (batch, classes); any image size will do. At
     1000 classes ResNet-18 has 11,689,512 parameters and ResNet-50 has 25,557,032. With 32 groups of
-    base width 8 depth 101 is ResNeXt-101 32x8d (Xie et al. 2017), of 88,791,336 parameters.
+    base width 8 depth 101 is ResNeXt-101 32x8d (Xie et al. 2017), of 88,791,336 parameters. Depth
+    10 with a tiered stem and pooled shortcuts is timm's ResNet-10-T, of 5,435,488.
 
     Args:
         input_shape: (channels, height, width) of one image.
@@ -108,6 +110,10 @@ class ResNetImageNet(nn.Module):
         groups: groups of every bottleneck's 3x3 convolution.
         base_width: see `Bottleneck`.
         init: of convolutions: ``default`` is PyTorch's; ``he`` see `he_init`.
+        tiered_stem: three 3x3 convolutions of 24, 32 and 64 channels in the place of one of 7x7
+            (small_images has none of them).
+        pooled_shortcuts: halve height and width by averages of 2x2 before the 1x1 projection,
+            instead of by its stride (He et al. 2019, "Bag of tricks", ResNet-D).
 
     Raises:
         UserError: an unknown depth, a size below 1, or groups in a network without bottlenecks.
@@ -118,12 +124,14 @@ class ResNetImageNet(nn.Module):
         self,
         input_shape: Sequence[Count],
         classes: Count,
-        depth: Literal[18, 34, 50, 101, 152] = 50,
+        depth: Literal[10, 18, 34, 50, 101, 152] = 50,
         zero_init_last_gamma: bool = False,
         small_images: bool = False,
         groups: Count = 1,
         base_width: Count = 64,
         init: Literal["default", "he"] = "he",
+        tiered_stem: bool = False,
+        pooled_shortcuts: bool = False,
     ) -> None:
         super().__init__()
         channels, _, _ = image_shape("resnet_imagenet", input_shape)
@@ -143,15 +151,20 @@ class ResNetImageNet(nn.Module):
             self.conv1 = conv3x3(channels, 64)
             self.maxpool = nn.Identity()
         else:
-            self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            self.conv1 = (
+                _tiered_stem(channels)
+                if tiered_stem
+                else nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+            )
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
         wider = kind.expansion
-        self.layer1 = _stage(block, blocks[0], 64, 64 * wider, 64, stride=1)
-        self.layer2 = _stage(block, blocks[1], 64 * wider, 128 * wider, 128, stride=2)
-        self.layer3 = _stage(block, blocks[2], 128 * wider, 256 * wider, 256, stride=2)
-        self.layer4 = _stage(block, blocks[3], 256 * wider, 512 * wider, 512, stride=2)
+        stage = partial(_stage, block, pooled=pooled_shortcuts)
+        self.layer1 = stage(blocks[0], 64, 64 * wider, 64, stride=1)
+        self.layer2 = stage(blocks[1], 64 * wider, 128 * wider, 128, stride=2)
+        self.layer3 = stage(blocks[2], 128 * wider, 256 * wider, 256, stride=2)
+        self.layer4 = stage(blocks[3], 256 * wider, 512 * wider, 512, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512 * wider, classes)
 
@@ -178,15 +191,37 @@ class ResNetImageNet(nn.Module):
 
 
 def _stage(
-    block: Block, blocks: int, channels_in: int, channels_out: int, channels: int, stride: int
+    block: Block,
+    blocks: int,
+    channels_in: int,
+    channels_out: int,
+    channels: int,
+    stride: int,
+    pooled: bool,
 ) -> nn.Module:
     """A first block that changes the shape, then blocks that keep it."""
     shortcut: nn.Module = nn.Identity()
     if stride != 1 or channels_in != channels_out:
-        shortcut = nn.Sequential(
-            conv1x1(channels_in, channels_out, stride), nn.BatchNorm2d(channels_out)
-        )
+        norm = nn.BatchNorm2d(channels_out)
+        if pooled and stride != 1:
+            pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            shortcut = nn.Sequential(pool, conv1x1(channels_in, channels_out), norm)
+        else:
+            shortcut = nn.Sequential(conv1x1(channels_in, channels_out, stride), norm)
     return nn.Sequential(
         block(channels_in, channels, stride, shortcut),
         *(block(channels_out, channels, 1, nn.Identity()) for _ in range(blocks - 1)),
+    )
+
+
+def _tiered_stem(channels: int) -> nn.Sequential:
+    """Three 3x3 convolutions, the first with stride 2; a norm and ReLU follow the last as well."""
+    return nn.Sequential(
+        conv3x3(channels, 24, stride=2),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        conv3x3(24, 32),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        conv3x3(32, 64),
     )

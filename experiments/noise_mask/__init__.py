@@ -1,0 +1,1 @@
+"""Policy Gradient-Driven Noise Mask (arXiv 2406.14568)."""
