@@ -124,16 +124,17 @@ def _matches(shared_DG: np.ndarray, crowd_G: np.ndarray, ignored_G: np.ndarray) 
         return partner_TD
     order = np.argsort(ignored_G, kind="stable")
     shared_DG, crowd_G, ignored_G = shared_DG[:, order], crowd_G[order], ignored_G[order]
-    for at, threshold in enumerate(np.minimum(THRESHOLDS, 1 - 1e-10)):
-        free_G = np.ones(objects, dtype=bool)
-        for number, shared_G in enumerate(shared_DG):
-            can_G = (free_G | crowd_G) & (shared_G >= threshold)
-            can_G = can_G & ~ignored_G if (can_G & ~ignored_G).any() else can_G
-            if can_G.any():
-                score_G = np.where(can_G, shared_G, -1)
-                best = objects - 1 - int(np.argmax(score_G[::-1]))
-                free_G[best] = False
-                partner_TD[at, number] = order[best]
+    thresholds_T1 = np.minimum(THRESHOLDS, 1 - 1e-10)[:, None]
+    free_TG = np.ones((len(THRESHOLDS), objects), dtype=bool)
+    for number in np.flatnonzero(shared_DG.max(1) >= THRESHOLDS[0]):
+        can_TG = (free_TG | crowd_G) & (shared_DG[number] >= thresholds_T1)
+        counted_TG = can_TG & ~ignored_G
+        can_TG = np.where(counted_TG.any(1, keepdims=True), counted_TG, can_TG)
+        score_TG = np.where(can_TG, shared_DG[number], -1)
+        best_T = objects - 1 - score_TG[:, ::-1].argmax(1)
+        hit_T = can_TG.any(1)
+        free_TG[hit_T, best_T[hit_T]] = False
+        partner_TD[hit_T, number] = order[best_T[hit_T]]
     return partner_TD
 
 
