@@ -6,6 +6,7 @@ Shapes: D detections and G objects of one class in one image, T = 10 overlap thr
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,6 +85,23 @@ class AveragePrecision:
                 seen.matched.append((partner_TD >= 0) & ~is_ignored)
                 seen.ignored.append(is_ignored | outside)
                 seen.objects += int((~ignored_G).sum())
+
+    @classmethod
+    def merged(cls, parts: Iterable[AveragePrecision]) -> AveragePrecision:
+        """What several processes collected, as one.
+
+        Args:
+            parts: each of other images.
+        """
+        whole = cls()
+        for part in parts:
+            for key, theirs in part.seen.items():
+                mine = whole.seen[key]
+                mine.scores += theirs.scores
+                mine.matched += theirs.matched
+                mine.ignored += theirs.ignored
+                mine.objects += theirs.objects
+        return whole
 
     def compute(self) -> dict[str, float]:
         """``ap`` (over thresholds from 0.5 to 0.95), ``ap50``, ``ap75``, ``ap_small`` and so on.
