@@ -107,7 +107,7 @@ class PhotographStream(StreamedImages):
 
 
 class PhotographScenes(DetectionFiles):
-    """Stands in for `DetectionFiles`: the same photographs, each with seven boxes, over and over."""
+    """Stands in for `DetectionFiles`: photographs with seven boxes each, over and over."""
 
     def __init__(self, name: str, *, info: Mapping[str, Any], **facts: Any) -> None:
         super().__init__(name, info=info, **facts)

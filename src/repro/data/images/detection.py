@@ -43,13 +43,13 @@ class Picture:
     Attributes:
         source: the file, or what it holds.
         size: width and height in pixels.
-        targets_M7: see `repro.data.images.scenes`.
+        targets: see `repro.data.images.scenes`.
         outlines: of each object, polygons (points, 2); none where they are not known.
     """
 
     source: Path | bytes
     size: tuple[int, int]
-    targets_M7: np.ndarray
+    targets: np.ndarray  # M7
     outlines: Sequence[Sequence[np.ndarray]]
 
     def read(self) -> Scene:
@@ -68,7 +68,7 @@ class Picture:
                 image = opened.convert("RGB")
         except OSError as error:
             raise UserError(f"{self.source!s} is missing or damaged: copy it again.") from error
-        return Scene(image, self.targets_M7.copy(), [list(each) for each in self.outlines])
+        return Scene(image, self.targets.copy(), [list(each) for each in self.outlines])
 
 
 def _require(file: Path, what: str) -> None:
@@ -325,7 +325,7 @@ class DetectionFiles(LightningDataModule):
         if self.pictures:
             return
         known, test = self.read(self.train_split), self.read(self.test_split)
-        labels = np.concatenate([p.targets_M7[:, 0] for p in known] or [np.zeros(0)])
+        labels = np.concatenate([p.targets[:, 0] for p in known] or [np.zeros(0)])
         check_fact(self.name, "classes", self.classes, int(labels.max(initial=-1)) + 1)
         if self.val_size >= len(known):
             raise UserError(

@@ -24,26 +24,26 @@ class Scene:
 
     Attributes:
         image: of Pillow, RGB.
-        targets_M7: see `repro.data.images.scenes`.
+        targets: see `repro.data.images.scenes`.
         outlines: polygons (points, 2) of each object; none where they are not known.
     """
 
     image: Any
-    targets_M7: np.ndarray
+    targets: np.ndarray  # M7
     outlines: list[list[np.ndarray]]
 
     def where(self, kept: np.ndarray) -> Scene:
         """With some of its objects only."""
         outlines = [self.outlines[n] for n in np.flatnonzero(kept)]
-        return replace(self, targets_M7=self.targets_M7[kept], outlines=outlines)
+        return replace(self, targets=self.targets[kept], outlines=outlines)
 
     def without_crowds(self) -> Scene:
         """With objects that are one."""
-        return self.where(self.targets_M7[:, 5] == 0)
+        return self.where(self.targets[:, 5] == 0)
 
     def moved(self, image: Any, scale: float, shift: tuple[float, float]) -> Scene:
-        """With another image, of which a point is ``scale`` times that of this one plus ``shift``."""
-        targets = self.targets_M7.copy()
+        """With another image, where a point is ``scale`` times the point here plus ``shift``."""
+        targets = self.targets.copy()
         targets[:, 1:5] = targets[:, 1:5] * scale + np.array([*shift, *shift])
         targets[:, 6] *= scale**2
         outlines = [[p * scale + np.array(shift) for p in each] for each in self.outlines]
@@ -52,7 +52,7 @@ class Scene:
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Image (3, H, W), bytes, and targets (M, 7)."""
         pixels = torch.from_numpy(np.array(self.image)).permute(2, 0, 1).contiguous()
-        return pixels, torch.from_numpy(self.targets_M7)
+        return pixels, torch.from_numpy(self.targets)
 
 
 def resized(scene: Scene, size: int, smooth: bool = False) -> Scene:
@@ -70,7 +70,7 @@ def resized(scene: Scene, size: int, smooth: bool = False) -> Scene:
     how = Image.Resampling.BOX if smooth and scale < 1 else Image.Resampling.BILINEAR
     image = scene.image if scale == 1 else scene.image.resize(new, how)
     moved = scene.moved(image, scale, (0, 0))
-    moved.targets_M7[:, 6] = scene.targets_M7[:, 6]
+    moved.targets[:, 6] = scene.targets[:, 6]
     return moved
 
 
@@ -81,7 +81,7 @@ class Augment:
     Args:
         mosaic: probability that four pictures make one.
         mixup: probability that two mosaics are blended.
-        copy_paste: share of a mosaic's objects that are mirrored and pasted, where they hide little.
+        copy_paste: share of a mosaic's objects that are mirrored and pasted where they fit.
         hue: largest relative change of the hue; likewise `saturation` and `value`.
         saturation: of the saturation.
         value: of the brightness.
@@ -225,10 +225,10 @@ def tiled(scenes: list[Scene], size: int, centre: np.ndarray) -> Scene:
         top = int(centre[1]) - (height if number in (0, 1) else 0)
         canvas.paste(scene.image, (left, top))
         parts.append(scene.moved(canvas, 1.0, (left, top)))
-    targets = np.concatenate([part.targets_M7 for part in parts])
+    targets = np.concatenate([part.targets for part in parts])
     outlines = [each for part in parts for each in part.outlines]
     whole = Scene(canvas, targets, outlines)
-    whole.targets_M7[:, 1:5] = whole.targets_M7[:, 1:5].clip(0, 2 * size)
+    whole.targets[:, 1:5] = whole.targets[:, 1:5].clip(0, 2 * size)
     return whole.where((targets[:, 3] > targets[:, 1]) & (targets[:, 4] > targets[:, 2]))
 
 
@@ -245,7 +245,7 @@ def pasted(scene: Scene, share: float, draw: np.random.Generator) -> Scene:
     known = [n for n, each in enumerate(scene.outlines) if each]
     chosen = draw.permutation(known)[: round(share * len(known))] if known else []
     mask, width = Image.new("1", scene.image.size), scene.image.size[0]
-    targets, outlines = scene.targets_M7, list(scene.outlines)
+    targets, outlines = scene.targets, list(scene.outlines)
     for number in chosen:
         row = targets[number].copy()
         row[1], row[3] = width - row[3], width - row[1]
@@ -266,7 +266,7 @@ def blended(scene: Scene, other: Scene, share: float) -> Scene:
     from PIL import Image
 
     image = Image.blend(other.image, scene.image, share)
-    targets = np.concatenate([scene.targets_M7, other.targets_M7])
+    targets = np.concatenate([scene.targets, other.targets])
     return Scene(image, targets, [*scene.outlines, *other.outlines])
 
 
@@ -275,7 +275,7 @@ def mirrored(scene: Scene) -> Scene:
     from PIL import ImageOps
 
     width = scene.image.size[0]
-    targets = scene.targets_M7.copy()
+    targets = scene.targets.copy()
     targets[:, [1, 3]] = width - targets[:, [3, 1]]
     outlines = [[p * np.array([-1, 1]) + np.array([width, 0]) for p in e] for e in scene.outlines]
     return Scene(ImageOps.mirror(scene.image), targets, outlines)
@@ -291,7 +291,7 @@ def cut(scene: Scene, size: int) -> Scene:
         scene: whose objects may reach beyond the image.
         size: edge of the image.
     """
-    targets = scene.targets_M7.copy()
+    targets = scene.targets.copy()
     before = (targets[:, 3:5] - targets[:, 1:3]).prod(1)
     for number, outline in enumerate(scene.outlines):
         if outline:
@@ -302,4 +302,4 @@ def cut(scene: Scene, size: int) -> Scene:
     least = np.array([0.01 if outline else 0.1 for outline in scene.outlines])
     ratio = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1e-9)
     enough = (width > 2) & (height > 2) & (width * height > least * before) & (ratio < 100)
-    return replace(scene, targets_M7=targets).where(enough)
+    return replace(scene, targets=targets).where(enough)

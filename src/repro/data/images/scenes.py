@@ -84,7 +84,7 @@ def scenes(
             )
         }
 
-    return TensorData(name, load, task="detection", input_shape=(3, size, size), **facts)
+    return TensorData(name, load, input_shape=(3, size, size), **facts)
 
 
 def _digit_pools(train_share: float, seed: int) -> dict[str, Tensor]:
