@@ -84,7 +84,8 @@ def scenes(
             )
         }
 
-    return TensorData(name, load, input_shape=(3, size, size), **facts)
+    shape: dict[str, Any] = {"task": "detection", "input_shape": (3, size, size)}
+    return TensorData(name, load, **{**shape, **facts})
 
 
 def _digit_pools(train_share: float, seed: int) -> dict[str, Tensor]:
