@@ -96,8 +96,8 @@ class World(NamedTuple):
     """Predictions on a small grid, and objects, of which the second image has fewer."""
 
     found: Predictions
-    labels_BM: Tensor
-    objects_BM4: Tensor
+    labels: Tensor  # BM
+    objects: Tensor  # BM4
 
 
 @pytest.fixture
@@ -122,8 +122,8 @@ def world() -> World:
 def plain_assignment(world: World, image: int, top: int) -> dict[int, tuple[int, float]]:
     """The object and the target of each positive anchor, by the words of the paper."""
     found = world.found
-    labels = [k for k in world.labels_BM[image].tolist() if k >= 0]
-    objects = world.objects_BM4[image].tolist()[: len(labels)]
+    labels = [k for k in world.labels[image].tolist() if k >= 0]
+    objects = world.objects[image].tolist()[: len(labels)]
     boxes, scores = found.boxes[image].tolist(), found.logits[image].sigmoid()
     centres = found.centres.tolist()
     overlaps = [[max(plain_ciou(o, b), 0) for b in boxes] for o in objects]

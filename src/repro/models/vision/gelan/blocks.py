@@ -99,29 +99,45 @@ class RepConv(nn.Module):
             self.narrow = None
 
 
-class Bottleneck(nn.Module):
-    """x + Conv3×3(first(x)), of as many channels throughout.
+class Shortcut(nn.Module):
+    """Layers beside the identity, where as many channels come out as go in.
 
     Args:
-        channels: C.
-        first: ``csp``: a `RepConv`; ``res``: a plain 3 × 3; ``dark``: a 1 × 1 to half of C.
-        momentum: of batch norms.
+        layers: applied one after the other.
+        open: whether the identity is there.
     """
 
-    def __init__(self, channels: int, first: Inner, momentum: float) -> None:
+    def __init__(self, *layers: nn.Module, open: bool = True) -> None:
         super().__init__()
-        half = channels // 2 if first == "dark" else channels
-        self.first: nn.Module = (
-            RepConv(channels, half, momentum)
-            if first == "csp"
-            else Conv(channels, half, 1 if first == "dark" else 3, momentum=momentum)
-        )
-        self.second = Conv(half, channels, 3, momentum=momentum)
+        self.layers, self.open = nn.Sequential(*layers), open
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        y: Tensor = self.second(self.first(x))
-        return x + y
+        """(B, C, H, W) -> (B, out, H, W)."""
+        y: Tensor = self.layers(x)
+        return x + y if self.open else y
+
+
+def bottleneck(channels: int, out: int, inner: Inner, momentum: float) -> nn.Module:
+    """What a part of GELAN repeats.
+
+    Args:
+        channels: of what comes in.
+        out: of what comes out.
+        inner: ``csp``: a fusable and a plain 3 × 3; ``conv``: a plain 3 × 3; ``dark``: 1 × 1 and 3 × 3;
+            ``res``: 1 × 1, 3 × 3 and 1 × 1, both with half of the channels inside.
+        momentum: of batch norms.
+    """
+    half, is_open = out // 2, channels == out
+    if inner == "conv":
+        return Conv(channels, out, 3, momentum=momentum)
+    if inner == "csp":
+        wide = Conv(out, out, 3, momentum=momentum)
+        return Shortcut(RepConv(channels, out, momentum), wide, open=is_open)
+    narrow = Conv(channels, half, momentum=momentum)
+    if inner == "dark":
+        return Shortcut(narrow, Conv(half, out, 3, momentum=momentum), open=is_open)
+    middle, last = Conv(half, half, 3, momentum=momentum), Conv(half, out, momentum=momentum)
+    return Shortcut(narrow, middle, last, open=is_open)
 
 
 class RepCSP(nn.Module):
@@ -139,7 +155,7 @@ class RepCSP(nn.Module):
         half = out // 2
         self.main = nn.Sequential(
             Conv(channels, half, momentum=momentum),
-            *(Bottleneck(half, "csp", momentum) for _ in range(depth)),
+            *(bottleneck(half, half, "csp", momentum) for _ in range(depth)),
         )
         self.side = Conv(channels, half, momentum=momentum)
         self.join = Conv(2 * half, out, momentum=momentum)
@@ -202,12 +218,9 @@ def _part(channels: int, width: int, depth: int, inner: Inner, momentum: float) 
         return Conv(channels, width, 3, momentum=momentum)
     if inner == "csp":
         return nn.Sequential(RepCSP(channels, width, depth, momentum), last)
-    first = Conv(channels, width, momentum=momentum)
-    if inner == "conv":
-        return nn.Sequential(
-            first, *(Conv(width, width, 3, momentum=momentum) for _ in range(depth)), last
-        )
-    return nn.Sequential(first, *(Bottleneck(width, inner, momentum) for _ in range(depth)), last)
+    widths = [channels, *[width] * depth]
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    return nn.Sequential(*(bottleneck(c, out, inner, momentum) for c, out in pairs), last)
 
 
 class SppElan(nn.Module):
