@@ -5,6 +5,7 @@ Shapes: B images, C channels, H × W points.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -123,8 +124,8 @@ def bottleneck(channels: int, out: int, inner: Inner, momentum: float) -> nn.Mod
     Args:
         channels: of what comes in.
         out: of what comes out.
-        inner: ``csp``: a fusable and a plain 3 × 3; ``conv``: a plain 3 × 3; ``dark``: 1 × 1 and 3 × 3;
-            ``res``: 1 × 1, 3 × 3 and 1 × 1, both with half of the channels inside.
+        inner: ``csp``: a fusable and a plain 3 × 3; ``conv``: a plain 3 × 3; ``dark``: 1 × 1 and
+            3 × 3; ``res``: 1 × 1, 3 × 3 and 1 × 1; these two with half of the channels inside.
         momentum: of batch norms.
     """
     half, is_open = out // 2, channels == out
@@ -219,7 +220,7 @@ def _part(channels: int, width: int, depth: int, inner: Inner, momentum: float) 
     if inner == "csp":
         return nn.Sequential(RepCSP(channels, width, depth, momentum), last)
     widths = [channels, *[width] * depth]
-    pairs = zip(widths[:-1], widths[1:], strict=True)
+    pairs = itertools.pairwise(widths)
     return nn.Sequential(*(bottleneck(c, out, inner, momentum) for c, out in pairs), last)
 
 
