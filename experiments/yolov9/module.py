@@ -158,7 +158,7 @@ class Detection(Evaluated):
         """One update."""
         images, targets = batch
         optimizer: Any = self.optimizers()
-        self._warm_up(optimizer)
+        self._warm_up(optimizer, self.global_step)
         optimizer.zero_grad()
         loss = self._loss(self.network(images.float() / 255), targets)
         count = len(images) * self.trainer.world_size if self.times_batch else 1
@@ -167,7 +167,7 @@ class Detection(Evaluated):
             for parameters in self._clipped():
                 nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         self.tick()
-        self._update_average()
+        self._update_average(self.global_step)
         loss = loss.detach()
         self.note_loss(loss)
         return {"loss": loss}
@@ -184,10 +184,10 @@ class Detection(Evaluated):
             return [list(self.network.parameters())]
         return [list(self.detector.parameters()), self.network.auxiliary()]
 
-    def _warm_up(self, optimizer: Any) -> None:
-        if self.warmup is None or self.global_step > self.warmup:
+    def _warm_up(self, optimizer: Any, step: int) -> None:
+        if self.warmup is None or step > self.warmup:
             return
-        done = self.global_step / self.warmup
+        done = step / self.warmup
         scheduler: Any = self.lr_schedulers()
         for group, goal in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             start = self.warmup_bias if group.get("is_bias") else 0.0
@@ -197,11 +197,11 @@ class Detection(Evaluated):
                 group["momentum"] = self.warmup_momentum + done * (last - self.warmup_momentum)
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update_average(self, step: int) -> None:
         """Moves averages of weights and statistics; the decay grows with the steps."""
         if self.average is None or self.decay is None:
             return
-        decay = self.decay * (1 - math.exp(-self.global_step / self.average_steps))
+        decay = self.decay * (1 - math.exp(-step / self.average_steps))
         new = self.detector.state_dict()
         for name, old in self.average.state_dict().items():
             if old.is_floating_point():

@@ -174,11 +174,7 @@ def test_the_average_follows_the_detector() -> None:
     with torch.no_grad():
         for tensor in module.detector.state_dict().values():
             tensor += 1
-    type(module).global_step = property(lambda _: 10)  # type: ignore[assignment, method-assign]
-    try:
-        module._update_average()
-    finally:
-        del type(module).global_step
+    module._update_average(10)
     decay = 0.9 * (1 - torch.tensor(-10.0).exp())
     for name, tensor in module.average.state_dict().items():  # type: ignore[union-attr]
         if tensor.is_floating_point():
@@ -228,3 +224,20 @@ def test_what_makes_no_sense_is_one_line(tmp_path: Path) -> None:
     assert "reads no image" in refusal(tmp_path, *typed, "detection.image=black")
     assert "clip is joint or apart" in refusal(tmp_path, *typed, "detection.clip=both")
     assert "yolov9 trains detectors by itself" in refusal(tmp_path, *typed, "method=gradient_noise")
+
+
+def test_biases_fall_and_others_rise_in_the_warm_up() -> None:
+    """Rates and momentum meet those of the schedule at the end."""
+    module = built("scale=smoke", "arm=gelan", "detection.warmup=10")
+    groups = [{"lr": 0.0, "momentum": 0.937, "is_bias": bias} for bias in (True, False)]
+    optimizer = type("Optimizer", (), {"param_groups": groups})()
+    module.lr_schedulers = lambda: type("Schedule", (), {"get_last_lr": lambda _: [0.01, 0.01]})()
+    for step, bias, other, momentum in (
+        (0, 0.1, 0.0, 0.8),
+        (5, 0.055, 0.005, 0.8685),
+        (10, 0.01, 0.01, 0.937),
+    ):
+        module._warm_up(optimizer, step)
+        assert groups[0]["lr"] == pytest.approx(bias)
+        assert groups[1]["lr"] == pytest.approx(other)
+        assert groups[1]["momentum"] == pytest.approx(momentum)
