@@ -106,7 +106,9 @@ class DetectionLoss:
 
     def weighted(self, parts: LossParts) -> Tensor:
         """The sum of the parts times their gains."""
-        return torch.stack([gain * part for gain, part in zip(self.gains, parts)]).sum()  # noqa: B905
+        return torch.stack(
+            [gain * part for gain, part in zip(self.gains, parts, strict=True)]
+        ).sum()
 
     def __call__(self, found: Predictions, labels_BM: Tensor, objects_BM4: Tensor) -> Tensor:
         """The loss of an image on average, as a number.

@@ -77,7 +77,6 @@ class RepConv(nn.Module):
         super().__init__()
         self.wide = Conv(channels, out, 3, momentum=momentum, activated=False)
         self.narrow: nn.Module | None = Conv(channels, out, 1, momentum=momentum, activated=False)
-        self.act = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out, H, W)."""
@@ -306,7 +305,8 @@ class CBLinear(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) -> (B, chunk, H, W) for each chunk."""
-        return self.conv(x).split(self.chunks, 1)  # type: ignore[no-any-return]
+        chunks: tuple[Tensor, ...] = self.conv(x).split(self.chunks, 1)
+        return chunks
 
 
 def fuse(own: Tensor, others: Sequence[Tensor]) -> Tensor:

@@ -72,20 +72,23 @@ class DetectionHead(nn.Module):
         box_width = box_width or 4 * math.ceil(max(channels[0] // 4, 4 * bins, 16) / 4)
         class_width = class_width or max(channels[0], min(2 * classes, 128))
 
-        def branch(level: int, width: int, out: int, groups: int) -> nn.Sequential:
+        def branch(level: int, width: int, out: int, groups: int, bias: float) -> nn.Sequential:
             layers = [Conv(level, width, 3, momentum=momentum)] + [
                 Conv(width, width, 3, groups=groups, momentum=momentum) for _ in range(depth - 1)
             ]
-            return nn.Sequential(*layers, nn.Conv2d(width, out, 1, groups=groups))
+            last = nn.Conv2d(width, out, 1, groups=groups)
+            assert last.bias is not None
+            nn.init.constant_(last.bias, bias)
+            return nn.Sequential(*layers, last)
 
-        self.box = nn.ModuleList(branch(c, box_width, 4 * bins, groups) for c in channels)
-        self.category = nn.ModuleList(branch(c, class_width, classes, 1) for c in channels)
+        priors = [math.log(objects / classes / (image_size / stride) ** 2) for stride in strides]
+        self.box = nn.ModuleList(branch(c, box_width, 4 * bins, groups, 1.0) for c in channels)
+        self.category = nn.ModuleList(
+            branch(c, class_width, classes, 1, prior)
+            for c, prior in zip(channels, priors, strict=True)
+        )
         # A fixed parameter, because published counts include it.
         self.distances_R = nn.Parameter(torch.arange(float(bins)), requires_grad=False)
-        for stride, box, category in zip(strides, self.box, self.category, strict=True):
-            nn.init.constant_(box[-1].bias, 1.0)  # type: ignore[index, union-attr, arg-type]
-            prior = objects / classes / (image_size / stride) ** 2
-            nn.init.constant_(category[-1].bias, math.log(prior))  # type: ignore[index, union-attr, arg-type]
 
     def forward(self, levels: Sequence[Tensor]) -> Predictions:
         """Levels (B, C, H, W), in the order of the strides, to what is seen in them."""

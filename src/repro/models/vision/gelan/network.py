@@ -141,7 +141,7 @@ class Backbone(nn.Module):
             x: the images.
             others: for each level, what is added to it before its block.
         """
-        added = others or [()] * len(self.entries)
+        added: Sequence[Sequence[Tensor]] = others or [()] * len(self.entries)
         levels = []
         for number, entry in enumerate([*self.stem, *self.downs]):
             x = fuse(entry(x), added[number])
@@ -294,12 +294,12 @@ class Gelan(nn.Module):
         head: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        shape = {"inner": inner, "steps": steps, "momentum": momentum}
+        shape: dict[str, Any] = {"inner": inner, "steps": steps, "momentum": momentum}
         stages, top_down, bottom_up = (
             [_deep(block, depth) for block in blocks] for blocks in (stages, top_down, bottom_up)
         )
         self.shape = shape
-        self.backbone_sizes = {
+        self.backbone_sizes: dict[str, Any] = {
             "stem": list(stem),
             "first": None if first is None else _deep(first, depth),
             "stages": stages,
@@ -307,13 +307,17 @@ class Gelan(nn.Module):
             "down": down,
             "shape": shape,
         }
-        self.top_down_sizes = {"pooled": list(pooled), "blocks": top_down, "shape": shape}
+        self.top_down_sizes: dict[str, Any] = {
+            "pooled": list(pooled),
+            "blocks": top_down,
+            "shape": shape,
+        }
         self.backbone: nn.Module = (TwicePass if twice else Backbone)(**self.backbone_sizes)
         self.taps = [stage[0] for stage in stages]
         self.top_down = TopDown(self.taps, **self.top_down_sizes)
         self.bottom_up = BottomUp(self.top_down.exits, neck_downs, bottom_up, down, shape)
         finest = 2 ** (len(stem) + 1)
-        self.head_sizes = {
+        self.head_sizes: dict[str, Any] = {
             "strides": [finest, 2 * finest, 4 * finest],
             "classes": classes,
             "momentum": momentum,
@@ -341,10 +345,9 @@ class Gelan(nn.Module):
         """
         if self.training:
             raise UserError("Only a network in evaluation mode can be folded: call eval() first.")
-        for kind in (RepConv, Conv):
-            for module in self.modules():
-                if isinstance(module, kind):
-                    module.fold()
+        for module in list(self.modules()):
+            if isinstance(module, RepConv | Conv):
+                module.fold()
         return self
 
 
