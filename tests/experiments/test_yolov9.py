@@ -99,8 +99,12 @@ def test_a_detached_branch_leaves_the_detector_as_it_is(tmp_path: Path) -> None:
     for arm in ("gelan", "pgi_detached", "pgi_detached_joint"):
         run = finished(tmp_path / arm, *typed, f"arm={arm}")
         state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
-        found = {n.removeprefix("network.main."): w for n, w in state["state_dict"].items()}
-        weights[arm] = {n.removeprefix("network."): w for n, w in found.items()}
+        prefix = "network." if arm == "gelan" else "network.main."
+        weights[arm] = {
+            name.removeprefix(prefix): weight
+            for name, weight in state["state_dict"].items()
+            if name.startswith(prefix)
+        }
     same = {
         arm: all(torch.equal(w, weights[arm][name]) for name, w in weights["gelan"].items())
         for arm in ("pgi_detached", "pgi_detached_joint")

@@ -243,7 +243,7 @@ def pasted(scene: Scene, share: float, draw: np.random.Generator) -> Scene:
     from PIL import Image, ImageDraw, ImageOps
 
     known = [n for n, each in enumerate(scene.outlines) if each]
-    chosen = draw.permutation(known)[: round(share * len(known))] if known else []
+    chosen: list[int] = draw.permutation(known)[: round(share * len(known))].tolist()
     mask, width = Image.new("1", scene.image.size), scene.image.size[0]
     targets, outlines = scene.targets, list(scene.outlines)
     for number in chosen:

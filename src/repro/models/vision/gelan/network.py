@@ -121,13 +121,13 @@ class Backbone(nn.Module):
         self.stem = nn.ModuleList(
             Conv(c, out, 3, 2, momentum=momentum) for c, out in zip(before[:-1], stem, strict=True)
         )
-        self.first = None if first is None else Elan(stem[-1], *first, **shape)
+        self.first = None if first is None else elan(stem[-1], first, shape)
         before = [stem[-1] if first is None else first[0], *(stage[0] for stage in stages[:-1])]
         self.downs = nn.ModuleList(
             DOWN[down](c, out, momentum) for c, out in zip(before, downs, strict=True)
         )
         self.stages = nn.ModuleList(
-            Elan(c, *stage, **shape) for c, stage in zip(downs, stages, strict=True)
+            elan(c, stage, shape) for c, stage in zip(downs, stages, strict=True)
         )
         # Of every level before its block, and after it.
         self.entries = [*stem, *downs]
@@ -194,9 +194,10 @@ class TopDown(nn.Module):
         shape: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.pooled = SppElan(channels[2], *pooled, momentum=shape["momentum"])
-        self.p4 = Elan(pooled[0] + channels[1], *blocks[0], **shape)
-        self.p3 = Elan(blocks[0][0] + channels[0], *blocks[1], **shape)
+        out, hidden = pooled
+        self.pooled = SppElan(channels[2], out, hidden, shape["momentum"])
+        self.p4 = elan(pooled[0] + channels[1], blocks[0], shape)
+        self.p3 = elan(blocks[0][0] + channels[0], blocks[1], shape)
         self.exits = [blocks[1][0], blocks[0][0], pooled[0]]
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
@@ -234,9 +235,9 @@ class BottomUp(nn.Module):
         super().__init__()
         p3, p4, p5 = channels
         self.down3 = DOWN[down](p3, downs[0], shape["momentum"])
-        self.p4 = Elan(downs[0] + p4, *blocks[0], **shape)
+        self.p4 = elan(downs[0] + p4, blocks[0], shape)
         self.down4 = DOWN[down](blocks[0][0], downs[1], shape["momentum"])
-        self.p5 = Elan(downs[1] + p5, *blocks[1], **shape)
+        self.p5 = elan(downs[1] + p5, blocks[1], shape)
         self.exits = [p3, blocks[0][0], blocks[1][0]]
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
@@ -349,6 +350,18 @@ class Gelan(nn.Module):
             if isinstance(module, RepConv | Conv):
                 module.fold()
         return self
+
+
+def elan(channels: int, block: Block, shape: Mapping[str, Any]) -> Elan:
+    """A block as it is written in tables.
+
+    Args:
+        channels: of what comes in.
+        block: (out, hidden, width) or (out, hidden, width, depth).
+        shape: see `Backbone`.
+    """
+    out, hidden, width, *depth = block
+    return Elan(channels, out, hidden, width, depth[0] if depth else 0, **shape)
 
 
 def _deep(block: Block, depth: int | None) -> list[int]:
