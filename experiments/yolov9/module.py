@@ -108,7 +108,7 @@ class Detection(Evaluated):
         self.times_batch = times_batch
         self.warmup, self.warmup_bias, self.warmup_momentum = warmup, warmup_bias, warmup_momentum
         self.decay, self.average_steps = average, average_steps
-        self.limits = {"confidence": confidence, "threshold": overlap, "most": most}
+        self.limits: dict[str, Any] = {"confidence": confidence, "threshold": overlap, "most": most}
         if half:
             with torch.no_grad():
                 for p in self.network.parameters():
@@ -126,7 +126,9 @@ class Detection(Evaluated):
 
     def groups(self) -> list[dict[str, Any]]:
         """Biases, weights of convolutions and weights of norms: only the second decay."""
-        biases, weights, scales = [], [], []
+        biases: list[nn.Parameter] = []
+        weights: list[nn.Parameter] = []
+        scales: list[nn.Parameter] = []
         for name, p in self.network.named_parameters():
             if p.requires_grad:
                 (biases if name.endswith("bias") else weights if p.dim() > 1 else scales).append(p)
@@ -176,7 +178,8 @@ class Detection(Evaluated):
         labels_BM, objects_BM4 = targets[..., 0].long(), targets[..., 1:5]
         if isinstance(found, Predictions):
             return self.loss(found, labels_BM, objects_BM4)
-        return pgi_loss(self.loss, *found, labels_BM, objects_BM4, self.weight, self.lead)
+        main, auxiliary = found
+        return pgi_loss(self.loss, main, auxiliary, labels_BM, objects_BM4, self.weight, self.lead)
 
     def _clipped(self) -> list[list[nn.Parameter]]:
         """The sets of parameters whose gradients are clipped together."""
