@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 # Where else to look for PyTorch, e.g. the index of its CPU builds: a tenth of the download on Linux.
 TORCH_INDEX ?=
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt $(INDEX) --editable
 
-.PHONY: run test torture lint types check bench combinations rehearsal gpu gpu-quarter clean
+.PHONY: run test torture lint types check bench combinations rehearsal docs gpu gpu-quarter clean
 
 run: $(RUN)
 	$(BIN)/repro run paper=dgc
@@ -50,6 +51,11 @@ combinations: $(RUN)
 rehearsal: $(RUN)
 	$(BIN)/python -m repro.report.full_scale
 
+# The documentation site: build/site/index.html opens in a browser, without a server.
+docs: $(DOCS)
+	$(BIN)/python -m repro.report.site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # The same numbers on a GPU as without one.
 gpu: $(DEV)
 	$(BIN)/pytest -m gpu tests/gpu
@@ -71,4 +77,8 @@ $(RUN): pyproject.toml setup.py constraints.txt | $(VENV)
 
 $(DEV): $(RUN)
 	$(INSTALL) '.[dev]'
+	touch $@
+
+$(DOCS): $(RUN)
+	$(INSTALL) '.[docs]'
 	touch $@

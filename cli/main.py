@@ -443,7 +443,7 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudg
 
 
 @cli.command()
-@click.argument("slug", shell_complete=complete.papers)
+@click.argument("slug", metavar="SLUG|BUNDLE", shell_complete=complete.papers)
 @click.argument("study", required=False, type=click.Path(path_type=Path))
 @click.option("--scale", default="mini", show_default=True, help="Which record, without a study.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
@@ -454,16 +454,37 @@ def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool
     """Run a recorded study again, or take a finished one: does it say what the record says?
 
     A claim agrees if it has the recorded verdict and its effects lie in their recorded intervals.
-    The exit code is 1 if one does not; times, which are those of a machine, do not count.
+    The exit code is 1 if one does not; times, which are those of a machine, do not count. Of a
+    bundle (see publish) it also says whether its verdicts follow from its runs.
     """
     from repro.records.papers import load_paper
     from repro.records.study import Study
 
     from . import verify as verifying
 
+    if study is None and Path(slug).is_dir():
+        sys.exit(verifying.verify_bundle(Study.open(Path(slug).absolute()), as_json))
     chosen = None if study is None else Study.open(study.absolute())
     code = verifying.verify(load_paper(slug), chosen, scale, quiet or as_json, as_json)
     sys.exit(code)
+
+
+@cli.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--to", "target", required=True, help="A new folder, or hub:OWNER/NAME.")
+@click.option("--checkpoints", is_flag=True, help="Also the weights in which the runs ended.")
+@people_readable
+def publish(study: Path, target: str, checkpoints: bool) -> None:
+    """Make a bundle of a finished study: results, configs, curves, figures and a card.
+
+    \b
+    repro publish outputs/dgc/mini/2026-01-01_12-00-00 --to bundle
+    repro publish STUDY --to hub:me/dgc-mini      on the Hugging Face hub
+    repro verify bundle                           whether its verdicts follow from its runs
+    """  # noqa: D301
+    from . import bundles
+
+    click.echo(f"Published: {bundles.publish(study, target, checkpoints)}")
 
 
 @cli.command()

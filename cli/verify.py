@@ -1,4 +1,4 @@
-"""`repro verify SLUG`: whether a paper's record comes out again."""
+"""`repro verify`: whether a paper's record comes out again, and whether a bundle is sound."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 from repro.claims.agreement import Agreement, agreements
 from repro.claims.studies import recorded_claims, verdicts_of
+from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError
 from repro.launching.queue import current_record
+from repro.records import files
 from repro.records.papers import Paper
 from repro.records.study import Study
 from repro.records.summary import recorded_study
+from repro.report.publish import RESULTS
 from repro.report.tables import with_minus
 
 from . import render, workflow
@@ -46,6 +49,32 @@ def verify(paper: Paper, study: Study | None, scale: str, quiet: bool, as_json: 
     else:
         _print(f"{study.folder} beside the record", found)
     return int(any(claim.outcome == "differs" for claim in found))
+
+
+def verify_bundle(study: Study, as_json: bool) -> int:
+    """Says whether what a bundle states follows from its runs, and agrees with the paper's record.
+
+    Returns:
+        0 if all claims agree but for times of another machine, 1 if one differs.
+
+    Raises:
+        UserError: the folder is a study, but no bundle.
+    """
+    file = study.folder / RESULTS
+    if not file.is_file():
+        raise UserError(f"{study.folder} is no bundle (it has no {RESULTS}): see repro publish.")
+    stated = [ClaimVerdict.from_dict(raw) for raw in files.read_json(file)["claims"]]
+    fresh = verdicts_of(study)
+    sides = {"what it states": stated}
+    if recorded := recorded_claims(study.paper, study.scale):
+        sides["the record"] = recorded
+    found = {side: agreements(fresh, claims) for side, claims in sides.items()}
+    if as_json:
+        render.emit({side: [claim.__dict__ for claim in claims] for side, claims in found.items()})
+    else:
+        for side, claims in found.items():
+            _print(f"The runs of {study.folder} beside {side}", claims)
+    return int(any(claim.outcome == "differs" for claims in found.values() for claim in claims))
 
 
 def _run(typed: list[str], quiet: bool) -> tuple[Study, int | None]:

@@ -142,9 +142,7 @@ class Iterative(Procedure):
         self.references, self.classes, self.chunk = references, classes, chunk
         self.judged, self.seed = judged, seed
         method.begin(model)
-        per_step = max(1, int(share * method.total + 1e-9))
-        self.steps = int(goal * (method.total // per_step) + 1e-4)
-        self.count = per_step if removes else 0
+        self.steps, self.removes = max(1, int(goal / share + 1e-4)), removes
         self.found: dict[str, list[float]] = {}
         self.dense: dict[str, Tensor] = {}
         self.kept = method.kept
@@ -194,7 +192,7 @@ class Iterative(Procedure):
             self._measure(draw, 0)
         before = self.method.guarded
         with seeded(self.seed, 5, draw, number):
-            self.method.prune(self.model, self._references(draw), self.count)
+            self.method.prune(self.model, self._references(draw), self._due(number))
         self.kept = self.method.kept
         self._note("guarded", self.method.guarded - before)
         if self.tune_epochs:
@@ -226,6 +224,11 @@ class Iterative(Procedure):
         parameters = sum(each.numel() for each in smaller.parameters())
         self._note(f"parameters_{self._rate(steps)}", parameters)
         self.model.train(was_training)
+
+    def _due(self, number: int) -> int:
+        """How many units a step removes, so that after it the share is as its name says."""
+        before, after = (round(self.share * n * self.method.total) for n in (number, number + 1))
+        return after - before if self.removes else 0
 
     def _rate(self, steps: int) -> str:
         return f"r{round(100 * self.share * steps)}"

@@ -266,13 +266,14 @@ class OneShot(Networks):
         task, found = self.tasks[part], defaultdict[str, list[float]](list)
         net, data = self.nets[task.data].eval(), self.data.sets[task.data]
         self.method.begin(net)
+        explained, pruned = self.method.explained(net), copy.deepcopy(net)
         for n in task.sizes:
             drawn = [self._references(part, n, draw) for draw in range(task.draws)]
             scored = []
             for draw, (references, classes) in enumerate(drawn):
                 with seeded(*self._key(part, n, draw), 1):
-                    scored.append(self.method.scores(net, [references]))
-                self._prune(part, n, scored[-1], classes, found)
+                    scored.append(self.method.scores_of(explained, [references]))
+                self._prune(pruned, part, n, scored[-1], classes, found)
             lowest = [self._without(scores, min(task.rates))[0] for scores in scored]
             found[f"overlap_share_n{n}"] = [overlap(a, b) for a, b in combinations(lowest, 2)]
             if n == task.usual:
@@ -310,14 +311,20 @@ class OneShot(Networks):
         return (x.to(self.device), y.to(self.device)), classes
 
     def _prune(
-        self, part: str, n: int, scores: Scores, classes: Tensor, found: dict[str, list[float]]
+        self,
+        pruned: nn.Module,
+        part: str,
+        n: int,
+        scores: Scores,
+        classes: Tensor,
+        found: dict[str, list[float]],
     ) -> None:
         """Prunes a copy at each of the rates that are due, and measures it."""
         task = self.tasks[part]
         net, data = self.nets[task.data], self.data.sets[task.data]
         for rate in task.rates if n == task.usual else [task.rate]:
             kept, guarded = self._without(scores, rate)
-            pruned = copy.deepcopy(net)
+            pruned.load_state_dict(net.state_dict())
             silence(pruned, self.method.units, kept)
             accuracy, _ = measure(pruned, [self._examples(data)], classes, self.device)
             if n == task.usual:
@@ -359,7 +366,9 @@ class OneShot(Networks):
         found["rank_self"] = [float(spearmanr(a, b)[0]) for a, b in combinations(own, 2)]
         for name, other in self.against.items():
             other.begin(net)
+            explained = other.explained(net)
             for draw, ours in enumerate(own):
                 with seeded(self.seed, 3, draw):
-                    theirs = torch.cat(list(other.scores(net, [references[draw]]).values())).cpu()
+                    scores = other.scores_of(explained, [references[draw]])
+                theirs = torch.cat(list(scores.values())).cpu()
                 found[f"rank_with_{name}"].append(float(spearmanr(ours, theirs)[0]))

@@ -18,23 +18,29 @@ from repro.data.stand_ins import RepeatedTokens
 from repro.planning.rehearse import stood_in
 
 FOLDER = Path(str(files("repro.conf"))) / "dataset"
-CONFIGS = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(FOLDER.glob("*.yaml"))}
+
+
+def written(name: str) -> dict[str, Any]:
+    """What the config of a data set says, with what it takes over from another one."""
+    config: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    parents = [name for name in config.get("defaults", []) if name != "_self_" and "@" not in name]
+    return {**{k: v for parent in parents for k, v in written(parent).items()}, **config}
+
+
+CONFIGS = {file.stem: written(file.stem) for file in sorted(FOLDER.glob("*.yaml"))}
 ALONE = [name for name, config in CONFIGS.items() if not config["info"]["bundled"]]
+PHOTOGRAPHS = [name for name, config in CONFIGS.items() if "workers" in config]
 SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
-    "imagenet": {"workers": 0, "batch_size": 4, "eval_batch_size": 4},
-    "coco": {
-        "workers": 0,
-        "batch_size": 2,
-        "eval_batch_size": 2,
-        "val_size": 4,
-        "info": {"stand_in": {"train": 100, "test": 4}},
-    },
-    "voc": {
-        "workers": 0,
-        "batch_size": 2,
-        "eval_batch_size": 2,
-        "val_size": 4,
-        "info": {"stand_in": {"train": 100, "test": 4}},
+    **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
+    **{
+        name: {
+            "workers": 0,
+            "batch_size": 2,
+            "eval_batch_size": 2,
+            "val_size": 4,
+            "info": {"stand_in": {"train": 100, "test": 4}},
+        }
+        for name in ("coco", "voc")
     },
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
     "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},

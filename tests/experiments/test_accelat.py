@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,8 +20,8 @@ from repro.experiments.accelat.pretraining import (
     quarter_turns,
     replace_head,
 )
-from rooms import configs, finished, refusal, summaries
-from torch import nn
+from rooms import configs, evaluated, finished, logged, refusal, summaries
+from torch import Tensor, nn
 
 from repro.data.base.files import cache_home
 from repro.errors import UserError
@@ -180,6 +182,56 @@ def test_heads_and_turns() -> None:
     turned, turns = quarter_turns(torch.arange(4.0).view(1, 1, 2, 2))
     assert turned.flatten(1).tolist() == [[0, 1, 2, 3], [1, 3, 0, 2], [3, 2, 1, 0], [2, 0, 3, 1]]
     assert turns.tolist() == [0, 1, 2, 3]
+
+
+def logits(*classes: int) -> Tensor:
+    """Logits of three classes that say these."""
+    return nn.functional.one_hot(torch.tensor(classes), 3).float()
+
+
+def with_logits(**knobs: Any) -> Any:
+    """The room's module for inputs that are logits already, outside of a run."""
+    (config,) = configs(*SMALL, "arm=accelat", "training.epochs=1", *SHORT).values()
+    module: Any = execute.build_module(config)
+    module.model = nn.Identity()
+    for name, value in knobs.items():
+        setattr(module, name, value)
+    return module
+
+
+def test_accuracies_are_shares_of_right_examples() -> None:
+    """Of four examples: three right as they are, one as static ones, two and one under attacks."""
+    attacks = {
+        "one": lambda *_: logits(0, 1, 0, 0),
+        "other": lambda *_: logits(0, 0, 2, 0),
+    }
+    y = torch.tensor([0, 1, 2, 0])
+    logs = evaluated(with_logits(attacks=attacks), [(logits(0, 1, 2, 1), y, logits(1, 1, 0, 2))])
+    assert logs["test/accuracy"] == 3 / 4
+    assert logs["test/adversarial_accuracy"] == 1 / 4
+    assert logs["test/one_accuracy"] == logs["test/other_accuracy"] == 3 / 4
+    assert logs["test/worst_accuracy"] == 1 / 4  # the first alone is right under all and without
+
+
+def test_the_clock_stops_at_the_first_epoch_that_reaches_the_target() -> None:
+    """Four epochs of 7 seconds: one, three, four and two of four are right, where two thirds do."""
+    module = with_logits(target=2 / 3, static=SimpleNamespace(steps=10))
+    module.method = SimpleNamespace(metrics=lambda: {"cost/gradients_per_epoch": 8.0})
+    module._trainer = SimpleNamespace(world_size=1, testing=False, sanity_checking=False)
+    y = torch.zeros(4, dtype=torch.long)
+    adversarial = (logits(0, 1, 1, 1), logits(0, 0, 0, 1), logits(0, 0, 0, 0), logits(0, 0, 1, 1))
+    for epoch, (x, lr) in enumerate(zip(adversarial, (0.4, 0.3, 0.2, 0.1), strict=True), 1):
+        module.seconds = 7.0 * epoch
+        module.optimizers = lambda lr=lr: SimpleNamespace(param_groups=[{"lr": lr}])
+        step = functools.partial(module.validation_step, (logits(0, 0, 0, 0), y, x), 0)
+        found = logged(module, module.on_validation_start, step, module.log_measured)
+        assert ("val/epochs_to_target" in found) == (found["val/reached"] == 1) == (epoch > 1)
+    assert found["val/adversarial_accuracy"] == 2 / 4
+    assert found["val/epochs_to_target"] == 2
+    assert found["val/gradients_to_target"] == 2 * 8 + 10
+    assert found["time/seconds_to_target"] == 14
+    assert found["val/peak"] == 1
+    assert found["val/lr_at_peak"] == 0.2
 
 
 def test_clock() -> None:

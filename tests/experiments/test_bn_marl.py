@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rooms import configs, finished, refusal, summaries
+import torch
+from repro.experiments.bn_marl.module import Play
+from rooms import configs, finished, logged, refusal, summaries
 
-from repro.methods.bn_marl import Aloha, BayesNetPPO, GradientPlay
+from repro.methods.bn_marl import Aloha, BayesNetPPO, CoordinationGame, GradientPlay
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -54,6 +57,66 @@ def test_every_arm_builds_what_it_says() -> None:
     player: Any = build_module(aloha).player
     assert isinstance(player.world, Aloha)
     assert player.actor.share
+
+
+# Joint actions of the games below: the best one, and one in which an agent makes all agree.
+MIXED = {2: (0, 1), 3: (0, 0, 1), 5: (0, 0, 0, 1, 1)}
+
+
+def test_games_are_worth_what_arithmetic_says() -> None:
+    """Without flips at γ = ½, a constant action is worth the mean reward and its own.
+
+    Mean rewards are 5/4, 1 and 5/4; all zeros have 3, and the mixed actions 0. One agent of these
+    can change 0 to 3. One start of three has all zeros; first gaps were 2, and POA ¼ midway.
+    """
+    play = GradientPlay((2, 3, 5), "none", 3, flip=0.0, gamma=0.5, normalise_start=True)
+    for k, mixed in enumerate(MIXED.values()):
+        for agent, table in enumerate(play.tables(k)):
+            own = agent - len(mixed)
+            table.data.zero_()
+            table.data[0].select(own, 0).add_(100)
+            table.data[1:].select(own, mixed[agent]).add_(100)
+    play.midway.fill_(0.25)
+    play.first_gap.fill_(2.0)
+    room = Play(play, torch.optim.SGD)
+    found = logged(room, room.on_test_epoch_end)
+    best = {2: 17 / 4, 3: 4.0, 5: 17 / 4}
+    poa = {n: (1 + 2 * (value - 3) / value) / 3 for n, value in best.items()}
+    assert found["test/poa"] == pytest.approx(sum(poa.values()) / 3)
+    for n in (2, 3, 5):
+        assert found[f"test/poa_n{n}"] == pytest.approx(poa[n])
+        assert found[f"test/poa_rise_n{n}"] == pytest.approx(poa[n] - 0.25)
+        assert found[f"test/above_n{n}"] == pytest.approx(1 / 3)
+        assert found[f"test/gap_n{n}"] == pytest.approx(3 / best[n])
+        assert found[f"test/gap_share_n{n}"] == pytest.approx(3 / best[n] / 2)
+
+
+def test_trained_players_are_worth_what_arithmetic_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replicas that always play zeros, or ones: worth 17/4 and 13/4. Returns of 2, 3 and 4."""
+    (config,) = configs(*SMALL, "arm=ppo_learned").values()
+    room: Any = build_module(config)
+    joint = torch.eye(4, dtype=torch.float64)[[0, 3]][:, None].expand(-1, 4, -1)
+    policies = joint, joint.flip(0)[:1], torch.tensor([0.1, 0.3])
+    monkeypatch.setattr(room.player, "joint_policies", lambda: policies)
+    game = CoordinationGame(2, 0.0, 0.5, normalise_start=True)
+    del room.player.world  # a module, whose place nothing else can take
+    room.player.world = SimpleNamespace(game=game)
+    found = logged(room, room.on_test_epoch_end)
+    assert found["test/poa"] == pytest.approx((1 + 13 / 17) / 2)
+    assert found["test/poa_greedy"] == pytest.approx(13 / 17)
+    assert found["test/open_ratio"] == pytest.approx(0.2)
+    rewards = iter(
+        [torch.tensor([[0.0, 4.0]]), torch.tensor([[3.0, 3.0]]), torch.full((1, 2), 4.0)]
+    )
+    room.player.world = SimpleNamespace(
+        horizon=3,
+        reset=lambda shape, _: torch.zeros(shape),
+        observe=lambda state: state[..., None, None],
+        step=lambda state, _: (state, next(rewards)),
+    )
+    monkeypatch.setattr(room.player, "draw", lambda _: (torch.zeros(1, 2, 2), None))
+    monkeypatch.setattr(room.player.actor, "act", lambda *_, **__: None)
+    assert logged(room, room.on_test_epoch_end)["test/return"] == pytest.approx(2 + 3 + 4)
 
 
 def test_fewer_steps_are_fewer_updates(tmp_path: Path) -> None:

@@ -179,6 +179,69 @@ def test_accuracy_drops_by_what_the_units_that_are_off_knew(
     assert logged["test/norm/25/accuracy_drop"] == 0
 
 
+def test_each_set_has_its_own_accuracies(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same network, whose first quarter says class 1 always, on shares of ¾, ½ and ¼ of it."""
+    monkeypatch.setattr(
+        gbnn_module, "order_units", lambda model, name, generator: torch.arange(8).flip(0)
+    )
+    model = eight_units(
+        [1.0] * 2 + [-1.0] * 6, [[0.0] * 2 + [1.0] * 6, [1.0] * 2 + [0.0] * 6], [0.0, 0.1]
+    )
+    x = {
+        "wine": torch.tensor([[1.0], [2.0], [3.0], [-1.0]]),
+        "digits": torch.tensor([[1.0], [2.0], [-3.0], [-1.0]]),
+        "breast_cancer": torch.tensor([[1.0], [-2.0], [-3.0], [-1.0]]),
+    }
+    # Of breast_cancer one label is not what the network says.
+    sets = {name: (each, (each[:, 0] > 0).long()) for name, each in x.items()}
+    sets["breast_cancer"][1][1] = 1
+    for name, (_, y) in sets.items():
+        comparison.rivals[name], comparison.tasks[name] = Given(model, cuttable=True), Task.of(y)
+        comparison.choice[name], comparison.by_width[name] = 0, {}
+    comparison._whole = lambda split: sets
+    comparison.test_step(sets, 0)
+    logged = comparison.logged
+    assert logged["test/accuracy/wine"] == logged["test/accuracy/digits"] == 1
+    assert logged["test/accuracy/breast_cancer"] == 3 / 4
+    assert logged["test/accuracy"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert logged["test/first/25/accuracy/wine"] == 3 / 4
+    assert logged["test/first/25/accuracy/digits"] == 2 / 4
+    assert logged["test/first/25/accuracy/breast_cancer"] == 2 / 4
+    assert logged["test/first/25/accuracy_drop"] == pytest.approx((1 / 4 + 2 / 4 + 1 / 4) / 3)
+
+
+class Grown(Boosted):
+    """A network that was boosted, of eight units, and another for all smaller budgets."""
+
+    size = 1
+
+    def __init__(self, whole: nn.Module, part: nn.Module) -> None:
+        Rivals.__init__(self)
+        self.whole, self.part = whole, part
+
+    def network(self, index: int, units: int | None = None) -> nn.Module:
+        """The whole one, or that of fewer units."""
+        return self.whole if units is None else self.part
+
+    def units(self, index: int) -> int:
+        """Eight."""
+        return 8
+
+
+def test_the_first_units_of_a_boosted_network_are_its_first_blocks(
+    comparison: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is grown says class 0 always, whatever units of the whole network would say."""
+    monkeypatch.setattr(comparison, "_account", lambda *_: None)
+    whole = eight_units([1.0] * 8, [[0.0] * 8, [1.0] * 8], [0.1, 0.0])  # class 1 at x > 0
+    grown = eight_units([1.0] * 8, [[1.0] * 8, [0.0] * 8], [0.1, 0.0])
+    x = torch.tensor([[1.0], [2.0], [3.0], [-1.0]])
+    logged = outcome_of(comparison, Grown(whole, grown), x, (x[:, 0] > 0).long())
+    assert logged["test/accuracy/set"] == 1
+    assert logged["test/first/25/accuracy/set"] == logged["test/refit/25/accuracy/set"] == 1 / 4
+    assert logged["test/norm/25/accuracy/set"] == 1
+
+
 def test_rmse_rises_relatively(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight units add up to 3 of 4, an error of 1; two of them to 0.75, an error of 3.25."""
     model = eight_units([1.0] * 8, [[0.375] * 8], [0.0])

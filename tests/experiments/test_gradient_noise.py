@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from rooms import configs, finished, plan, refusal, summaries
+from rooms import configs, evaluated, finished, plan, refusal, summaries
+from torch import nn
 
 from repro.claims.studies import judge_study
 from repro.records.papers import load_paper
@@ -77,6 +78,22 @@ def test_full_scales_build_the_papers_models(scale: str, arm: str, parameters: i
 def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, typed: list[str]) -> None:
     # Within an epoch of 40, or of 20, steps.
     same_after_a_kill(tmp_path, 57, *SMALL, "training.epochs=3", *typed)
+
+
+def test_shares_of_networks_by_their_accuracies() -> None:
+    """Four networks that are right on 100, 99, 95 and 20 of 100 examples."""
+    (config,) = configs("paper=gradient_noise", "scale=smoke", "arm=simple").values()
+    module: Any = build_module(config)
+    module.members, module.success = 4, (0.5, 0.95, 0.99)
+    output = torch.zeros(4, 100, 10)
+    for member, right in enumerate((100, 99, 95, 20)):
+        output[member, :right, 3] = output[member, right:, 4] = 1.0
+    module.model = nn.Identity()
+    found = evaluated(module, [(output, torch.full((100,), 3))])
+    assert found["test/accuracy"] == pytest.approx((1 + 0.99 + 0.95 + 0.2) / 4)
+    assert found["test/share_above_0.5"] == 3 / 4
+    assert found["test/share_above_0.95"] == 3 / 4
+    assert found["test/share_above_0.99"] == 2 / 4
 
 
 def test_a_network_that_diverges_does_not_disturb_the_others() -> None:

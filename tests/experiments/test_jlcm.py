@@ -132,7 +132,8 @@ def test_each_kernel_and_optimizer_has_its_own_rate() -> None:
     for arm, config in configs("paper=jlcm", "scale=mini").items():
         name = {"jlcm": "inv", "jlcm_adam": "inv_adam"}.get(arm, arm)
         if name in config.rates:
-            assert config.method.mapping_lr == config.rates[name], arm
+            knob = "codebook_lr" if name == "codebook_only" else "mapping_lr"
+            assert config.method[knob] == config.rates[name], arm
 
 
 def test_published_weights_go_through_the_full_scale(tmp_path: Path) -> None:

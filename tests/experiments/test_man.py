@@ -9,7 +9,8 @@ import torch
 from interruptions import same_after_a_kill
 from omegaconf import DictConfig
 from repro.experiments.man.module import LocalTraining
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, evaluated, finished, refusal, summaries
+from torch import nn
 
 from repro.methods.man import LocalLearning
 from repro.planning.instantiate import instantiate
@@ -35,6 +36,15 @@ def test_every_arm_reports_all_its_metrics(study: Study) -> None:
         # End-to-end training has no auxiliary nets.
         assert set(PAPER.report) - {"local/auxiliary_parameters"} <= summary.keys()
     assert found["dgl"]["memory/peak_mb"] < found["bp"]["memory/peak_mb"]
+
+
+def test_accuracy_is_the_share_of_right_examples_whatever_their_batch() -> None:
+    """Two of three, then one of one."""
+    module = build_module(configs("paper=man", "scale=mini")["bp"])
+    assert isinstance(module, LocalTraining)
+    module.model = nn.Identity()
+    batches = [(torch.eye(3), torch.tensor([0, 1, 0])), (torch.eye(3)[:1], torch.tensor([0]))]
+    assert evaluated(module, batches)["test/accuracy"] == pytest.approx(3 / 4)
 
 
 def test_every_arm_attaches() -> None:

@@ -127,6 +127,8 @@ def test_arms_are_what_they_say() -> None:
         False,
     ]
     assert searches["shared"].advantage == "shared"
+    (group,) = searches["shrinkage"].optimizer.param_groups
+    assert group["lr"] == plan["shrinkage"].rates.shrinkage
     edit = searches["shrinkage"].policy.edit
     assert (edit.least_width, list(edit.variables), list(edit.keep)) == (
         2,
@@ -162,14 +164,13 @@ def test_teachers_have_the_published_sizes(scale: str, parameters: int, layers: 
 
 @pytest.mark.parametrize(("scale", "second_rate"), [("full", 0.1), ("full_vgg19", 0.01)])
 def test_full_has_the_released_recipes(scale: str, second_rate: float) -> None:
-    plan = configs("paper=n2n", f"scale={scale}", "arm=[removal,shrinkage]")
-    for config in plan.values():
-        recipe, teacher = config.module.judge.recipe, config.module.teacher
-        assert (recipe.epochs, recipe.lr, recipe.weight_decay) == (5, 5e-4, 5e-4)
-        assert (teacher.epochs, teacher.lr, teacher.weight_decay) == (100, 1e-3, 1e-4)
-        assert (config.module.budget.updates, config.module.budget.rollouts) == (100, 5)
-        assert recipe.loss == "logits"
-    assert [config.method.lr for config in plan.values()] == [3e-3, second_rate]
+    config = configs("paper=n2n", f"scale={scale}", "arm=removal")["removal"]
+    recipe, teacher = config.module.judge.recipe, config.module.teacher
+    assert (recipe.epochs, recipe.lr, recipe.weight_decay) == (5, 5e-4, 5e-4)
+    assert (teacher.epochs, teacher.lr, teacher.weight_decay) == (100, 1e-3, 1e-4)
+    assert (config.module.budget.updates, config.module.budget.rollouts) == (100, 5)
+    assert recipe.loss == "logits"
+    assert (config.method.lr, config.rates.shrinkage) == (3e-3, second_rate)
 
 
 def test_full_runs_on_files_in_the_hubs_layout(tmp_path: Path) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from repro.experiments.nngp_mixture.classification import SparseClassifier
+from repro.experiments.nngp_mixture import classification, regression
+from repro.experiments.nngp_mixture.classification import Classifier, SparseClassifier
+from repro.experiments.nngp_mixture.limits import Ensemble
+from repro.experiments.nngp_mixture.regression import KernelSearch
 from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
-from rooms import configs, refusal, summaries
+from rooms import configs, evaluated, logged, refusal, summaries
+from scipy import stats
 
+from repro.data.base.iterators import generator_for
 from repro.errors import UserError
+from repro.methods.nngp_mixture import FixedScale, InverseGamma, NNGPKernel
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
+from repro.toolbox.method import Method
 from repro.training.execute import build_module
 
 PAPER = load_paper("nngp_mixture")
@@ -40,6 +49,138 @@ def test_smoke_measures(study: Study) -> None:
     assert ends["svtp_missing"]["test/df"] > 0
     assert 0 < ends["svtp_missing"]["test/unknown_auroc"] < 1
     assert ends["ensemble_heavy"]["test/noise/nll"] > 0
+
+
+# -- What is logged, of laws and predictions that are known ----------------------------------------
+
+ABSENT: Any = None
+PLAIN: dict[str, Any] = {"method": Method(), "optimizer": ABSENT, "schedule": ABSENT}
+
+
+def distance(values: Any, law: Any) -> float:
+    """Of Kolmogorov and Smirnov, between rising values and a law."""
+    steps = np.arange(len(values) + 1) / len(values)
+    below = law.cdf(values)
+    return float(max((steps[1:] - below).max(), (below - steps[:-1]).max()))
+
+
+@pytest.mark.parametrize("trained", ["last", "all"])
+def test_distances_are_those_of_quantiles(trained: Any) -> None:
+    """Of forty networks outputs are evenly spaced quantiles: of a law's own they are 1/80 away."""
+    prior = InverseGamma(3.0, 2.0)
+    kernel = NNGPKernel(1, "relu", 1.4, 0.3)
+    room: Any = Ensemble(kernel, prior, width=2, networks=40, train=trained, **PLAIN)
+    room.y, room.points = torch.tensor([1.0, -2.0]).double(), torch.eye(4).double()
+    K = kernel(room.points[:2]).detach().numpy()
+    q = float(room.y.numpy() @ np.linalg.solve(K, room.y.numpy()))
+    mean, variance = np.array([0.5, -1.0]), np.array([0.4, 3.0])
+    # Student's t of 2α degrees of freedom and β/α; the Gaussian of its variance; the posterior.
+    laws = {
+        "ks": (stats.t(6), (2 / 3) ** 0.5),
+        "ks_gaussian": (stats.norm, 1.0),
+        "ks_posterior": (stats.t(8), ((2 + q / 2) / 4) ** 0.5),
+    }
+    levels = (np.arange(40) + 0.5) / 40
+
+    def outputs(law: str) -> torch.Tensor:
+        shape, scale = laws[law]
+        drawn = mean + scale * variance**0.5 * shape.ppf(levels)[:, None]
+        return torch.from_numpy(np.concatenate([np.zeros((40, 2)), drawn], 1))
+
+    room.limit = torch.from_numpy(mean), torch.from_numpy(variance)
+    for own in laws:
+        room.descent = SimpleNamespace(outputs=outputs(own))
+        room.start = room._distances("test/prior", *room.limit)
+        found = logged(room, lambda: room.test_step(None, 0))
+        values = laws[own][1] * laws[own][0].ppf(levels)
+        far = {name: distance(values / scale, law) for name, (law, scale) in laws.items()}
+        assert far[own] == pytest.approx(1 / 80)
+        assert found["test/prior/ks"] == pytest.approx(far["ks"])
+        assert found["test/prior/ks_gaussian"] == pytest.approx(far["ks_gaussian"])
+        assert found[f"test/{trained}/ks"] == pytest.approx(far["ks"])
+        assert found[f"test/{trained}/ks_posterior"] == pytest.approx(far["ks_posterior"])
+
+
+def test_likelihoods_are_those_of_explicit_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Student's t where targets are far off, and narrow Gaussians where they are on the mean."""
+    ticks = iter([0, 3, 4, 10, 15, 20, 30, 0, 5, 6, 10, 17, 20, 40])
+    monkeypatch.setattr(regression, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    laws: Any = {"ig": [InverseGamma(2.0, 3.0)], "nngp": [FixedScale(0.01)]}
+    room: Any = KernelSearch(
+        1, "relu", [1.4], [0.3], [0.1, 0.5], laws, "ig", references=["nngp"], **PLAIN
+    )
+    draws = generator_for(0)
+    sets: dict[str, Any] = {}
+    expected: dict[str, dict[str, float]] = {"ig": {}, "nngp": {}}
+    for name, noise in (("diabetes", 0.5), ("gaussian", 0.1)):
+        x, y, x_star = (
+            torch.randn(size, generator=draws).double() for size in ((6, 2), (6,), (3, 2))
+        )
+        K = room.kernels[0](torch.cat([x, x_star])).numpy()
+        inverse = np.linalg.inv(K[:6, :6] + noise * np.eye(6))
+        mean = K[6:, :6] @ inverse @ y.numpy()
+        v = np.diag(K[6:, 6:] - K[6:, :6] @ inverse @ K[:6, 6:]) + noise
+        y_star = mean + (10 if name == "diabetes" else 0)
+        scale = ((3 + y.numpy() @ inverse @ y.numpy() / 2) / (2 + 3) * v) ** 0.5
+        expected["ig"][name] = -stats.t(10, mean, scale).logpdf(y_star).mean()
+        expected["nngp"][name] = -stats.norm(mean, (0.01 * v) ** 0.5).logpdf(y_star).mean()
+        test = (x_star, torch.from_numpy(y_star))
+        sets[name] = {"train": (x, y), "val": (x, y), "test": test}
+    monkeypatch.setattr(
+        room, "part", lambda split: {name: each[split] for name, each in sets.items()}
+    )
+    monkeypatch.setattr(room, "target_stds", lambda: {"diabetes": 1.0, "gaussian": 2.0})
+    for name in laws:  # the second noise is best for the one, the first for the other
+        scores = torch.tensor([[1.0, 0.5], [0.5, 1.0]])[:, None, None]
+        room.register_buffer(f"scores_{name}", scores)
+    found = logged(room, lambda: room.test_step(None, 0))
+    for name in ("diabetes", "gaussian"):
+        assert found[f"test/nll/{name}"] == pytest.approx(expected["ig"][name])
+        behind = expected["ig"][name] - expected["nngp"][name]
+        assert found[f"test/nll_minus/nngp/{name}"] == pytest.approx(behind)
+    assert found["test/nll"] == pytest.approx(sum(expected["ig"].values()) / 2)
+    assert expected["ig"]["diabetes"] < expected["nngp"]["diabetes"]
+    assert expected["ig"]["gaussian"] > expected["nngp"]["gaussian"]
+    assert found["test/matches/nngp/diabetes"] == 1
+    assert found["test/matches/nngp/gaussian"] == 0
+    assert found["test/matches/nngp"] == 0.5
+    assert found["time/solve_seconds"] == (3 + 5) / 2
+    assert found["time/sampling_seconds"] == (5 + 7) / 2
+
+
+class Confident(Classifier):
+    """Says class 0 of three with the probability that an image is filled with."""
+
+    def log_probabilities(self, x: torch.Tensor, final: bool) -> torch.Tensor:
+        p_B = x.flatten(1)[:, :1]
+        return torch.cat([p_B, (1 - p_B) / 2, (1 - p_B) / 2], 1).log()
+
+
+def test_measures_of_known_confidence_under_every_shift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of four examples are of class 0, of which the classifier is as sure as images say."""
+    sure = {"noise": 0.8, "impulse": 0.7, "roll": 0.6, "blur": 0.5}
+    monkeypatch.setattr(
+        classification, "shifted", lambda x, kind, *_: torch.full_like(x, sure[kind])
+    )
+    shifts = {name: [name, 1.0] for name in sure}
+    room: Any = Confident(3, TrainingSet(), shifts, **PLAIN)
+    found = evaluated(room, [(torch.full((4, 1, 2, 2), 0.9), torch.tensor([0, 0, 0, 1]))])
+
+    def nll(p: float) -> float:
+        return -(3 * math.log(p) + math.log((1 - p) / 2)) / 4
+
+    assert found["test/nll"] == pytest.approx(nll(0.9))
+    assert found["test/accuracy"] == 3 / 4
+    assert found["test/ece"] == pytest.approx(0.9 - 3 / 4)
+    assert found["test/noise/nll"] == pytest.approx(nll(0.8))
+    assert found["test/impulse/nll"] == pytest.approx(nll(0.7))
+    assert found["test/roll/nll"] == pytest.approx(nll(0.6))
+    assert found["test/blur/nll"] == pytest.approx(nll(0.5))
+    assert found["test/shifted/nll"] == pytest.approx(sum(map(nll, sure.values())) / 4)
+    assert found["test/shifted/ece"] == pytest.approx((0.05 + 0.05 + 0.15 + 0.25) / 4)
+
+
+# -- Arms and settings -----------------------------------------------------------------------------
 
 
 def test_full_is_what_the_paper_did() -> None:

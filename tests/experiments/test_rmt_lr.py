@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from repro.experiments.rmt_lr import sweeps
 from repro.experiments.rmt_lr.base import best_of, exponent, grid, largest_below
 from repro.experiments.rmt_lr.spectra import Spectra, Spiked
 from repro.experiments.rmt_lr.sweeps import Damping, Learner, Scaling
-from rooms import configs, refusal, summaries
+from rooms import configs, logged, refusal, summaries
+from torch import Tensor, nn
 
+from repro.data.base.iterators import generator_for
 from repro.data.tables.bundled import digits
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
+from repro.training.supervised import Supervised
 
 PAPER = load_paper("rmt_lr")
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
@@ -67,12 +73,24 @@ def test_slopes_of_a_rate_that_is_linear_and_then_flat() -> None:
 
 
 def test_excess_is_that_of_each_rule_over_the_best_of_the_grid() -> None:
-    scaling: Scaling = module("sgd", "scaling.carried_to=[4,64]", "scaling.rates.count=3")
-    scaling.found = {"start": 2.0}
-    for size in (4, 64):
-        scaling.found[f"epochs/{size}"] = [0.5, 0.2, 9.0, 0.3, 0.4, 9.0, 0.2]
-    found = scaling._excess("epochs")
-    assert found == pytest.approx({"constant": 0.1, "root": 0.2, "linear": 1.8, "rmt": 0.0})
+    """Two sizes besides that of the tuning; lost runs count as the start, 2 nats."""
+    typed = ["scaling.sizes=[4,32,64]", "scaling.carried_to=[4,64]", "scaling.rates.count=3"]
+    scaling: Scaling = module("sgd", *typed)
+    scaling.found = {"start": 2.0, "threshold/middle": 10.0, "steps/32": [0.5, 0.2, 9.0]}
+    grids = [0.5, 0.2, 9.0], [0.1, 0.6, 9.0]
+    for size, grid_K in zip((4, 64), grids, strict=True):  # in the order of RULES
+        scaling.found[f"epochs/{size}"] = [*grid_K, 0.3, 0.4, 9.0, 0.2]
+        scaling.found[f"steps/{size}"] = [*grid_K, 1.2, 0.9, 0.6, 0.5]
+    found = logged(scaling, scaling.on_test_epoch_end)
+    # Above 0.2 and above 0.1: a mean of 0.15.
+    assert found["test/excess/epochs/constant"] == pytest.approx(0.3 - 0.15)
+    assert found["test/excess/epochs/root"] == pytest.approx(0.4 - 0.15)
+    assert found["test/excess/epochs/linear"] == pytest.approx(2.0 - 0.15)
+    assert found["test/excess/epochs/rmt"] == pytest.approx(0.2 - 0.15)
+    assert found["test/excess/steps/constant"] == pytest.approx(1.2 - 0.15)
+    assert found["test/excess/steps/root"] == pytest.approx(0.9 - 0.15)
+    assert found["test/excess/steps/linear"] == pytest.approx(0.6 - 0.15)
+    assert found["test/excess/steps/rmt"] == pytest.approx(0.5 - 0.15)
 
 
 def test_dampings_and_their_exponents() -> None:
@@ -113,6 +131,118 @@ def test_a_learner_is_judged_from_the_best_of_the_grid_to_its_median() -> None:
     expected = (min(loss, 2.5) - best) / (median - best)
     assert found["learner/excess/b128"] == pytest.approx(expected, abs=0.2)
     assert found["random/excess/b128"] > 0.3
+
+
+class LostOrFound:
+    """An ensemble that ends with given losses, whatever it is fed; counts its steps."""
+
+    losses: tuple[float, ...] = (0.5, 1.0, 1.5, math.inf)
+    steps = 0
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def step(self, _batch: Any) -> None:
+        LostOrFound.steps += 1
+
+    def evaluate(self, _data: Any) -> Tensor:
+        return torch.tensor(self.losses)
+
+
+def test_an_excess_is_0_at_the_best_of_the_grid_and_1_at_its_median(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A grid of 0.5, 1, 1.5 and the start's 2: median 1 (the lower one), mean 1.25."""
+    typed = ["learner.sizes=[16,64,256]", "learner.epochs=1", "learner.momenta=[0.0]"]
+    room: Learner = with_data(module("learner", *typed, "examples=256"))
+    ends = {"learner": (0.75, 3), "line_search": (math.nan, 0), "inverse": (0.25, 0)}
+
+    def descend(rival: Any, _size: int, _steps: int) -> tuple[float, Any]:
+        name = next(name for name, each in room.rivals.items() if each is rival)
+        return ends[name][0], SimpleNamespace(rate=0.1, momentum=0.0, products=ends[name][1])
+
+    monkeypatch.setattr(room, "_descend", descend)
+    monkeypatch.setattr(sweeps, "Ensemble", LostOrFound)
+    monkeypatch.setattr(sweeps, "loss_of", lambda *_: 2.0)
+    for size in (16, 64, 256):
+        monkeypatch.setattr(LostOrFound, "steps", 0)
+        room.found |= room.work(size)
+        assert LostOrFound.steps == 256 // size + 2 * 3  # a product is two gradients
+    found = logged(room, room.on_test_epoch_end)
+    for b in ("b16", "b64", "b256"):
+        assert found[f"test/learner/excess/{b}"] == pytest.approx(0.5)
+        assert found[f"test/line_search/excess/{b}"] == pytest.approx(3.0)
+        assert found[f"test/inverse/excess/{b}"] == pytest.approx(-0.5)
+        assert found[f"test/random/excess/{b}"] == pytest.approx(1.5)
+
+
+SOME_SIZES = [16, 32, 64, 128]
+SOME_BATCHES = 7
+
+
+class Square(nn.Module):
+    """(w·x)², for which neither curvature is that of a linear model, and both can be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.w).square()
+
+
+def explicit(kind: str, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Curvature of the mean of ((w·x)² - y)²: 8 (w·x)² x xᵀ, and 4 ((w·x)² - y) x xᵀ with it."""
+    along_N = (x @ w).square()
+    factor_N = 8 * along_N + (4 * (along_N - y) if kind == "hessian" else 0)
+    return torch.einsum("n,ni,nj->ij", factor_N, x, x) / len(x)
+
+
+def test_spectra_are_those_of_explicit_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each prediction and each slope by its formula from dense matrices of the same batches."""
+    monkeypatch.setattr(Supervised, "on_test_epoch_end", lambda _: None)
+    room: Spectra = module("spectra", "spectra.probes=2", "spectra.projected=1")
+    room.epochs, room.kinds, room.sizes = [0, 3, 30, 150, 300], ["hessian", "ggn"], SOME_SIZES
+    room.examples, room.batches = 256, SOME_BATCHES  # whose first orders do not cancel
+    room.model, room.task, room.lanczos_steps = Square(), "regression", 3
+    x = torch.randn(256, 3, generator=generator_for(0)).double()
+    y = torch.randn(256, generator=generator_for(1)).double()
+    room.data = SimpleNamespace(splits={"train": (x, y)}, normalise=None)
+    for epoch in room.epochs:
+        room._measure(epoch)
+    found = logged(room, room.on_test_epoch_end)
+    w = room.model.w.detach()
+    for epoch in (0, 3, 30, 150, 300):
+        draws = generator_for(room.seed, epoch)
+        torch.randn(3, generator=draws)
+        z_KP = torch.nn.functional.normalize(torch.randn(2, 3, generator=draws)).double()
+        order = torch.randperm(256, generator=draws)
+        for kind in ("hessian", "ggn"):
+            H = explicit(kind, w, x, y)
+            values, vectors = torch.linalg.eigh(H)
+            top, v = values[-1], vectors[:, -1]
+            logs: list[list[float]] = []
+            for size in SOME_SIZES:
+                parts = zip(x[order].split(size), y[order].split(size), strict=True)
+                H_M = torch.stack([explicit(kind, w, *part) for part in parts][:SOME_BATCHES])
+                e_M, b = H_M - H, 1 / (1 / size - 1 / 256)
+                first = (e_M @ v @ v).mean()
+                shift = torch.linalg.eigvalsh(H_M)[:, -1].mean() - top - first
+                across = (e_M @ v).square().sum(1).mean() - (e_M @ v @ v).square().mean()
+                alike = (z_KP @ e_M).square().sum(2).mean()
+                s = float(alike.sqrt())
+                moved = s**2 / top if top > s else 2 * s - top
+                assert found[f"test/{kind}/ratio/e{epoch}/b{size}"] == pytest.approx(
+                    float(across / top / shift)
+                )
+                assert found[f"test/{kind}/ratio_isotropic/e{epoch}/b{size}"] == pytest.approx(
+                    float(moved / shift)
+                )
+                low = values[0] - torch.linalg.eigvalsh(H_M)[:, 0].mean()
+                logs.append([math.log(each) for each in (1 / b, shift, low)])
+            inverse, shifts, lows = np.array(logs).T
+            for edge, moves in (("slope", shifts), ("slope_bottom", lows)):
+                slope = np.cov(inverse, moves)[0, 1] / inverse.var(ddof=1)
+                assert found[f"test/{kind}/{edge}/e{epoch}"] == pytest.approx(slope)
 
 
 def test_spectra_of_a_known_fluctuation() -> None:

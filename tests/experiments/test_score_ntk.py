@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import torch
 from repro.experiments.score_ntk.laws import five_points, rows
-from repro.experiments.score_ntk.module import ScoreRegression, Seen, slopes, wasserstein
-from rooms import configs, finished, refusal, summaries
+from repro.experiments.score_ntk.module import (
+    TEST_SEED,
+    Chosen,
+    ScoreRegression,
+    Seen,
+    wasserstein,
+)
+from rooms import configs, finished, logged, refusal, summaries
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
-from repro.methods.score_ntk import Regression, Triples
+from repro.methods.score_ntk import Regression, Triples, ntk
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.diffusion import VPProcess
@@ -75,29 +81,124 @@ def test_errors_are_those_of_where_the_rule_stopped() -> None:
     assert 0 < room.table["test/coordinate/0/holdout/n9"] < 1
 
 
+HOLD = [0.9, 0.7, 0.5, 0.08, 0.1, 0.3, 0.4]  # off the labels by steps: least after 3
+TEST = [0.9, 0.8, 0.7, 0.6, 0.2, 0.4, 0.95]  # off f_*: least after 4
+SHARES = {"none": 0.95, "fixed": 0.7, "holdout": 0.6, "rwy": 0.4, "oracle": 0.2}
+
+
+def trained(room: ScoreRegression) -> dict[str, float]:
+    """What is logged of all sizes when paths are off by HOLD and TEST over n^¼, later bins by more.
+
+    All eigenvalues are 1, and the noise seems to be 0.08: the rule ``rwy`` stops after 5 steps.
+    """
+    room.taus = torch.arange(7)
+
+    def path(train: Triples, hold: Triples, test: Triples, _width: int | None) -> Seen:
+        in_bin = 1 + (test.t[:, None] > 0.5).double() + (test.t[:, None] > 1.0)
+        off_T = torch.tensor(TEST).double()[:, None, None] * len(train.t) ** -0.25
+        seen = path_of(HOLD, hold, test)
+        return seen._replace(test=PROBLEM.exact(LAW, test) + off_T * in_bin)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_path", path)
+        patch.setattr(room, "_note_gap", lambda *_: None)
+        for cell in room.cells:
+            room._train(cell)
+    return logged(room, room.on_test_epoch_end)
+
+
+def squares_of_bins() -> tuple[float, dict[str, float]]:
+    """2 (1 + bin)², the squared distance for an offset of 1: mean over test triples, and by bin."""
+    t = PROBLEM.draw(LAW, 60, generator_for(TEST_SEED)).t
+    in_bin = 1 + (t > 0.5).double() + (t > 1.0)
+    return float(2 * in_bin.square().mean()), {"early": 2.0, "middle": 8.0, "late": 18.0}
+
+
+def test_errors_of_known_paths_by_rule_and_size() -> None:
+    mean, _ = squares_of_bins()
+    found = trained(module(sizes=[100, 200, 400, 800], test_size=60))
+    for n in (100, 200, 400, 800):
+        for rule in ("none", "fixed", "holdout", "rwy", "oracle"):
+            expected = mean * SHARES[rule] ** 2 / n**0.5
+            assert found[f"test/error/{rule}/n{n}"] == pytest.approx(expected)
+        assert found[f"test/overfit/n{n}"] == pytest.approx((0.95 / 0.6) ** 2)
+    for rule in ("none", "holdout", "rwy"):
+        assert found[f"test/slope/error/{rule}"] == pytest.approx(-0.5)
+    large = trained(module(sizes=[1000, 5000, 20000], test_size=60))
+    for n in (1000, 5000, 20000):
+        assert large[f"test/error/none/n{n}"] == pytest.approx(mean * 0.95**2 / n**0.5)
+        assert large[f"test/error/holdout/n{n}"] == pytest.approx(mean * 0.6**2 / n**0.5)
+
+
+def test_errors_of_known_paths_by_bin_of_time() -> None:
+    found = trained(module(model="network", size=16, widths=[1024], test_size=60))
+    mean, bins = squares_of_bins()
+    for rule in ("none", "holdout", "oracle"):
+        expected = mean * SHARES[rule] ** 2 / 4
+        assert found[f"test/error/{rule}/m1024"] == pytest.approx(expected)
+    for part in ("early", "middle", "late"):
+        expected = bins[part] * 0.6**2 / 4
+        assert found[f"test/bin/{part}/holdout/m1024"] == pytest.approx(expected)
+
+
 def test_a_gap_is_the_distance_from_the_kernel_of_the_same_features() -> None:
     train, test = triples(0), triples(2)
     room = module()
     room.taus = torch.tensor([0, 10, 50])
-    from repro.methods.score_ntk import ntk
-
-    kernel = room._descent(train, PROBLEM).predict(
-        ntk(PROBLEM.inputs(test), PROBLEM.inputs(train)), room.taus
+    rival = Regression(PROBLEM.process, PROBLEM.t_min, PROBLEM.t_max, not PROBLEM.bias)
+    ours, theirs = (
+        room._descent(train, each).predict(ntk(each.inputs(test), each.inputs(train)), room.taus)
+        for each in (PROBLEM, rival)
     )
-    path = Seen(torch.ones(1), kernel, kernel + torch.tensor([0, 0, 0.1])[:, None, None])
-    room._note_gap("m8", path, train, test)
-    assert room.table["test/gap/t10/m8"] == pytest.approx(0, abs=1e-12)
-    assert room.table["test/gap/t50/m8"] == pytest.approx(0.02)
-    assert room.table["test/gap_other/t10/m8"] > 1e-4
-    own = float((kernel[2] - PROBLEM.exact(LAW, test)).square().sum(1).mean())
-    assert room.table["test/gap_share/t50/m8"] == pytest.approx(0.02 / own)
+    off = torch.tensor([0, 0, 0.1])[:, None, None]
+    room._note_gap("m4096", Seen(torch.ones(1), ours, ours + off), train, test)
+    assert room.table["test/gap/t10/m4096"] == pytest.approx(0, abs=1e-12)
+    assert room.table["test/gap/t50/m4096"] == pytest.approx(0.02)
+    own = float((ours[2] - PROBLEM.exact(LAW, test)).square().sum(1).mean())
+    assert room.table["test/gap_share/t50/m4096"] == pytest.approx(0.02 / own)
+    between = float((ours[1] - theirs[1]).square().sum(1).mean())
+    assert room.table["test/gap_other/t10/m4096"] == pytest.approx(between)
+    assert between > 1e-4
+    room._note_gap("m8", Seen(torch.ones(1), theirs, theirs + off), train, test)
+    assert room.table["test/gap_other/t50/m8"] == pytest.approx(0.02)
 
 
 def test_slopes_are_of_logarithms() -> None:
-    table = {f"test/error/none/n{n}": 3 * n**-0.5 for n in (100, 200, 800)}
-    table |= {f"test/gap/t50/m{m}": 1 / m for m in (64, 256)} | {"test/error/one/n100": 1.0}
-    found = slopes(table)
-    assert found == pytest.approx({"test/slope/error/none": -0.5, "test/slope/gap/t50": -1.0})
+    room = module()
+    room.table = {f"test/error/none/n{n}": 3 * n**-0.5 for n in (100, 200, 800)}
+    room.table |= {f"test/gap/t50/m{m}": 1 / m for m in (64, 256)}
+    room.table |= {f"test/gap_other/t50/m{m}": m**-0.1 for m in (64, 256)}
+    room.table |= {"test/error/one/n100": 1.0}
+    found = logged(room, room.on_test_epoch_end)
+    assert {k: v for k, v in found.items() if "slope" in k} == {
+        "test/slope/error/none": pytest.approx(-0.5),
+        "test/slope/gap/t50": pytest.approx(-1.0),
+        "test/slope/gap_other/t50": pytest.approx(-0.1),
+    }
+
+
+def test_samples_are_those_of_where_each_rule_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As if f were t sums of the kernel after t steps, and samples off the law by t."""
+    room, train = module(samples=20), triples(0)
+    room._trainer = SimpleNamespace(default_root_dir=tmp_path)  # type: ignore[assignment]
+    truth = LAW.sample(20, generator_for(TEST_SEED, 1))
+    z = PROBLEM.inputs(train)
+    unit = ntk(z, z).sum(1, keepdim=True)
+
+    class Descent:
+        def __init__(self, *_: Any) -> None: ...
+
+        def coefficients(self, taus: torch.Tensor) -> list[torch.Tensor]:
+            return [torch.full_like(train.x0, float(tau)) for tau in taus]
+
+    monkeypatch.setattr(room, "_descent", Descent)
+    monkeypatch.setattr(room, "_sample", lambda _, f: truth + (f(train) / unit).mean())
+    room._note_samples(LAW, train, Chosen({"holdout": 3, "none": 40}, {}, 0.0, 0.0))
+    found = logged(room, room.on_test_epoch_end)
+    assert found["test/w2/holdout"] == pytest.approx(3 * 2**0.5)
+    assert found["test/w2/none"] == pytest.approx(40 * 2**0.5)
 
 
 def test_wasserstein_is_that_of_the_best_assignment() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from interruptions import same_after_a_kill
+from repro.experiments.skeleton import benchmark
+from repro.experiments.skeleton.benchmark import Benchmark, SoftInput
 from repro.experiments.skeleton.operations import ALLOWED, foreign_operations
-from rooms import configs, finished, plan, refusal, summaries
+from rooms import configs, evaluated, finished, logged, plan, refusal, summaries
+from torch import Tensor, nn
 
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
@@ -19,6 +24,8 @@ from repro.methods.skeleton import Skeletonize
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
+from repro.training import checkpoints
+from repro.training.execute import build_module
 
 PAPER = load_paper("skeleton")
 FEW = "dataset.train_size=16 dataset.val_size=4 dataset.test_size=4"  # pictures
@@ -44,6 +51,94 @@ def test_the_benchmark_finds_what_is_known(study: Study) -> None:
     assert boolean["test/3d/thick"] == 0
     assert "test/3d/betti_error" not in found["learned"]  # a network for images
     assert boolean["test/soft/beta_0.33/dice_1"] > 0.5
+
+
+class ByHand(Skeletonize):
+    """Skeletons that a test knows: a shape's corner says what is wrong with its skeleton.
+
+    Its operations, an exponential and a cosine, are none that the paper allows itself.
+    """
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if generator is not None:
+            return self.drawn(x)
+        fault = int(x.flatten()[0] > 0) + 2 * int(x.flatten()[1] > 0)
+        same = x + 0 * x.exp().cos()
+        return (same, 0 * same, same.detach(), same * math.inf)[fault]
+
+    def drawn(self, x: Tensor) -> Tensor:
+        """Of the four points of a line: at beta 0.33 so many of 20 draws, and else of none."""
+        many = torch.zeros_like(x)
+        if self.beta == 0.33:
+            for column, draws in enumerate([[1, 2, 4], [2, 3, 4], [0, 1], [1]]):
+                many[draws, 0, 2, 1 + column] = 1
+            many[5:16, 0, 2, 1:4] = 1  # so that three of them are in 11 draws of 20, or more
+        return many
+
+
+def shape(*size: int, fault: int = 0) -> Tensor:
+    """A line of four points inside, and in the first two points which fault `ByHand` has."""
+    mask = torch.zeros(1, 1, *size)
+    middle = mask[0, 0, 2] if len(size) == 2 else mask[0, 0, 2, 2]
+    middle[1:5] = 1
+    mask.view(-1)[:2] = torch.tensor([float(fault & 1), float(fault >> 1)])
+    return mask
+
+
+def test_the_benchmark_on_skeletons_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images and five volumes: the second and the third are left with empty skeletons."""
+    faults = (0, 1, 0, 0, 1, 2, 3)
+    masks = [shape(*(6,) * (2 if n < 2 else 3), fault=k) for n, k in enumerate(faults)]
+    found: Any = Benchmark(nn.Identity(), ByHand(), SoftInput(["0"]))
+    found._trainer = SimpleNamespace(should_stop=False)
+    found.names = list(map(str, range(7)))
+    monkeypatch.setattr(found, "tick", lambda: None)
+    seconds = iter([s for k in range(7) for s in (0, 0.9, 0, (k + 1) / 1000)])
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    for number, mask in enumerate(masks):
+        found.training_step((mask, torch.tensor(number)), number)
+    logs = logged(found, found.on_test_epoch_end)
+    # Two pieces are lost each time: the line, and the corner that says so.
+    assert logs["test/wrong"] == pytest.approx(2 / 7)
+    assert logs["test/betti_error"] == pytest.approx(2 * 2 / 7)
+    assert logs["test/3d/wrong"] == pytest.approx(1 / 5)
+    # Of the volumes' gradients two are 1, one 0, one is not there and one is infinite.
+    assert logs["test/3d/usable_gradient"] == pytest.approx(2 / 5)
+    assert logs["test/usable_gradient"] == pytest.approx(3 / 7)
+    # The faster of two passes: 1 and 2 ms, and 3 to 7.
+    assert logs["time/2d_ms"] == pytest.approx(1.5)
+    assert logs["time/3d_ms"] == pytest.approx(5)
+    assert logs["test/foreign_operations"] == 2
+    # The first draw has one point of four, most of five have two, most of twenty three.
+    assert logs["test/soft/beta_0.33/dice_1"] == pytest.approx(2 * 1 / (1 + 4))
+    assert logs["test/soft/beta_0.33/dice_5"] == pytest.approx(2 * 2 / (2 + 4))
+    assert logs["test/soft/beta_0.33/dice_20"] == pytest.approx(2 * 3 / (3 + 4))
+    assert logs["test/soft/beta_1/dice_20"] == 0
+
+
+def test_overlaps_of_known_masks() -> None:
+    """Half of a square of 16 points, and all of it: 2 · 8 + 1 over 8 + 16 + 1, and 1."""
+    config = configs("paper=skeleton", "scale=smoke", "arm=seg_dice")["seg_dice"]
+    found: Any = build_module(config)
+    found.model = nn.Identity()
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[..., 2:6, 2:6] = 1
+    logits = 2 * masks - 1
+    logits[0, ..., :4] = -1
+    logs = evaluated(found, [(logits, masks)])
+    assert logs["test/dice"] == pytest.approx((17 / 25 + 1) / 2)
+
+
+def test_a_step_takes_its_share_of_the_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps of 1, 2, 3 and 4 seconds, with pauses of ten between them."""
+    clock = iter([0.0, 1.0, 11.0, 13.0, 23.0, 26.0, 36.0, 40.0])
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    watch = checkpoints.Watch(1, lambda *_: None, report_every=math.inf)
+    absent: Any = None
+    for _ in range(4):
+        watch.on_train_batch_start()
+        watch.on_train_batch_end(absent, absent, None)
+    assert watch.times()["time/step_ms"] == pytest.approx(2500)
 
 
 def test_applications_report_what_they_are_judged_by(study: Study) -> None:

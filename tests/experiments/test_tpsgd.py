@@ -59,14 +59,16 @@ def test_full_scales_build_the_networks_they_name(scale: str, parameters: int) -
 
 def test_what_a_step_keeps_against_depth() -> None:
     """In units of a layer's outputs, by hand: tanh keeps its output, the next layer its input."""
-    sizes = ["module.memory_depths=[4,8]", "module.memory_width=256", "module.memory_batch=8"]
-    layer = 8 * 256 * 4 / 1024  # KB
+    sizes = ["module.memory_depths=[4,8,64]", "module.memory_width=64", "module.memory_batch=8"]
+    layer = 8 * 64 * 4 / 1024  # KB
     backprop, local, direct = (
         built("scale=mini", f"arm=memory_{arm}", *sizes).memory() for arm in ("bp", "l2", "dfa")
     )
     for kept in (backprop, direct):
         grown = kept["memory/saved_kb_depth_8"] - kept["memory/saved_kb_depth_4"]
         assert grown == pytest.approx(4 * layer)
+        grown = kept["memory/saved_kb_depth_64"] - kept["memory/saved_kb_depth_8"]
+        assert grown == pytest.approx(56 * layer)
         assert 0.6 < kept["memory/saved_exponent"] < 1.0
     assert local["memory/saved_kb_depth_8"] == local["memory/saved_kb_depth_4"] < 4 * layer
     assert local["memory/saved_exponent"] == pytest.approx(0)

@@ -126,6 +126,21 @@ def test_the_last_job_of_a_look_submits_the_next(commands: Path) -> None:
     assert sorted(int(file.stem) for file in commands.glob("*.sh")) == [7, 8, 9, 10]
 
 
+def test_a_job_that_submits_leaves_its_own_number_out(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepting(commands)
+    script = (commands / "sbatch").read_text()
+    (commands / "sbatch").write_text(f"{script}/usr/bin/env >{commands}/environment\n")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "5")
+    monkeypatch.setenv("SLURM_CONF", "here")
+    assert repro(["run", *ONE_RUN, "hardware=slurm_cpu", "--detach"])[0] == 0
+    inherited = (commands / "environment").read_text()
+    assert "SLURM_ARRAY_JOB_ID" not in inherited
+    assert "SLURM_CONF=here" in inherited
+    assert os.environ["SLURM_ARRAY_JOB_ID"] == "5"
+
+
 def test_exclusive_runs_are_jobs_that_wait_for_each_other(commands: Path) -> None:
     accepting(commands)
     typed = ["paper=toy", "scale=smoke", "arm=[adam,tuned]", "hardware=slurm_cpu"]

@@ -104,12 +104,12 @@ def test_the_loss_is_that_of_both_groups() -> None:
     main, auxiliary = model(images())
     one, other = (loss(p, LABELS, OBJECTS) for p in (main, auxiliary))
     both = pgi_loss(loss, main, auxiliary, LABELS, OBJECTS)
-    assert float(both) == pytest.approx(float(one + 0.25 * other))
+    assert both.item() == pytest.approx((one + 0.25 * other).item())
     led = pgi_loss(loss, main, auxiliary, LABELS, OBJECTS, lead=True)
     assigned = loss.assign(main, LABELS, OBJECTS)
     theirs = loss.weighted(loss.parts(auxiliary, assigned))
-    assert float(led) == pytest.approx(float(one + 0.25 * theirs))
-    assert float(led) != pytest.approx(float(both))
+    assert led.item() == pytest.approx((one + 0.25 * theirs).item())
+    assert led.item() != pytest.approx(both.item())
 
 
 def test_cutting_the_branch_off_leaves_the_outputs_as_they_are() -> None:

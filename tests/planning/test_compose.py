@@ -363,3 +363,13 @@ def test_a_setting_that_an_arm_lacks_names_the_arms_that_have_it(
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         plan_study(["paper=toy", "scale=smoke", typed])
+
+
+def test_a_config_file_that_changed_is_read_again(papers: Any) -> None:
+    """What a file says is remembered from study to study, but not beyond its next change."""
+    file = Path(os.environ["REPRO_CONFIG_DIR"]) / "paper" / "toy.yaml"
+    assert config("scale=mini").training.epochs == 20
+    file.write_text(file.read_text().replace("training.epochs=20", "training.epochs=210"))
+    assert config("scale=mini").training.epochs == 210
+    runs = [config("scale=mini", "optimizer.lr=0.5"), config("scale=mini")]
+    assert [run.optimizer.lr for run in runs] != [0.5, 0.5]  # what is typed is not remembered

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -61,6 +63,23 @@ def summaries(study: Study) -> dict[str, dict[str, float]]:
     """Summaries by arm of a study of one seed; an arm that equals another has that one's."""
     found = {run.record().arm: run.summary() for run in study.runs}
     return found | {arm: found[first] for arm, first in study.about.twins.items()}
+
+
+def logged(module: Any, *hooks: Callable[[], object]) -> dict[str, float]:
+    """What a module logs as Lightning would call these hooks of it, outside of a run."""
+    found: dict[str, float] = {}
+    module.log = lambda name, value, **_: found.update({name: float(value)})
+    module.log_dict = lambda values, **_: found.update({k: float(v) for k, v in values.items()})
+    for hook in hooks:
+        hook()
+    return found
+
+
+def evaluated(module: Any, batches: Iterable[Any]) -> dict[str, float]:
+    """What a module logs in a test on these batches, outside of a run."""
+    module._trainer = SimpleNamespace(world_size=1, testing=True)
+    steps = [functools.partial(module.test_step, each, i) for i, each in enumerate(batches)]
+    return logged(module, module.on_test_start, *steps, module.on_test_epoch_end)
 
 
 def check_compressed_network(paper: str, arm: str, scale: str, parameters: int) -> None:

@@ -7,10 +7,12 @@ from the run directories what the runs did, and from ``squeue`` which jobs are s
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +109,21 @@ def cancel(jobs: Sequence[str | None]) -> None:
         subprocess.run(["scancel", "--quiet", *queue.arrays(jobs)], check=False)
 
 
+@contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Hides meanwhile what Slurm told this process of its own job.
+
+    A job inherits the environment that it was submitted from. One that a job submits would take
+    itself for its parent where its own variables do not replace the parent's: those of arrays.
+    """
+    names = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    own = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(own)
+
+
 def _submit_array(
     runs: Sequence[Run],
     study: Study,
@@ -141,7 +158,7 @@ def _submit_array(
     )
     for run in runs:
         run.await_job()
-    with executor.batch():
+    with _outside_of_a_job(), executor.batch():
         jobs = [executor.submit(RunJob(run.folder, study.folder, conclude)) for run in runs]
     for run, job in zip(runs, jobs, strict=True):
         run.note_job(job.job_id, job.paths.stdout)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import itertools
+import os
+import pickle
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ from repro.records.papers import config_folders, is_group
 STUDY_BLOCKS = ("arms", "scales")
 NO_RUN_READS = ("figures", "reduced")  # `repro.report` does
 Point = dict[str, Any]  # one point of a grid: override key -> value
+Stamps = tuple[tuple[str, int, int], ...]  # path, time of change in ns and bytes of each file
+
+
+@dataclass
+class _Memory:
+    """What was read and composed so far: Hydra parses some twenty files for each config.
+
+    Pickled, because unpickling is ten times faster than copying.
+    """
+
+    stamps: Stamps = ()
+    files: dict[str, bytes] = field(default_factory=dict)
+    configs: dict[Hashable, bytes] = field(default_factory=dict)
+
+
+_memory = _Memory()
 
 
 class _ReadOnce:
@@ -42,7 +59,7 @@ class _ReadOnce:
 
     def __init__(self, repository: Any) -> None:
         self.repository = repository
-        self.parsed: dict[str, ConfigResult | None] = {}
+        self.forgotten: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else Hydra asks a repository.
@@ -54,50 +71,62 @@ class _ReadOnce:
             raise AttributeError(name)
         return getattr(self.repository, name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _ReadOnce:
-        copied = _ReadOnce(copy.deepcopy(self.repository, memo))
-        copied.parsed = self.parsed
-        return copied
-
     def load_config(self, config_path: str) -> ConfigResult | None:
         """A copy, because what is composed from it writes into it."""
-        if config_path not in self.parsed:
-            self.parsed[config_path] = self.repository.load_config(config_path)
-            self._drop(config_path, *NO_RUN_READS)
-        found = copy.copy(self.parsed[config_path])
-        if found is not None:
-            found.config = copy.deepcopy(found.config)
-        return found
+        if config_path not in _memory.files:
+            found = self.repository.load_config(config_path)
+            _drop(found, config_path, NO_RUN_READS)
+            _memory.files[config_path] = pickle.dumps(found)
+        copied: ConfigResult | None = pickle.loads(_memory.files[config_path])
+        _drop(copied, config_path, self.forgotten)
+        return copied
 
-    def drop(self, *keys: str) -> None:
-        """Takes top-level keys out of the papers' files: copies of large blocks take long."""
-        for path in self.parsed:
-            self._drop(path, *keys)
 
-    def _drop(self, path: str, *keys: str) -> None:
-        found = self.parsed[path]
-        is_global = path == "config" or path.startswith("paper/")
-        if found is not None and is_global and isinstance(found.config, DictConfig):
-            with flag_override(found.config, ["struct", "readonly"], False):
-                for key in keys:
-                    found.config.pop(key, None)
+def _drop(found: ConfigResult | None, path: str, keys: Sequence[str]) -> None:
+    """Takes top-level keys out of a paper's file: merging large blocks takes long."""
+    is_global = path == "config" or path.startswith("paper/")
+    if found is not None and is_global and isinstance(found.config, DictConfig):
+        with flag_override(found.config, ["struct", "readonly"], False):
+            for key in keys:
+                found.config.pop(key, None)
 
 
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Makes Hydra's compose API available over the project's and the user's config folders."""
     GlobalHydra.instance().clear()
-    choices.cache_clear()
+    _forget_changed_files()
     with initialize_config_module("repro.conf", version_base="1.3"):
-        loader: Any = GlobalHydra.instance().config_loader()
-        loader.repository = _ReadOnce(loader.repository)
+        _loader().repository = _ReadOnce(_loader().repository)
         yield
+
+
+def _forget_changed_files() -> None:
+    """Forgets what was read and composed, and offered, unless every config file is what it was."""
+    global _memory
+    stamps = tuple(stamp for folder in config_folders() for stamp in _stamps(folder))
+    if stamps != _memory.stamps:
+        _memory = _Memory(stamps)
+        choices.cache_clear()
+
+
+def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
+    for place, _, names in os.walk(folder.resolve()):
+        for path in (os.path.join(place, name) for name in names if name.endswith(".yaml")):
+            try:
+                about = os.stat(path)
+            except OSError:  # such as an editor's lock, a link to nowhere
+                continue
+            yield path, about.st_mtime_ns, about.st_size
 
 
 def forget_study() -> None:
     """Leaves arms and scales out of what is composed from here on: no run's config has them."""
-    loader: Any = GlobalHydra.instance().config_loader()
-    loader.repository.drop(*STUDY_BLOCKS)
+    _loader().repository.forgotten = STUDY_BLOCKS
+
+
+def _loader() -> Any:
+    return GlobalHydra.instance().config_loader()
 
 
 @dataclass(frozen=True)
@@ -117,11 +146,10 @@ class Layer:
         Raises:
             UserError: an override is malformed, or given twice.
         """
-        parser = OverridesParser.create()
         parsed: list[Override] = []
         for text in texts:
             try:
-                parsed.extend(parser.parse_overrides([text]))
+                parsed.extend(_parsed(text))
             except (OverrideParseException, HydraException) as error:
                 raise UserError(
                     f"{origin}: '{text}' is not an override (write key=value): "
@@ -140,6 +168,11 @@ class Layer:
         taken = {o.key_or_group: o.value() for o in self.overrides if o.key_or_group in keys}
         rest = tuple(o for o in self.overrides if o.key_or_group not in keys)
         return Layer(rest), taken
+
+
+@functools.cache  # arms share many, and Hydra's parser takes a millisecond for each
+def _parsed(text: str) -> list[Override]:
+    return OverridesParser.create().parse_overrides([text])
 
 
 def stack(layers: Sequence[Layer]) -> list[str]:
@@ -200,44 +233,37 @@ def compose_config(
     """
     folders = [quoted(f"file://{Path(folder).resolve()}") for folder in config_folders()[1:]]
     texts = [f"hydra.searchpath=[{','.join(folders)}]", *overrides]
+    request = config_name, *texts, _loader().repository.forgotten
+    if request in _memory.configs:
+        kept: DictConfig = pickle.loads(_memory.configs[request])
+        return kept
     try:
         config = compose(config_name, texts, return_hydra_config=with_hydra)
     except MissingConfigException as error:
         raise UserError(_explain_missing(error)) from None
     except Exception as error:  # Hydra has its own types for only some of what can be wrong
-        raise UserError(_explain_composition(error, texts)) from None
+        raise UserError(_explain_composition(error, overrides)) from None
     OmegaConf.set_struct(config, True)
+    if not with_hydra:  # Hydra's own settings hold the current folder
+        _memory.configs[request] = pickle.dumps(config)
     return config
 
 
-class Composer:
-    """Composes many configs of one paper.
+def compose_run(overrides: Sequence[str]) -> DictConfig:
+    """Like `compose_config`, for one of many configs that choose the same groups.
 
-    Hydra merges some twenty files for each; here it does so once for all that choose the same
-    groups, and what is set on top of them is merged into a copy, as Hydra does it.
-
-    Args:
-        fixed: overrides that all have.
+    Hydra merges its files once for all of them, and what is set on top is merged into a copy, as
+    Hydra does it.
     """
-
-    def __init__(self, *fixed: str) -> None:
-        self.fixed = fixed
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
-
-    def compose(self, texts: Sequence[str]) -> DictConfig:
-        """Like `compose_config`, for these overrides besides the fixed ones."""
-        overrides = Layer.parse(texts, "override").overrides
-        values = [o for o in overrides if sets_a_value(o)]
-        groups = tuple(o.input_line or "" for o in overrides if not sets_a_value(o))
-        if groups not in self.composed:
-            self.composed[groups] = compose_config([*self.fixed, *groups])
-        config = copy.deepcopy(self.composed[groups])
-        try:
-            for override in values:
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        except OmegaConfBaseException:  # something is wrong, and Hydra finds out what
-            return compose_config([*self.fixed, *texts])
-        return config
+    parsed = Layer.parse(overrides, "override").overrides
+    values = [o for o in parsed if sets_a_value(o)]
+    config = compose_config([o.input_line or "" for o in parsed if not sets_a_value(o)])
+    try:
+        for override in values:
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except OmegaConfBaseException:  # something is wrong, and Hydra finds out what
+        return compose_config(overrides)
+    return config
 
 
 def sets_a_value(override: Override) -> bool:
@@ -382,8 +408,8 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
             continue
         without = [o for o in overrides if o != override.input_line]
         try:
-            base = compose("config", without)
-        except Exception:
+            base = compose_run(without)
+        except UserError:
             break
         known = flatten(OmegaConf.to_container(base, resolve=False))
         if key in known:  # then it is not the key that is wrong

@@ -10,6 +10,7 @@ from repro.errors import UserError
 EXTRAS = {  # importable package -> the extra that brings it
     "PIL": "data",
     "datasets": "data",
+    "huggingface_hub": "data",
     "pyarrow": "data",
     "skimage": "data",
     "safetensors": "hf",

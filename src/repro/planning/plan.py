@@ -121,7 +121,10 @@ class _Declared:
     scale: str
     scale_layer: Layer
     settings: dict[str, Any]  # of the study: the scale's over the paper's
-    composer: compose.Composer
+
+    def compose(self, texts: Sequence[str]) -> DictConfig:
+        """The config of a run of the paper."""
+        return compose.compose_run([f"paper={self.slug}", *texts])
 
 
 def _plan(typed: list[str], grid: bool) -> Plan:
@@ -193,7 +196,7 @@ def _declare(slug: str, user: Layer) -> _Declared:
     Raises:
         UserError: there is no such scale.
     """
-    config = compose.compose_config(
+    config = compose.compose_run(
         [f"paper={slug}", *stack_text(user, ("scale", *compose.STUDY_BLOCKS))]
     )
     arms = _named_layers(config.arms, "arm")
@@ -214,7 +217,6 @@ def _declare(slug: str, user: Layer) -> _Declared:
         scale=scale,
         scale_layer=scale_layer,
         settings={"seeds": seeds, **looks, **settings},
-        composer=compose.Composer(f"paper={slug}"),
     )
 
 
@@ -236,7 +238,7 @@ def _plan_point(
     for arm in _with_parents(asked, declared.arms, parents, notes):
         texts = _texts(declared, arm, user)
         try:
-            config = declared.composer.compose(texts)
+            config = declared.compose(texts)
         except UserError:
             _refuse_unknown_settings(declared, arm, asked, user)
             raise
@@ -277,7 +279,7 @@ def _refuse_unknown_settings(
     known = {
         name: compose.flatten(OmegaConf.to_container(config, resolve=False))
         for name in asked
-        for config in [declared.composer.compose(_texts(declared, name, groups))]
+        for config in [declared.compose(_texts(declared, name, groups))]
     }
     for override in user.overrides:
         key = override.key_or_group
@@ -303,7 +305,7 @@ def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer)
     groups = _group_choices(user)
     if groups == user:
         return
-    base = declared.composer.compose(_texts(declared, arm, groups))
+    base = declared.compose(_texts(declared, arm, groups))
     compose.check_types(config, base, user)
 
 

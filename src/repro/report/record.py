@@ -65,7 +65,7 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     if _is_installed(target):
         target = study.folder / "results" / target.name
     with study.confined():
-        content, figures = _content(study), draw_study(study)
+        content, figures = results_of(study), draw_study(study)
     files.make_folder(target.parent)
     files.write_json(target, content)
     for figure in figures:
@@ -274,7 +274,8 @@ def _key(override: str) -> str:
     return override.partition("=")[0]
 
 
-def _content(study: Study) -> dict[str, Any]:
+def results_of(study: Study) -> dict[str, Any]:
+    """What a record says of a finished study: its code and machine, verdicts, arms and runs."""
     records = [run.record() for run in study.runs]
     return {
         "paper": study.about.paper,

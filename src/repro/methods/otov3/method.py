@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -260,7 +261,7 @@ class SparseTraining(Method):
             return torch.ones_like(self.scores, dtype=torch.bool)
         groups = len(self.scores)
         if self.measure == "products":
-            count = self._enough()
+            count = self._of_size()
         else:
             exact = self.shrink in ("at_once", "gradual") or self.mode == "erasing"
             tolerance = 0.0 if exact else self.tolerance
@@ -268,20 +269,20 @@ class SparseTraining(Method):
         chosen = self.structure.redundant(self.scores, count)
         return self.structure.shuffled(chosen, self.generator) if self.within else chosen
 
-    def _enough(self) -> int:
-        """The fewest groups, by score, whose removal takes the target's share of products."""
+    def _of_size(self) -> int:
+        """How many groups, by score, leave closest to the target's share of products."""
         assert isinstance(self.structure, Channels)
         assert self.scores is not None
-        whole = self.structure.products(torch.zeros_like(self.scores, dtype=torch.bool))
-        low, high = 0, len(self.scores)
-        while low < high:
-            middle = (low + high) // 2
-            left = self.structure.products(self.structure.redundant(self.scores, middle))
-            if left <= (1 - self.target) * whole:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        nothing = torch.zeros_like(self.scores, dtype=torch.bool)
+        asked = (1 - self.target) * self.structure.products(nothing)
+
+        def excess(count: int) -> float:
+            assert isinstance(self.structure, Channels)
+            assert self.scores is not None
+            return self.structure.products(self.structure.redundant(self.scores, count)) - asked
+
+        fewest = bisect_left(range(len(self.scores)), True, key=lambda count: excess(count) <= 0)
+        return min((max(fewest - 1, 0), fewest), key=lambda count: abs(excess(count)))
 
     def _shrink(self, before: list[Tensor], known: Evidence) -> None:
         """The step's second half: penalty and projection of G_p, zero for what is zero."""
@@ -312,7 +313,24 @@ class SparseTraining(Method):
         self.structure.blocks.add_(before, factors)
         if self.shrink == "half_space" and self.epoch >= self.project_from:
             trial = known.squares - self.lr * known.products + factors * known.squares
-            self.zero = self.zero | (alive & (trial < self.epsilon * known.squares))
+            near = alive & (trial < self.epsilon * known.squares)
+            self.zero = self.zero | self._needed(near, trial / known.squares)
+
+    def _needed(self, near: Tensor, order: Tensor) -> Tensor:
+        """Of groups near zero those to project: all, or as many as a share of products asks.
+
+        One step may project many groups, and some channels take a tenth of what is left.
+        """
+        assert self.zero is not None
+        if self.measure == "groups" or not self.stop:
+            return near
+        assert isinstance(self.structure, Channels)
+        taken, ranked = torch.zeros_like(near), order.argsort()
+        for number in ranked[near[ranked]].tolist():
+            if self.structure.share(self.zero | taken) >= self.target:
+                break
+            taken[number] = True
+        return taken
 
     def _lambdas(self, known: Evidence) -> Tensor:
         """The penalty of each group."""
