@@ -68,7 +68,9 @@ def test_the_weight_of_shapes_is_a_constant_for_gradients() -> None:
     assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_suppression_is_that_of_a_loop() -> None:
+@pytest.mark.parametrize("block", [7, 512])
+def test_suppression_is_that_of_a_loop(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("repro.toolbox.detection.boxes.BLOCK", block)
     torch.manual_seed(1)
     boxes, labels = random_boxes(60), torch.randint(2, (60,))
     scores = (torch.rand(60) * 20).round() / 20  # ties

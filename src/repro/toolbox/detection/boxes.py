@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 EPS = 1e-7
+BLOCK = 512  # candidates that are compared with one another at once
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -68,16 +69,21 @@ def suppress(
     """
     order_N = scores_N.argsort(descending=True, stable=True)
     boxes_N4, labels_N = boxes_N4[order_N], labels_N[order_N]
-    alive_N = torch.ones_like(order_N, dtype=torch.bool)
+
+    def close(some: Tensor, others: Tensor) -> Tensor:
+        """Which of some places suppress which of others, or are suppressed by them."""
+        same = labels_N[some][:, None] == labels_N[others]
+        return same & (iou(boxes_N4[some][:, None], boxes_N4[others]) > threshold)
+
     kept: list[int] = []
-    at = 0
-    while len(kept) < most:
-        left = alive_N[at:].nonzero()
-        if not len(left):
-            break
-        at += int(left[0])
-        kept.append(at)
-        near_N = iou(boxes_N4[at], boxes_N4[at + 1 :]) > threshold
-        alive_N[at + 1 :] &= ~(near_N & (labels_N[at + 1 :] == labels_N[at]))
-        at += 1
+    for places_P in torch.arange(len(order_N), device=order_N.device).split(BLOCK):
+        before_K = torch.tensor(kept, dtype=torch.long, device=order_N.device)
+        free_P = ~close(places_P, before_K).any(1).cpu().numpy()
+        close_PP = close(places_P, places_P).cpu().numpy()
+        for number, place in enumerate(places_P.tolist()):
+            if free_P[number]:
+                kept.append(place)
+                free_P &= ~close_PP[number]
+                if len(kept) == most:
+                    return order_N[kept]
     return order_N[kept]
