@@ -36,7 +36,13 @@ def build_dataset(name: str, root: Path | None = None, /, **overrides: Any) -> A
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base=None):
         config = compose(f"dataset/{name}")
     OmegaConf.set_struct(config, False)
-    config.merge_with({"seed": 0, "data": {"root": None if root is None else str(root)}})
+    config.merge_with(
+        {
+            "seed": 0,
+            "training": {"epochs": 100},
+            "data": {"root": None if root is None else str(root)},
+        }
+    )
     OmegaConf.set_struct(config, True)  # a misspelt knob must not pass
     config.dataset.merge_with(overrides)
     try:

@@ -38,6 +38,16 @@ PHOTOGRAPHS = [name for name, config in CONFIGS.items() if "workers" in config]
 SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
     "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
+    **{
+        name: {
+            "workers": 0,
+            "batch_size": 2,
+            "eval_batch_size": 2,
+            "val_size": 4,
+            "info": {"stand_in": {"train": 100, "test": 4}},
+        }
+        for name in ("coco", "voc")
+    },
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
     "coco_objects": {"val_size": 20, "info": {"stand_in": {"train": 200, "test": 100}}},
     "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},
@@ -73,8 +83,11 @@ def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[s
             assert max(x.max(), y.max()) < config["vocab_size"]
             assert torch.equal(x[:, 1:], y[:, :-1])
         else:
-            assert list(x.shape[1:]) == config["input_shape"]
-        if "classes" in config:
+            assert list(x.shape[1:]) == config["input_shape"] or config.get("task") == "detection"
+        if config.get("task") == "detection":
+            assert y.shape[2] == 7
+            assert y[..., 0].max() < config["classes"]
+        elif "classes" in config:
             assert y.dtype == torch.int64
             assert y.max() < config["classes"]
     assert data.fingerprint()["sha256"] == "stand-in"

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, TextData
+from repro.data.images.detection import DetectionFiles, Picture
 from repro.data.images.hub import StreamedImages
 from repro.data.images.shapes import masks_of
 from repro.data.images.trees import vessel_tree
@@ -105,6 +106,44 @@ class PhotographStream(StreamedImages):
     def fingerprint(self) -> dict[str, Any]:
         """There is nothing to tell apart."""
         return {"name": self.name, "sha256": _nothing(), "sizes": dict(self.sizes)}
+
+
+class PhotographScenes(DetectionFiles):
+    """Stands in for `DetectionFiles`: photographs with seven boxes each, over and over."""
+
+    def __init__(self, name: str, *, info: Mapping[str, Any], **facts: Any) -> None:
+        super().__init__(name, info=info, **facts)
+        self.sizes = info["stand_in"]
+
+    @override
+    def read(self, split: str) -> list[Picture]:
+        """Photographs of the usual size."""
+        count = self.sizes["train" if split == self.train_split else "test"]
+        encoded = _Photographs(count, self.classes, "image", "label").encoded
+        height, width = PHOTOGRAPH
+        draw = np.random.default_rng(0)
+        pictures = []
+        for number in range(count):
+            corner = draw.uniform(0, 0.8, (7, 2)) * (width, height)
+            size = draw.uniform(0.05, 0.2, (7, 2)) * (width, height)
+            label = (number + np.arange(7)) % self.classes
+            rows = [label, *corner.T, *(corner + size).T, np.zeros(7), size.prod(1)]
+            targets_M7 = np.stack(rows, 1).astype(np.float32)
+            outline = [_outline(box) for box in targets_M7[:, 1:5]]
+            source = encoded[number % PHOTOGRAPHS]
+            pictures.append(Picture(source, (width, height), targets_M7, outline))
+        return pictures
+
+    @override
+    def fingerprint(self) -> dict[str, Any]:
+        """There is nothing to tell apart."""
+        return {"name": self.name, "sha256": _nothing(), "sizes": dict(self.sizes)}
+
+
+def _outline(box: np.ndarray) -> list[np.ndarray]:
+    """A box as a polygon."""
+    x1, y1, x2, y2 = box
+    return [np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])]
 
 
 class _Photographs:

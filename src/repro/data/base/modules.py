@@ -89,7 +89,7 @@ class TensorData(LightningDataModule):
         name: str,
         splits: Splits | Callable[[], Splits],
         *,
-        task: Literal["classification", "regression", "segmentation", "registration"],
+        task: Literal["classification", "regression", "segmentation", "registration", "detection"],
         input_shape: Sequence[int] | None = None,
         classes: int | None = None,
         targets: int | None = None,
@@ -148,7 +148,10 @@ class TensorData(LightningDataModule):
         if self.input_shape is not None:
             check_fact(self.name, "input_shape", list(self.input_shape), list(x.shape[1:]))
         if self.classes is not None:
-            labels = torch.cat([split[1] for split in splits.values()])
+            # Targets of detection begin with the class.
+            labels = torch.cat(
+                [s[1] if s[1].dim() == 1 else s[1][..., 0].flatten() for s in splits.values()]
+            )
             check_fact(self.name, "classes", self.classes, int(labels.max()) + 1)
         if self.targets is not None:
             check_fact(self.name, "targets", self.targets, y[0].numel())

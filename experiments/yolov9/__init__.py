@@ -1,0 +1,1 @@
+"""YOLOv9: what the room needs beside `repro.methods.yolov9`."""
