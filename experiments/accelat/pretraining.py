@@ -16,6 +16,7 @@ from repro.data.base.files import cached_arrays
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import TensorData, digest
 from repro.errors import UserError
+from repro.toolbox.heads import head_name, replace_head
 
 
 class Start(Protocol):
@@ -164,28 +165,3 @@ def quarter_turns(x: Tensor) -> tuple[Tensor, Tensor]:
     """All four rotations of images (B, C, S, S), and which is which: (4B, C, S, S) and (4B,)."""
     turned = torch.cat([x.rot90(k, (2, 3)) for k in range(4)])
     return turned, torch.arange(4, device=x.device).repeat_interleave(len(x))
-
-
-def head_name(model: nn.Module) -> str:
-    """The name of a model's last linear layer.
-
-    Raises:
-        UserError: it has none.
-    """
-    names = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    if not names:
-        raise UserError("This model has no linear classifier that could be replaced.")
-    return names[-1]
-
-
-def replace_head(model: nn.Module, classes: int) -> int:
-    """Puts a freshly drawn linear layer in the place of the last one.
-
-    Returns:
-        The outputs that the replaced layer had.
-    """
-    parent_name, _, name = head_name(model).rpartition(".")
-    parent = model.get_submodule(parent_name)
-    old = getattr(parent, name)
-    setattr(parent, name, nn.Linear(old.in_features, classes))
-    return int(old.out_features)

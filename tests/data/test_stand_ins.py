@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
     "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
     "vessap": {"info": {"stand_in": {"train": 4, "val": 2, "test": 2}}},
+    "coco_objects": {"val_size": 20, "info": {"stand_in": {"train": 200, "test": 100}}},
     "stl10": {"info": {"stand_in": {"train": 600, "test": 100}}},
 }
 
@@ -64,7 +65,7 @@ def test_every_set_that_must_be_fetched_has_one(name: str, stand_in: Callable[[s
     data, config = stand_in(name), CONFIGS[name]
     data.setup()
     for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
-        x, y = first(batches)
+        x, y, *_ = first(batches)
         assert len(x) == len(y) > 0
         if "vocab_size" in config:
             assert x.shape == y.shape

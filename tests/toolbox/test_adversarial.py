@@ -123,3 +123,22 @@ def test_what_it_cannot_train() -> None:
         FreeAdversarialTraining(EPS).clip(model.parameters(), 1.0)
     with pytest.raises(UserError, match="replays"):
         FreeAdversarialTraining(EPS, replays=0)
+
+
+def test_half_of_the_loss_may_be_on_clean_examples() -> None:
+    """By hand: the gradient is the mean of both, and the attack is the one without it."""
+    model, x, y = problem()
+    method = AdversarialTraining(FGSM(EPS), clean=0.25)
+
+    def loss_of(batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    loss = method.backward(loss_of, (x, y), Tensor.backward)
+    got = [p.grad for p in model.parameters()]
+    attacked = FGSM(EPS)(model, x, y)
+    expected = 0.25 * loss_of((x, y)) + 0.75 * loss_of((attacked, y))
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(got, list(torch.autograd.grad(expected, list(model.parameters()))))
+    assert method.metrics()["cost/gradients_per_epoch"] == 3
+    with pytest.raises(UserError, match="clean"):
+        AdversarialTraining(FGSM(EPS), clean=1.0)

@@ -145,3 +145,22 @@ def test_weights_under_other_names_and_for_other_classes(tmp_path: Path) -> None
         WeightsFile(tmp_path / "w.pth", in_order=True)(other, None, CPU)
     with pytest.raises(UserError, match="not the weights of this model"):
         WeightsFile(tmp_path / "w.pth", in_order=True)(nn.Linear(2, 3), None, CPU)
+
+
+def test_weights_in_checkpoints_of_training_scripts(tmp_path: Path) -> None:
+    """Layout of Places365's: under ``state_dict``, with a prefix, among other things."""
+    model, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    checkpoint = {"epoch": 90, "arch": "resnet18", "state_dict": weights, "best_prec1": 54.2}
+    torch.save(checkpoint, tmp_path / "w.pth.tar", _use_new_zipfile_serialization=False)
+    WeightsFile("w.pth.tar", root=tmp_path)(other, None, CPU)
+    assert torch.equal(model.weight, other.weight)
+
+
+def test_a_file_runs_code_only_where_it_is_trusted(tmp_path: Path) -> None:
+    model, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    torch.save({"state_dict": model.state_dict(), "more": Path("x")}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="trusted=true"):
+        WeightsFile(tmp_path / "w.pth")(other, None, CPU)
+    WeightsFile(tmp_path / "w.pth", trusted=True)(other, None, CPU)
+    assert torch.equal(model.weight, other.weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData, Text
 from repro.data.images.hub import StreamedImages
 from repro.data.images.shapes import masks_of
 from repro.data.images.trees import vessel_tree
+from repro.data.images.videos import WeatherVideos, Window
 
 POOL = 1000  # different examples, repeated: drawing millions would take longer than a rehearsal
 POOL_TOKENS = 1 << 20
@@ -30,7 +32,7 @@ PHOTOGRAPH = (375, 500)  # height and width of most of ImageNet's
 # What loaders take to find and cut what they read, and no stand-in needs.
 READING = (
     "root", "image_column", "label_column", "text_column", "unit", "tokenizer", "end",
-    "documents", "splits", "split", "language", "memory",
+    "documents", "splits", "split", "language", "memory", "smallest",
 )  # fmt: skip
 
 
@@ -383,6 +385,28 @@ def _segmented(count: int, shape: Sequence[int]) -> Split:
     y = masks[torch.arange(count) % len(masks)][:, None]
     noise = torch.rand(len(masks), *shape, generator=generator)[torch.arange(count) % len(masks)]
     return 0.5 * (noise + y), y
+
+
+class Videos(WeatherVideos):
+    """Stands in for `WeatherVideos`: as many windows, of noise as large as training crops."""
+
+    @override
+    def windows_of(self, weather: str, part: str) -> list[Window]:
+        """``info.stand_in`` says how many there are, by part and weather."""
+        count = self.info["stand_in"][part.lower()][weather]
+        frames = self.input_shape[0]
+        return [Window([Path(str(n))] * frames, Path(str(n))) for n in range(count)]
+
+    @override
+    def read(self, path: Path) -> np.ndarray:
+        """A frame."""
+        draw = np.random.default_rng(int(path.name))
+        return draw.integers(0, 256, (*self.input_shape[2:], 3), dtype=np.uint8)
+
+    @override
+    def fingerprint(self) -> dict[str, Any]:
+        """There is nothing to tell apart."""
+        return {"name": self.name, "sha256": _nothing(), "sizes": {}}
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repro.errors import UserError
-from repro.knobs import Count, NonNegative, checked
+from repro.knobs import Count, Fraction, NonNegative, checked
 from repro.toolbox.attacks import PGD
 from repro.toolbox.method import Batch, LossOf, Method, OptimizerFactory
 
@@ -42,30 +42,44 @@ from repro.toolbox.method import Batch, LossOf, Method, OptimizerFactory
 class AdversarialTraining(Method):
     """Replaces each batch's inputs by adversarial ones (Madry et al., 2018, equation 2.1).
 
-    With `FGSM` this is Goodfellow et al. (2015) without their clean half; with one step of 1.25 eps
-    from a random start it is fast adversarial training (Wong et al., 2020, arXiv 2001.03994,
-    algorithm 3). The attack maximises the very loss that is trained, in the model's present mode.
+    With `FGSM` and half of the loss on clean examples this is Goodfellow et al. (2015, section 6);
+    with one step of 1.25 eps from a random start it is fast adversarial training (Wong et al.,
+    2020, arXiv 2001.03994, algorithm 3). The attack maximises the very loss that is trained, in the
+    model's present mode.
 
     Args:
         attack: ascends the loss; its `loss` knob is not used here.
+        clean: weight of the loss on the examples as they are, in [0, 1); the rest is that on
+            adversarial ones.
+
+    Raises:
+        UserError: a knob is out of range.
     """
 
     METRICS: ClassVar = {
         "cost/gradients_per_epoch": "forward and backward passes of an example in an epoch",
     }
 
-    def __init__(self, attack: PGD) -> None:
-        self.attack = attack
+    @checked
+    def __init__(self, attack: PGD, clean: Fraction = 0.0) -> None:
+        self.attack, self.clean = attack, clean
 
     def backward(self, loss_of: LossOf, batch: Batch, backward: Callable[[Tensor], Any]) -> Tensor:
         """Attacks the inputs, the first tensor of the batch, then goes on as usual."""
         inputs, *rest = _real_valued(batch)
         attacked = self.attack.maximise(lambda z: loss_of((z, *rest)), inputs)
-        return super().backward(loss_of, (attacked, *rest), backward)
+        if not self.clean:
+            return super().backward(loss_of, (attacked, *rest), backward)
+
+        def mixed(_: Batch) -> Tensor:
+            on_attacked = (1 - self.clean) * loss_of((attacked, *rest))
+            return on_attacked + self.clean * loss_of(batch)
+
+        return super().backward(mixed, batch, backward)
 
     def metrics(self) -> dict[str, float]:
         """Forward and backward passes that an example costs in an epoch."""
-        return {"cost/gradients_per_epoch": float(self.attack.steps + 1)}
+        return {"cost/gradients_per_epoch": float(self.attack.steps + (2 if self.clean else 1))}
 
 
 class FreeAdversarialTraining(Method):

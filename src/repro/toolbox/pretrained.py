@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,19 +116,13 @@ class TrainedOnce:
             torch.manual_seed(self.seed)
             reset()  # on the CPU, so that every device starts alike
         stream = data.streams["train"]
-        if self.cache is None:
+
+        def train() -> None:
+            log.info("training the base model: %d steps", self.steps)
             self._train(model.to(device), stream)
-            return
-        files.make_folder(self.cache)
-        file = self.cache / f"base-{self._key(model, stream, device)}.pt"
-        with files.exclusive_lock(file.with_suffix(".lock"), wait=True):
-            weights = _read(file)
-            if weights is None:
-                log.info("training the base model: %d steps", self.steps)
-                self._train(model.to(device), stream)
-                weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-                files.write_sealed(file, lambda opened: torch.save(weights, opened))
-        model.load_state_dict(weights)
+
+        key = f"base-{self._key(model, stream, device)}"
+        trained_once(model, train, None if self.cache is None else self.cache / f"{key}.pt")
         model.to(device)
 
     def _train(self, model: nn.Module, stream: Tensor) -> None:
@@ -173,6 +168,29 @@ class TrainedOnce:
         return hashlib.sha256(words.encode()).hexdigest()[:32]
 
 
+def trained_once(model: nn.Module, train: Callable[[], None], file: Path | None) -> None:
+    """Trains a model, or reads from a file what it came to when it was trained before.
+
+    Whoever asks for the same file at the same time, in another process, waits and reads it.
+
+    Args:
+        model: whose weights are wanted.
+        train: trains it.
+        file: where the weights are kept; its name must change whenever they would. None: train.
+    """
+    if file is None:
+        train()
+        return
+    files.make_folder(file.parent)
+    with files.exclusive_lock(file.with_suffix(".lock"), wait=True):
+        weights = _read(file)
+        if weights is None:
+            train()
+            weights = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
+            files.write_sealed(file, lambda opened: torch.save(weights, opened))
+    model.load_state_dict(weights)
+
+
 def _read(file: Path) -> dict[str, Tensor] | None:
     """Kept weights; None where there are none, or where the file is damaged."""
     try:
@@ -189,13 +207,19 @@ def _read(file: Path) -> dict[str, Tensor] | None:
 class WeightsFile:
     """Published weights from a file, into a model with the same names.
 
+    A checkpoint of a training script may hold them under ``state_dict``, and with a prefix
+    ``module.`` where several devices trained: both are taken off.
+
     Args:
-        file: a state dictionary, as ``.pth`` or ``.safetensors``; below `root`, or a path of its
-            own.
+        file: a state dictionary, as ``.pth``, ``.pth.tar`` or ``.safetensors``; below `root`, or a
+            path of its own.
         root: folder of all downloads, see `repro.data.base.files.data_root`.
         in_order: the model calls the same tensors otherwise: they are matched by their order.
         new_head: the model's last layer (weight and bias) keeps its own first weights, because it
             has other classes.
+        trusted: the file may run code of its own when it is read, as old checkpoints that hold more
+            than tensors have to; only for files from where you trust.
+        knob: the setting that names the file, for the message where it is missing.
         info: what stands in for it, see `unloaded`; not used here.
     """
 
@@ -205,10 +229,13 @@ class WeightsFile:
         root: str | Path | None = None,
         in_order: bool = False,
         new_head: bool = False,
+        trusted: bool = False,
+        knob: str = "base.file",
         info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ) -> None:
         self.file = data_root(root) / file  # an absolute path stays what it is
-        self.in_order, self.new_head = in_order, new_head
+        self.in_order, self.new_head, self.trusted = in_order, new_head, trusted
+        self.knob = knob
 
     def __call__(self, model: nn.Module, _data: object, _device: torch.device) -> None:
         """Loads the weights; the model stays where it is.
@@ -219,7 +246,7 @@ class WeightsFile:
         if not self.file.is_file():
             raise UserError(
                 f"The model's weights are missing: no {self.file}.\nSave its published state"
-                " dictionary there, or name another one with base.file=."
+                f" dictionary there, or name another one with {self.knob}=."
             )
         try:
             if self.file.suffix == ".safetensors":
@@ -227,11 +254,19 @@ class WeightsFile:
 
                 weights = load_file(self.file)
             else:
-                weights = torch.load(self.file, map_location="cpu", weights_only=True)
+                # latin1 reads the strings of checkpoints from Python 2, which are no plain tensors.
+                legacy: dict[str, Any] = {"encoding": "latin1"} if self.trusted else {}
+                weights = torch.load(self.file, "cpu", weights_only=not self.trusted, **legacy)
+            weights = _unwrapped(weights)
             model.load_state_dict(self._fitting(weights, model.state_dict()))
         except ImportError as error:
             raise UserError(
                 "Reading .safetensors needs: pip install 'gradient-repro[hf]'"
+            ) from error
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{self.file} holds more than tensors, and reading it would run code from it: say"
+                " trusted=true for it if you trust where it comes from."
             ) from error
         except Exception as error:
             reason = str(error).strip().splitlines()[-1].strip()
@@ -244,6 +279,12 @@ class WeightsFile:
         if self.new_head:
             weights = weights | dict(list(own.items())[-2:])
         return weights
+
+
+def _unwrapped(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a checkpoint by their names in the model, whatever stands around them."""
+    weights = weights.get("state_dict", weights)
+    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def unloaded(**_facts: Any) -> Given:

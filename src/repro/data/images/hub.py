@@ -238,7 +238,7 @@ class StreamIterator(BatchIterator):
     count as handed out.
 
     Args:
-        examples: maps (epoch, index) to a tuple of tensors.
+        examples: a `torch.utils.data.Dataset` with a length, from (epoch, index) to tensors.
         batch_size: examples per batch and process.
         workers: number of reading processes; 0 reads in this one.
         prefetch: batches that each of them reads ahead.
@@ -248,7 +248,7 @@ class StreamIterator(BatchIterator):
 
     def __init__(
         self,
-        examples: ImageExamples,
+        examples: Any,
         batch_size: int,
         *,
         workers: int = 0,

@@ -1,0 +1,1 @@
+"""Contextual Fusion For Adversarial Robustness (Akumalla, Haney, Bazhenov; arXiv 2011.09526)."""

@@ -1,0 +1,1 @@
+"""ViWS-Net: one network that restores videos in rain, haze and snow."""
