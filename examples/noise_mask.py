@@ -31,10 +31,10 @@ def train(name: str, method: InputNoise | NoiseMask) -> None:
 
     method.attach(model)
     optimizer = method.optimizer(model, sgd)
-    for stage, epochs in (("heated", 10), ("fine-tuned", 5)):
+    for stage, epochs in (("heated", 12), ("fine-tuned", 8)):
         model.train()
         for _ in range(epochs):
-            for batch in zip(x[:200].split(40), y[:200].split(40), strict=True):
+            for batch in zip(x[:200].split(50), y[:200].split(50), strict=True):
                 optimizer.zero_grad()
                 if stage == "heated":
                     method.backward(loss_of, batch, torch.Tensor.backward)
