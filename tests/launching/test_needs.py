@@ -39,6 +39,15 @@ def test_a_dry_run_says_so_too(toy: Path) -> None:
     assert "is missing: no nowhere/" in result.stderr
 
 
+@pytest.mark.parametrize("typed", [("paper=dgc", "dataset=mnist"), ("paper=nngp_mixture",)])
+def test_a_rehearsal_needs_no_data(toy: Path, typed: tuple[str, ...]) -> None:
+    lacking = [*typed, "scale=full", "data.root=nowhere", "--dry-run"]
+    for rehearsed, missing in ((), True), (("--rehearse",), False):
+        result = CliRunner().invoke(cli, ["run", *lacking, *rehearsed])
+        assert result.exit_code == 0
+        assert ("is missing" in result.stderr) is missing
+
+
 def test_packages_are_named_with_what_brings_them(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

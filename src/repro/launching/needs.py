@@ -43,8 +43,17 @@ def _missing(content: Mapping[str, Any]) -> list[str]:
     info = dataset.get("info") or {}
     said = extras.missing([*content.get("needs", ()), *info.get("needs", ())])
     root = dataset.get("root") or content["data"]["root"]
-    problem = catalog.problem_of(dataset, root) if info else None
+    looked_for = info and not _is_stand_in(dataset)
+    problem = catalog.problem_of(dataset, root) if looked_for else None
     return said if problem is None else [*said, " ".join(problem.split())]
+
+
+def _is_stand_in(dataset: Mapping[str, Any]) -> bool:
+    """Whether a rehearsal does without the files of a data set, or of each set of a suite."""
+    if sets := dataset.get("sets"):
+        return all(map(_is_stand_in, sets.values()))
+    info = dataset.get("info") or {}
+    return bool(dataset["_target_"] == info.get("stand_in", {}).get("target"))
 
 
 def _who(few: list[str], all_: list[str]) -> str:
