@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detection_files import write_coco
+from repro.experiments.yolov9 import untrained
 from repro.experiments.yolov9.module import Detection
-from repro.experiments.yolov9.untrained import Audit, Retention, colours_kept, stack
-from rooms import configs, finished, refusal, summaries
+from repro.experiments.yolov9.untrained import Audit, colours_kept, stack
+from rooms import configs, evaluated, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
 from repro.methods.yolov9 import Pgi
@@ -52,14 +54,12 @@ def test_test_ap_test_ap50_and_test_ap75_are_of_the_detections() -> None:
         torch.tensor([[0.0, 0, 40, 36], small]), torch.tensor([0.9, 0.8])
     )
     row = [[0, *big, 0, 2400], [0, *small, 0, 100], [-1, 0, 0, 0, 0, 0, 0]]
-    module.split = "val"
-    module.evaluate((torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([row])), 0)
-    found = module.metric.compute()
-    assert found["ap50"] == pytest.approx(1.0)
+    found = evaluated(module, [(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([row]))])
+    assert found["test/ap50"] == pytest.approx(1.0)
     # Above 0.6 the first detection is wrong: half of the objects, at a precision of 1/2.
-    assert found["ap75"] == pytest.approx(0.5 * 51 / 101)
-    assert found["ap"] == pytest.approx((3 * 1.0 + 7 * 0.5 * 51 / 101) / 10)
-    assert found["ap_small"] == pytest.approx(1.0)
+    assert found["test/ap75"] == pytest.approx(0.5 * 51 / 101)
+    assert found["test/ap"] == pytest.approx((3 * 1.0 + 7 * 0.5 * 51 / 101) / 10)
+    assert found["test/ap_small"] == pytest.approx(1.0)
 
 
 def test_what_is_deployed_has_neither_the_branch_nor_its_cost(study: Study) -> None:
@@ -148,16 +148,49 @@ def test_stacks_are_of_equal_depth(kind: Any, blocks: int) -> None:
     assert x.shape == (2, 8, 6, 6)
 
 
-def test_retention_by_depth_is_reported(study: Study) -> None:
-    """test/r2_{kind}_{depth} and test/null_{kind}_{depth} for every kind of layers."""
-    found = summaries(study)["retention"]
-    for name in ("test/r2_gelan_12", "test/r2_plain_12", "test/r2_csp_12", "test/r2_resnet_24",
-                 "test/null_gelan_12", "test/null_gelan_24"):  # fmt: skip
-        assert found[name] <= 1
-    assert found["test/r2_gelan_12"] > found["test/null_gelan_12"]
-    config = configs("paper=yolov9", "scale=mini", "arm=retention")["retention"]
-    assert list(config.retention.depths) == [12, 24, 48, 96]  # test/r2_gelan_96, test/r2_resnet_96
-    assert isinstance(build_module(config), Retention)
+class Keeps(nn.Module):
+    """A layer of a stack that loses all colours but the first few."""
+
+    def __init__(self, colours: int) -> None:
+        super().__init__()
+        self.colours = colours
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, : self.colours], torch.zeros_like(x[:, self.colours :])], 1)
+
+
+def test_retention_is_the_share_of_colours_that_layers_keep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of three independent colours: with k of them kept a regression explains k / 3."""
+    kept = {  # by kind, up to the depths 12, 24, 48 and 96
+        "gelan": (3, 3, 2, 2), "plain": (1, 0, 0, 0), "csp": (2, 1, 0, 0), "resnet": (3, 2, 1, 1),
+    }  # fmt: skip
+
+    def known(kind: str, _channels: int, depth: int) -> list[nn.Module]:
+        assert depth == 96
+        blocks = [0, 1, 2, 2, 3, 3, 3, 3]  # of twelve layers, and the depth that each leads to
+        return [Keeps(kept[kind][number]) for number in blocks]
+
+    monkeypatch.setattr(untrained, "stack", known)
+    monkeypatch.setattr(untrained, "Conv", lambda *_: nn.Identity())
+    module = built("scale=mini", "arm=retention")
+    images = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(module, "_images", lambda: images)
+    module.found = dict(module.measure())
+    found = logged(module, module.on_test_epoch_end)
+    near = functools.partial(pytest.approx, abs=0.02)
+    assert found["test/r2_gelan_12"] == near(1)
+    assert found["test/r2_gelan_24"] == near(1)
+    assert found["test/r2_gelan_96"] == near(2 / 3)
+    assert found["test/r2_plain_12"] == near(1 / 3)
+    assert found["test/r2_plain_24"] == near(0)
+    assert found["test/r2_csp_12"] == near(2 / 3)
+    assert found["test/r2_csp_24"] == near(1 / 3)
+    assert found["test/r2_resnet_96"] == near(1 / 3)
+    # Two colours that have nothing to do with each other differ by twice their variance: 1 - 2.
+    assert found["test/null_gelan_12"] == pytest.approx(-1, abs=0.1)
+    assert found["test/null_gelan_24"] == pytest.approx(-1, abs=0.1)
 
 
 def test_parameters_are_grouped_as_published() -> None:
