@@ -72,15 +72,18 @@ def test_feedback_alignment_costs_what_backpropagation_does() -> None:
 
 
 def test_what_is_kept_against_hooks() -> None:
-    """Bytes, which no other load of the machine changes: hooks save nothing."""
+    """Bytes, which no other load of the machine changes: three activations, whatever the depth."""
     x = torch.randn(100, 784)
+    kept: dict[int, list[float]] = {}
     for depth in (2, 32):
         model = perceptron(depth, 256)
-        peaks = []
+        kept[depth] = []
         for step in (step_of(TargetProjection("drtp"), model, x), partial(hooked, model, x, {})):
             step()
             with SavedForBackward([*model.parameters(), x]) as saved:
                 step()
-            peaks.append(saved.peak / 1024)
-        print(f"\n{depth} layers of 256: {peaks[0]:.0f} KB kept, with hooks {peaks[1]:.0f} KB")
-        assert peaks[0] < peaks[1]
+            kept[depth].append(saved.peak / 1024)
+        ours, theirs = kept[depth]
+        print(f"\n{depth} layers of 256: {ours:.0f} KB kept, with hooks {theirs:.0f} KB")
+    assert kept[32][0] == kept[2][0]
+    assert 10 * kept[32][0] < kept[32][1]
