@@ -9,7 +9,7 @@ from repro.claims.agreement import Agreement, agreements
 from repro.claims.studies import recorded_claims, verdicts_of
 from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError
-from repro.launching.queue import current_record
+from repro.launching.queue import check_ended
 from repro.records import files
 from repro.records.papers import Paper
 from repro.records.study import Study
@@ -100,10 +100,7 @@ def _check(study: Study, paper: Paper) -> None:
     """
     if study.about.paper != paper.slug:
         raise UserError(f"{study.folder} is a study of {study.about.paper}, not of {paper.slug}.")
-    if not all(current_record(run).status.has_ended for run in study.runs):
-        raise UserError(
-            f"{study.folder} is not finished. Finish it first: repro resume {study.folder}"
-        )
+    check_ended(study)
 
 
 def _print(title: str, found: list[Agreement]) -> None:

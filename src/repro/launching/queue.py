@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
+from repro.errors import UserError
 from repro.records.run import Run, RunRecord
 from repro.records.status import Status
+from repro.records.study import Study
 
 FRESH_SECONDS = 2.0  # how long an answer of squeue is believed
 
@@ -41,6 +43,18 @@ def current_record(run: Run) -> RunRecord:
         status = record.status if is_running else Status.WAITING
         return record.model_copy(update={"status": status, "queue": f"job {run.job}: {word}"})
     return record
+
+
+def check_ended(study: Study) -> None:
+    """Refuses a study of which a run is still to come.
+
+    Raises:
+        UserError: there is one.
+    """
+    if not all(current_record(run).status.has_ended for run in study.runs):
+        raise UserError(
+            f"{study.folder} is not finished. Finish it first: repro resume {study.folder}"
+        )
 
 
 def is_submitted(run: Run) -> bool:

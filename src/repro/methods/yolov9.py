@@ -61,12 +61,11 @@ class ImagePath(nn.Module):
         main: the detector; the branch has the sizes of its backbone.
         image: what the branch reads: ``own`` image, ``another`` of the batch or a ``black`` one
             (controls).
-        detached: cuts the gradient between branch and backbone (control).
     """
 
-    def __init__(self, main: Gelan, image: Image = "own", detached: bool = False) -> None:
+    def __init__(self, main: Gelan, image: Image = "own") -> None:
         super().__init__()
-        self.image, self.detached = image, detached
+        self.image = image
         self.path = Backbone(**main.backbone_sizes)
         widths = self.path.entries[-3:]
         self.projections = nn.ModuleList(
@@ -87,7 +86,6 @@ class ImagePath(nn.Module):
         if self.image == "another" and len(x) < 2:
             raise UserError("image=another needs batches of at least 2 images.")
         read = {"own": x, "another": x.roll(1, 0), "black": torch.zeros_like(x)}[self.image]
-        taps = [tap.detach() for tap in taps] if self.detached else taps
         chunks = [project(tap) for project, tap in zip(self.projections, taps, strict=True)]
         added: list[list[Tensor]] = [[] for _ in self.path.stem]
         added += [[chunk[level] for chunk in chunks[level:]] for level in range(3)]
@@ -99,20 +97,16 @@ class Pyramid(nn.Module):
 
     Args:
         main: the detector; the branch has the sizes of its pyramid's way down.
-        detached: see `ImagePath`.
     """
 
-    def __init__(self, main: Gelan, detached: bool = False) -> None:
+    def __init__(self, main: Gelan) -> None:
         super().__init__()
-        self.detached = detached
         self.top_down = TopDown(main.taps, **main.top_down_sizes)
         self.exits = self.top_down.exits
 
     def forward(self, x: Tensor, taps: Sequence[Tensor]) -> list[Tensor]:  # noqa: ARG002
         """The branch's three levels; see `ImagePath`."""
-        levels: list[Tensor] = self.top_down(
-            [tap.detach() for tap in taps] if self.detached else taps
-        )
+        levels: list[Tensor] = self.top_down(taps)
         return levels
 
 
@@ -121,14 +115,12 @@ class DeepSupervision(nn.Module):
 
     Args:
         main: the detector.
-        detached: see `ImagePath`.
         width: channels inside a block before each head, for as many parameters as other branches
             have; None: no block.
     """
 
-    def __init__(self, main: Gelan, detached: bool = False, width: int | None = None) -> None:
+    def __init__(self, main: Gelan, width: int | None = None) -> None:
         super().__init__()
-        self.detached = detached
         self.exits = main.taps
         self.blocks = nn.ModuleList(
             nn.Identity() if width is None else Elan(c, c, width, width, **main.shape)
@@ -137,10 +129,7 @@ class DeepSupervision(nn.Module):
 
     def forward(self, x: Tensor, taps: Sequence[Tensor]) -> list[Tensor]:  # noqa: ARG002
         """The branch's three levels; see `ImagePath`."""
-        return [
-            block(tap.detach() if self.detached else tap)
-            for block, tap in zip(self.blocks, taps, strict=True)
-        ]
+        return [block(tap) for block, tap in zip(self.blocks, taps, strict=True)]
 
 
 @checked
@@ -152,7 +141,7 @@ class Pgi(nn.Module):
         branch: ``icn`` (`ImagePath`, published for M and C), ``fpn`` (`Pyramid`, published for T, S
             and E) or ``pfh`` (`DeepSupervision`).
         image: see `ImagePath`; of that branch alone.
-        detached: see `ImagePath`.
+        detached: cuts the gradient between branch and backbone (control).
         width: see `DeepSupervision`; of that branch alone.
 
     Raises:
@@ -172,14 +161,14 @@ class Pgi(nn.Module):
             raise UserError(f"branch={branch} reads no image: leave out image={image}.")
         if width is not None and branch != "pfh":
             raise UserError(f"width={width} is for branch=pfh, not for {branch}.")
-        self.main = main
+        self.main, self.detached = main, detached
         self.branch: Any
         if branch == "icn":
-            self.branch = ImagePath(main, image, detached)
+            self.branch = ImagePath(main, image)
         elif branch == "fpn":
-            self.branch = Pyramid(main, detached)
+            self.branch = Pyramid(main)
         else:
-            self.branch = DeepSupervision(main, detached, width)
+            self.branch = DeepSupervision(main, width)
         self.head = DetectionHead(self.branch.exits, **main.head_sizes)
 
     def forward(self, x: Tensor) -> Any:
@@ -187,7 +176,8 @@ class Pgi(nn.Module):
         if not self.training:
             return self.main(x)
         taps, pyramid = self.main.features(x)
-        return self.main.head(pyramid), self.head(self.branch(x, taps))
+        seen = [tap.detach() for tap in taps] if self.detached else taps
+        return self.main.head(pyramid), self.head(self.branch(x, seen))
 
     def auxiliary(self) -> list[nn.Parameter]:
         """The parameters that are cut off after training."""

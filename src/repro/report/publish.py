@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from repro.errors import UserError
+from repro.launching.queue import check_ended
 from repro.records import files, names
 from repro.records.study import Study
 from repro.records.summary import state_counts
@@ -41,10 +42,7 @@ def bundle(study: Study, target: Path, checkpoints: bool = False) -> Path:
     Raises:
         UserError: the study is not finished, or the folder is not empty.
     """
-    if not all(run.status().has_ended for run in study.runs):
-        raise UserError(
-            f"{study.folder} is not finished. Finish it first: repro resume {study.folder}"
-        )
+    check_ended(study)
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty. Name a new folder: --to DIR")
     with study.confined():

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits, load_sample_image
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.data.base.files import INSTALL
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import Splits, TensorData
-from repro.errors import UserError
+from repro.data.images.photographs import photograph
 from repro.knobs import Count, Natural, Positive, Probability, checked
 
 SCENES = (
@@ -143,12 +141,12 @@ def compose(
     place_2N = torch.rand(2, N, generator=generator)
     x_NCHW = torch.empty(N, 3, SIDE, SIDE)
     steps = STEP * torch.arange(SIDE)
-    for number, photograph in enumerate(scenes):
+    for number, scene in enumerate(scenes):
         chosen = (scene_N == number).nonzero().squeeze(1)
-        room = torch.tensor(photograph.shape[1:])[:, None] - STEP * SIDE + 1
+        room = torch.tensor(scene.shape[1:])[:, None] - STEP * SIDE + 1
         top, left = (place_2N[:, chosen] * room).long()
         rows, columns = top[:, None] + steps, left[:, None] + steps
-        x_NCHW[chosen] = photograph[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
+        x_NCHW[chosen] = scene[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1)
 
     images, labels = digits
     choice_N = torch.rand(N, generator=generator)
@@ -170,22 +168,9 @@ def compose(
 
 
 def _halves() -> tuple[list[Tensor], list[Tensor]]:
-    """Left and right halves of all scenes, (3, H, W) in [0, 1].
-
-    Raises:
-        UserError: scikit-image is not installed.
-    """
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise UserError(f"Bundled pictures need scikit-image: {INSTALL}") from error
+    """Left and right halves of all scenes, (3, H, W) in [0, 1]."""
     left, right = [], []
-    for scene in SCENES:
-        bundled = getattr(data, scene, None)
-        photograph = load_sample_image(f"{scene}.jpg") if bundled is None else bundled()
-        pixels = np.asarray(photograph, dtype=np.float32) / 255
-        colours = np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
-        image = torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))
+    for image in map(photograph, SCENES):
         middle = image.shape[2] // 2
         left.append(image[:, :, :middle])
         right.append(image[:, :, middle:])

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge
-from sklearn.datasets import load_digits, load_sample_image
+from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.data.base.files import INSTALL
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import Split, Splits, TensorData
+from repro.data.images.photographs import FROM_SKLEARN, photograph
 from repro.errors import UserError
 from repro.knobs import Count, Inside, Natural, checked
 
@@ -101,14 +100,10 @@ def _regions(split: str, size: int) -> list[Tensor]:
     """The part of each photograph that a split is cut from, (3, H, W) in [0, 1].
 
     Raises:
-        UserError: Pillow is not installed, or the part is smaller than a scene.
+        UserError: the part is smaller than a scene.
     """
     found = []
-    for name in ("china.jpg", "flower.jpg"):
-        try:
-            photo = torch.from_numpy(np.array(load_sample_image(name))).permute(2, 0, 1) / 255
-        except ImportError as error:
-            raise UserError(f"Bundled photographs need Pillow: {INSTALL}") from error
+    for photo in map(photograph, FROM_SKLEARN):
         height, width = photo.shape[1] // 2, photo.shape[2] // 2
         region = {
             "train": photo[:, :, :width],

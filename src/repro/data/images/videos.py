@@ -24,18 +24,18 @@ from repro.data.base.files import INSTALL, data_root, sha256_of
 from repro.data.base.iterators import Batch, BatchIterator, generator_for
 from repro.data.base.modules import SPLIT_NAMES, Split, Splits, TensorData
 from repro.data.images.hub import StreamIterator
+from repro.data.images.photographs import photograph
 from repro.data.images.weather import WEATHERS, Haze, Rain, Snow
 from repro.errors import UserError
 from repro.knobs import Count, Natural, checked
 
-# Photographs that come with scikit-image and scikit-learn, and what loads them.
+# Names of scenes, and of their photographs.
 SCENES = {
     "astronaut": "astronaut", "brick": "brick", "camera": "camera", "chelsea": "chelsea",
     "coffee": "coffee", "gravel": "gravel", "hubble": "hubble_deep_field",
     "ihc": "immunohistochemistry", "motorcycle": "stereo_motorcycle", "retina": "retina",
-    "rocket": "rocket",
+    "rocket": "rocket", "china": "china", "flower": "flower",
 }  # fmt: skip
-FROM_SKLEARN = ("china", "flower")
 
 
 # -- Simulated -------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def weather_clips(
     Args:
         name: of the data set.
         input_shape: (T, 3, H, W) of a clip.
-        scenes: photographs by split: names of `SCENES` or `FROM_SKLEARN`.
+        scenes: photographs by split: names of `SCENES`.
         items: so many clips of each weather, by split.
         moving: share of the clips whose window moves, by -1, 0 or 1 pixels a frame and axis.
         rain: arguments of `repro.data.images.weather.Rain`.
@@ -133,10 +133,9 @@ def weather_clips(
     Raises:
         UserError: a photograph that is not known.
     """
-    known = (*SCENES, *FROM_SKLEARN)
     for scene in (each for split in SPLIT_NAMES for each in scenes[split]):
-        if scene not in known:
-            raise UserError(f"Data set '{name}': no scene '{scene}', but {', '.join(known)}.")
+        if scene not in SCENES:
+            raise UserError(f"Data set '{name}': no scene '{scene}', but {', '.join(SCENES)}.")
     skies: list[Callable[[Tensor, torch.Generator], Tensor]] = [
         Rain(**_tuples(rain)),
         Haze(**_tuples(haze)),
@@ -146,7 +145,7 @@ def weather_clips(
     def filmed(split: str, count: int, shape: Sequence[int], seed: int) -> Split:
         """Clips in weather and clean, labels and photographs; item by item, (count, 3, …)."""
         generator = generator_for(data_seed, seed)
-        photographs = [photograph(scene) for scene in scenes[split]]
+        photographs = [half_size(scene) for scene in scenes[split]]
         takes = [_clips(photographs, count, shape, moving, generator) for _ in skies]
         wet = [sky(dry, generator) for sky, (dry, _) in zip(skies, takes, strict=True)]
         chosen = torch.stack([scene for _, scene in takes], 1)
@@ -169,29 +168,9 @@ def weather_clips(
 
 
 @functools.cache
-def photograph(scene: str) -> Tensor:
-    """A bundled photograph at half its size, (3, H, W) in [0, 1].
-
-    Args:
-        scene: of `SCENES` or `FROM_SKLEARN`.
-
-    Raises:
-        UserError: scikit-image is not installed.
-    """
-    if scene in FROM_SKLEARN:
-        from sklearn.datasets import load_sample_image
-
-        picture = load_sample_image(f"{scene}.jpg")
-    else:
-        try:
-            from skimage import data
-        except ImportError as error:
-            raise UserError(f"Bundled photographs need scikit-image: {INSTALL}") from error
-        loaded = getattr(data, SCENES[scene])()
-        picture = loaded[0] if isinstance(loaded, tuple) else loaded  # the left one of two
-    x = torch.from_numpy(np.array(picture)).float() / 255
-    x = x[..., None].expand(-1, -1, 3) if x.dim() == 2 else x[..., :3]
-    return F.avg_pool2d(x.permute(2, 0, 1), 2)
+def half_size(scene: str) -> Tensor:
+    """The photograph of a scene of `SCENES` at half its size, (3, H, W) in [0, 1]."""
+    return F.avg_pool2d(photograph(SCENES[scene]), 2)
 
 
 def _clips(

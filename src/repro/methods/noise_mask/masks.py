@@ -16,6 +16,7 @@ from repro.data.base.iterators import generator_for, process_rank
 from repro.errors import UserError
 from repro.internals import standard_gamma
 from repro.knobs import Count, Positive, checked
+from repro.toolbox.corruptions import gaussian_kernel
 
 EDGE = 1e-6  # densities with a parameter below 1 are infinite at 0 or at 1
 
@@ -97,10 +98,9 @@ def _upsampled_and_blurred(grid: int, size: int, kernel: int, sigma: float) -> T
     """What one axis of a picture is of one axis of its grid, (size, grid)."""
     nearest_SG = F.interpolate(torch.eye(grid)[:, None], size, mode="nearest")[:, 0].T
     reach = kernel // 2
-    offsets = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    weights = gaussian_kernel(sigma, reach).float()
     padded = F.pad(nearest_SG.T[:, None], (reach, reach), mode="reflect")
-    return F.conv1d(padded, (weights / weights.sum())[None, None])[:, 0].T.contiguous()
+    return F.conv1d(padded, weights[None, None])[:, 0].T.contiguous()
 
 
 def flat_loss_scale(grid: int) -> float:

@@ -68,14 +68,10 @@ def depthwise(width: int) -> nn.Conv2d:
     return nn.Conv2d(width, width, 3, padding=1, groups=width)
 
 
-def to_heads(x_NLC: Tensor, heads: int) -> Tensor:
-    """(N, heads, L, C / heads)."""
-    return x_NLC.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def from_heads(x_NhLd: Tensor) -> Tensor:
-    """The inverse of `to_heads`."""
-    return x_NhLd.transpose(1, 2).flatten(2)
+def attention(q_NLC: Tensor, k_NMC: Tensor, v_NMC: Tensor, heads: int) -> Tensor:
+    """What queries find, (N, L, C), by scaled dot products of C / heads channels each."""
+    parts = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q_NLC, k_NMC, v_NMC))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
 
 
 class DropPath(nn.Module):

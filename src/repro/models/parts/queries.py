@@ -15,10 +15,9 @@ from repro.models.parts.maps import (
     DropPath,
     PatchEmbedding,
     Size,
-    from_heads,
+    attention,
     init_map_transformer,
     size_of,
-    to_heads,
     to_map,
     to_sequence,
 )
@@ -55,8 +54,8 @@ class QueryBlock(nn.Module):
         # As many queries as places: the nearest one for each.
         asked_NLC = F.interpolate(queries_NMC.mT, x_NLC.shape[1]).mT
         k, v = self.kv(self.norm1(x_NLC)).chunk(2, -1)
-        q, k, v = (to_heads(each, self.heads) for each in (self.q(asked_NLC), k, v))
-        x_NLC = x_NLC + self.drop(self.proj(from_heads(F.scaled_dot_product_attention(q, k, v))))
+        found_NLC = attention(self.q(asked_NLC), k, v, self.heads)
+        x_NLC = x_NLC + self.drop(self.proj(found_NLC))
         return x_NLC + self.drop(self.mlp(self.norm2(x_NLC), size))
 
 

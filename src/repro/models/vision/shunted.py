@@ -25,13 +25,12 @@ from repro.models.parts.maps import (
     DropPath,
     PatchEmbedding,
     Size,
+    attention,
     convolve,
     depthwise,
-    from_heads,
     init_map_transformer,
     on_constant,
     size_of,
-    to_heads,
     to_map,
     to_sequence,
     tokens_of,
@@ -76,8 +75,7 @@ class Shunt(nn.Module):
         local = to_sequence(self.local_conv(to_map(v, size)), tokens_of(v, size))
         if self.sr is not None:
             v = v + local
-        q, k, v = (to_heads(each, self.heads) for each in (q_NLc, k, v))
-        found = from_heads(F.scaled_dot_product_attention(q, k, v))
+        found = attention(q_NLc, k, v, self.heads)
         return found if self.sr is not None else found + local
 
 

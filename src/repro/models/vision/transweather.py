@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from repro.knobs import Count, Fraction, Positive, checked
 from repro.models.parts.maps import (
@@ -20,11 +19,10 @@ from repro.models.parts.maps import (
     PatchEmbedding,
     Size,
     UpSampler,
+    attention,
     convolve,
-    from_heads,
     init_map_transformer,
     size_of,
-    to_heads,
     to_map,
     to_sequence,
 )
@@ -61,9 +59,8 @@ class PooledBlock(nn.Module):
         pooled = normed
         if self.sr is not None and self.norm is not None:
             pooled = self.norm(convolve(self.sr, normed, size)[0])
-        parts = (self.q(normed), *self.kv(pooled).chunk(2, -1))
-        q, k, v = (to_heads(each, self.heads) for each in parts)
-        x_NLC = x_NLC + self.drop(self.proj(from_heads(F.scaled_dot_product_attention(q, k, v))))
+        k, v = self.kv(pooled).chunk(2, -1)
+        x_NLC = x_NLC + self.drop(self.proj(attention(self.q(normed), k, v, self.heads)))
         return x_NLC + self.drop(self.mlp(self.norm2(x_NLC), size))
 
 

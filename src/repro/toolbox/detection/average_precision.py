@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.toolbox.detection.boxes import overlap
+from repro.toolbox.detection.boxes import area, overlap
 from repro.toolbox.detection.detections import Detections
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -67,7 +67,7 @@ class AveragePrecision:
         found = Detections(*(tensor.detach().cpu().double() for tensor in found))
         boxes_G4, labels_G = boxes_G4.cpu().double(), labels_G.cpu()
         crowds = torch.zeros(len(boxes_G4)) if crowd_G is None else crowd_G.cpu()
-        areas = _areas(boxes_G4) if area_G is None else area_G.cpu().double()
+        areas = area(boxes_G4) if area_G is None else area_G.cpu().double()
         for label in {*labels_G.tolist(), *found.labels.long().tolist()}:
             mine, theirs = found.labels == label, labels_G == label
             order = found.scores[mine].argsort(descending=True, stable=True)[:MOST]
@@ -75,7 +75,7 @@ class AveragePrecision:
             crowd = crowds[theirs].bool()
             shared_DG = _shared(boxes_D4, boxes_G4[theirs], crowd).numpy()
             for name, (low, high) in AREAS.items():
-                size_G, size_D = areas[theirs].numpy(), _areas(boxes_D4).numpy()
+                size_G, size_D = areas[theirs].numpy(), area(boxes_D4).numpy()
                 ignored_G = crowd.numpy() | (size_G < low) | (size_G > high)
                 partner_TD = _matches(shared_DG, crowd.numpy(), ignored_G)
                 is_ignored = np.append(ignored_G, False)[partner_TD]
@@ -118,15 +118,11 @@ class AveragePrecision:
         return found
 
 
-def _areas(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
-
-
 def _shared(boxes_D4: Tensor, boxes_G4: Tensor, crowd_G: Tensor) -> Tensor:
     """Intersection over union (D, G); over the detection alone, where the object is a crowd."""
     both_DG = overlap(boxes_D4[:, None], boxes_G4)
-    mine_D1 = _areas(boxes_D4)[:, None]
-    union_DG = mine_D1 + _areas(boxes_G4) - both_DG
+    mine_D1 = area(boxes_D4)[:, None]
+    union_DG = mine_D1 + area(boxes_G4) - both_DG
     return both_DG / torch.where(crowd_G, mine_D1, union_DG).clamp(min=1e-12)
 
 
