@@ -60,7 +60,8 @@ class ErrorFeedbackMemory:
             foreach_add_(unsent_Kn, list(grads_Kn))
             return unsent_Kn
         velocity_Kn = [_slot(self.velocity, n, g) for n, g in zip(names, grads_Kn, strict=True)]
-        for unsent, velocity, grads in _cached(unsent_Kn, velocity_Kn, grads_Kn):
+        whole_Kn = [g.contiguous() for g in grads_Kn]
+        for unsent, velocity, grads in _cached(unsent_Kn, velocity_Kn, whole_Kn):
             if self.mode == "nesterov":
                 foreach_add_(velocity, grads)
                 foreach_mul_(velocity, self.momentum)
@@ -156,5 +157,5 @@ def _cached(*tensors_Kn: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]
         yield tuple(map(list, tensors_Kn))
         return
     for of_name_Kn in zip(*tensors_Kn, strict=True):
-        for pieces in zip(*(x_Kn.flatten().split(_PIECE) for x_Kn in of_name_Kn), strict=True):
+        for pieces in zip(*(x_Kn.view(-1).split(_PIECE) for x_Kn in of_name_Kn), strict=True):
             yield tuple([piece] for piece in pieces)

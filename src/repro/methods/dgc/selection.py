@@ -309,15 +309,15 @@ def _largest(x_Kn: Tensor, count: int) -> Tensor:
 
 def _largest_of_many(x_n: Tensor, count: int) -> Tensor:
     numel = x_n.numel()
-    # At least 8 wanted entries in the sample, by a step that no power of 2 or 3 has in common with
-    # the sides of weights.
+    # About 8 wanted entries in the sample at least. The step shares no factor 2 or 3 with the sides
+    # of weights, whose kernels may differ from place to place.
     stride = min(100, count // 8) // 6 * 6 + 1
     sample = x_n[::stride]
     wanted = sample.numel() * count / numel
     low = math.ceil(wanted + 4 * math.sqrt(wanted))  # by four standard deviations
     if stride > 1 and 2 * low < sample.numel():
         index = _reaching(x_n, _kth_largest(sample.abs(), low))
-        # Too few is bad luck; nearly all have the same magnitude, or are zero.
+        # Too few are bad luck, too many all zero or alike: then all are sorted.
         if count <= index.numel() <= numel // 2:
             return index[_sorted_out(x_n[index], count)]
     return _sorted_out(x_n, count)
@@ -336,7 +336,7 @@ def _reaching(x_n: Tensor, threshold: Tensor) -> Tensor:
     if x_n.device.type != "cpu" or x_n.dtype not in (torch.float32, torch.float64):
         return (x_n.abs() >= threshold).nonzero().view(-1)
     # NumPy compares and lists several times faster than PyTorch.
-    x, least = x_n.numpy(), threshold.numpy()
+    x, least = x_n.detach().numpy(), threshold.detach().numpy()
     found = [
         np.flatnonzero(np.abs(x[start : start + _PIECE]) >= least) + start
         for start in range(0, len(x), _PIECE)
