@@ -234,8 +234,8 @@ class LocalLearning(Method):
         )
         if weight_x == weight_y == 0:
             raise UserError(
-                f"method.weight_x and method.weight_y are both 0 at block {block} of {blocks}, which"
-                " would never be trained: give one of them another first or last value than 0."
+                f"method.weight_x and method.weight_y are both 0 at block {block} of {blocks},"
+                " which would never be trained: give one of them a first or last value above 0."
             )
         decoder = Decoder(shape[0], self.input_shape, self.decoder)
         return LocalLoss(bridge, InfoPro(head, decoder, weight_x, weight_y))

@@ -116,12 +116,12 @@ class NNGPKernel(nn.Module):
     """The kernel of an infinitely wide network with σ_v = `last_w_std`, its scales trainable.
 
     Dense: `depth` times (affine, φ), then the readout. With ``residual``, an affine layer, `depth`
-    blocks h + affine(φ(h)), φ, readout. Convolutional: the affine layers are 3 × 3 convolutions with
-    zero padding, and all positions are flattened into the readout without pooling, so that only the
-    covariances between equal positions are needed. With ``residual``, as the authors' code has it, a
-    convolution and four groups of `depth` blocks h + affine(φ(affine(φ(h)))), no φ before the readout;
-    the first block of a group has an affine shortcut, and in all groups but the first it halves the
-    image.
+    blocks h + affine(φ(h)), φ, readout. Convolutional: the affine layers are 3 × 3 convolutions
+    with zero padding, and all positions are flattened into the readout without pooling, so that
+    only the covariances between equal positions are needed. With ``residual``, as the authors' code
+    has it, a convolution and four groups of `depth` blocks h + affine(φ(affine(φ(h)))), no φ before
+    the readout; the first block of a group has an affine shortcut, and in all groups but the first
+    it halves the image.
 
     Args:
         depth: hidden layers, or residual blocks (of each group).
