@@ -52,7 +52,7 @@ def test_the_step_to_zero_takes_away_the_noise_that_is_left() -> None:
 
     def sample(steps: int, **kwargs: Any) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return PROCESS.euler_maruyama(point, (20_000, 1), steps, generator, **kwargs)
+        return PROCESS.euler_maruyama(point, (4_000, 1), steps, generator, **kwargs)
 
     before, after = sample(1000), sample(1000, to_zero=True)
     assert float(before.std()) == pytest.approx(0.0075, rel=0.05)

@@ -263,7 +263,8 @@ def test_a_layer_is_compared_behind_its_activation(loss: str) -> None:
     assert float(loss_of(target + 1, target, index)) > 0.0
     assert ptq._following(last) is None
     before = PostTrainingQuantization(model, Recipe(loss=loss, include_activation=False), x)
-    assert float(before._loss(first, before._following(first))(off, target, index)) > 0.0
+    in_front = float(before._loss(first, before._following(first))(off, target, index))
+    assert (in_front > 0) == (loss == "l2")  # Fisher weights are zero there, too
 
 
 def test_learned_rounding_minimises_what_the_activation_lets_pass() -> None:
@@ -281,7 +282,8 @@ def test_learned_rounding_minimises_what_the_activation_lets_pass() -> None:
             x,
         )
         ptq.step(0)
-        return float((ptq.model[0](x).relu() - model[0](x).relu()).square().mean())
+        with torch.no_grad():
+            return float((ptq.model[0](x).relu() - model[0](x).relu()).square().mean())
 
     assert error(True) < error(False)
 

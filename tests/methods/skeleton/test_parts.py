@@ -168,6 +168,7 @@ def test_a_soft_skeleton_ends_with_its_shape_and_loses_nothing_by_it(
         eroded.clear()
         out = skeletonise(x)
         (out * weights).sum().backward()
+        assert x.grad is not None
         found.append((out.detach(), x.grad, len(eroded)))
     (ours, gradient, calls), (reference, its_gradient, its_calls) = found
     assert torch.equal(ours, reference)
