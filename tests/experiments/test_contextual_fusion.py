@@ -75,8 +75,8 @@ def bench(**settings: Any) -> Bench:
     judged = [0.5, 1.0, 2.0]
     perturbations = Perturbations(budgets, {"fg": judged}, [0.3, 0.6], 1, 10, 0.25, judged)
     how: dict[str, Any] = {
-        "source": source, "names": ["fg", "fg2", "bg"], "heads": HeadSettings(streams, 60, 800, 0.0),
-        "optimizer": ADAM, "perturbations": perturbations, "chunk": 100,
+        "source": source, "names": ["fg", "fg2", "bg"], "optimizer": ADAM,
+        "heads": HeadSettings(streams, 60, 800, 0.0), "perturbations": perturbations, "chunk": 100,
     }  # fmt: skip
     return Bench(data, CPU, **how | settings)
 
