@@ -61,7 +61,7 @@ def speed_up(module: Any, hardware: Any) -> None:
     if "activation_checkpointing" in wanted:
         recompute_blocks(module.model)
     if "channels_last" in wanted:
-        module.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.model.to(memory_format=torch.channels_last)
     if "compile" in wanted:
         module.model.compile(backend=hardware.compile)
 
