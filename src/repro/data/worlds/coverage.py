@@ -2,9 +2,9 @@
 
 Training batches are (x, y): planes (B, C, S, S) that describe a room and its antenna, and received
 power (B, 1, S, S) as a share of a fixed range of dBm, clipped to [0, 1]. Validation and test batches
-are (x, y, free, blocked, group): also the power in free space, by the formula and in the same unit
-(B, 1, S, S); which pixels the antenna does not see, boolean of the same shape; and the number of the
-group (B,) that a map belongs to.
+are (x, y, free, blocked, shift, group): also the power in free space, by the formula and in the same
+unit (B, 1, S, S); which pixels the antenna does not see, boolean of the same shape; what a frequency
+other than the one that x names adds in free space (B,); and the number of a map's group (B,).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +22,7 @@ from typing_extensions import override
 from repro.data.base.iterators import Batch, BatchIterator, generator_for
 from repro.data.base.modules import Split, Splits, TensorData, check_fact
 from repro.data.worlds.radio import (
+    OUTER,
     Antennas,
     ImageTracer,
     Material,
@@ -38,8 +39,7 @@ from repro.errors import UserError
 from repro.knobs import Count, Positive, checked
 
 LOWEST_GHZ, HIGHEST_GHZ = 2.4, 28.0  # ends of the frequency plane's scale, which is logarithmic
-# The planes after those of the materials.
-PLANES = ("transmitter", "gain", "frequency", "offset")
+PLANES = ("transmitter", "antenna", "frequency")  # after those of the materials
 
 
 class Tracer(Protocol):
@@ -76,6 +76,25 @@ class Group:
                 "A group of maps has beams and frequencies, and a whole number of plans"
                 f" (maps={self.maps}, per_plan={self.per_plan})."
             )
+
+
+@checked
+@dataclass(frozen=True)
+class Inputs:
+    """What the planes tell; what they do not is 0, so that networks keep their size.
+
+    Attributes:
+        plan: where walls are, by material: those of the room, of another room of the batch, or
+            none.
+        antenna: the ``gain`` towards each pixel; the ``offset`` of each from the boresight alone,
+            which leaves out the pattern; the offset of an ``other`` antenna of the batch; or none.
+        frequency: the room's ``own``; the ``nearest`` of those that are trained with, by
+            logarithms; or none.
+    """
+
+    plan: Literal["own", "other", "none"] = "own"
+    antenna: Literal["gain", "offset", "other", "none"] = "gain"
+    frequency: Literal["own", "nearest", "none"] = "own"
 
 
 @dataclass(frozen=True)
@@ -116,6 +135,7 @@ class CoverageMaps(TensorData):
         train: arguments of the training maps' `Group`.
         val_maps: validation maps, of new rooms.
         test: arguments of groups by name. What they leave out is as in training.
+        inputs: arguments of `Inputs`.
         tracer: how power is found: called with ``materials`` and ``radio`` it gives a `Tracer`.
         data_seed: of rooms, antennas, beams and frequencies.
         facts: see `TensorData`.
@@ -139,6 +159,7 @@ class CoverageMaps(TensorData):
         train: Mapping[str, Any],
         val_maps: Count,
         test: Mapping[str, Mapping[str, Any]],
+        inputs: Mapping[str, Any] | None = None,
         tracer: Any = ImageTracer,
         data_seed: int = 0,
         **facts: Any,
@@ -149,11 +170,12 @@ class CoverageMaps(TensorData):
         self.grid = Grid(size, room.side, p_min, p_max)
         made_of = tuple(Material(each, **values) for each, values in materials.items())
         known = dict(train)
-        new = {k: v for k, v in known.items() if k in ("beams", "ghz", "per_plan")}
-        groups = {each: Group(**(new | {"per_plan": 1} | values)) for each, values in test.items()}
-        validation = Group(**(new | {"per_plan": 1, "maps": val_maps}))
+        alike = {name: known[name] for name in ("beams", "ghz")}
+        groups = {each: Group(**{**alike, **values}) for each, values in test.items()}
+        validation = Group(maps=val_maps, **alike)
         self.groups = tuple(groups)
         self.planes = (*materials, *PLANES)
+        self.inputs, self.known_ghz = Inputs(**(inputs or {})), Group(**known).ghz
         load = functools.partial(
             simulated,
             room,
@@ -163,12 +185,14 @@ class CoverageMaps(TensorData):
             data_seed,
         )
         super().__init__(name, load, **facts)
+        if self.batch_size < 2 and "other" in (self.inputs.plan, self.inputs.antenna):
+            raise UserError("Planes of other maps need dataset.batch_size of at least 2.")
 
     @property
     def walls_inside(self) -> float:
         """Walls in a training room, on average."""
         material = _scenes(self.splits["train"]).walls.material
-        return float((material[:, 4:] >= 0).sum(1).float().mean())
+        return float((material[:, OUTER:] >= 0).sum(1).float().mean())
 
     @override
     def _check(self, splits: Splits) -> None:
@@ -179,13 +203,12 @@ class CoverageMaps(TensorData):
     @override
     def train_dataloader(self) -> SceneIterator:
         """Shuffled batches (x, y); a last, smaller one is left out."""
-        return SceneIterator(
-            self, "train", self.batch_size, shuffle=True, drop_last=True, seed=self.seed
-        )
+        order: dict[str, Any] = {"shuffle": True, "drop_last": True, "seed": self.seed}
+        return SceneIterator(self._placed("train"), self.batch_size, self, True, **order)
 
     @override
     def _eval_dataloader(self, split: str) -> SceneIterator:
-        return SceneIterator(self, split, self.eval_batch_size)
+        return SceneIterator(self._placed(split), self.eval_batch_size, self, False)
 
     @override
     def labels(self, split: str) -> Tensor:
@@ -193,54 +216,82 @@ class CoverageMaps(TensorData):
         return self.splits[split][-2]
 
     def describe(self, scenes: Scenes) -> Tensor:
-        """Planes (N, C, S, S) of rooms and their antennas."""
+        """Planes (N, C, S, S) of rooms and their antennas, as far as `Inputs` tells."""
         walls, antennas = scenes
-        size, cell = self.grid.size, self.grid.side / self.grid.size
-        x, y = pixels(size, self.grid.side)
-        x, y = x.to(antennas.x), y.to(antennas.x)
+        half = len(antennas.x) // 2  # as far as possible from maps of the same room
+        x, y = self._pixels(antennas)
+        cell = self.grid.side / self.grid.size
+        own = (x // cell == antennas.x[:, None] // cell) & (y // cell == antennas.y[:, None] // cell)
+        offset = offsets(antennas, (x, y))
+        if self.inputs.plan == "other":
+            walls = Walls(*(each.roll(half, 0) for each in walls))
+        ghz = self._nearest(antennas.ghz) if self.inputs.frequency == "nearest" else antennas.ghz
+        octaves = (ghz / LOWEST_GHZ).log() / math.log(HIGHEST_GHZ / LOWEST_GHZ)
+        lowest = self.radio.peak - self.radio.floor
+        antenna = {
+            "gain": (self.radio.gain(offset, antennas.width[:, None]) - lowest) / self.radio.floor,
+            "offset": offset.abs() / math.pi,
+            "other": offset.roll(half, 0).abs() / math.pi,
+            "none": torch.zeros_like(offset),
+        }[self.inputs.antenna]
+        planes = [
+            *(plane * (self.inputs.plan != "none") for plane in self._drawn(walls, x, y)),
+            own,
+            antenna,
+            octaves[:, None].expand_as(offset) * (self.inputs.frequency != "none"),
+        ]
+        planes = [plane.to(offset.dtype) for plane in planes]
+        return torch.stack(planes, 1).unflatten(2, (self.grid.size, -1))
+
+    def evaluated(self, scenes: Scenes) -> tuple[Tensor, Tensor, Tensor]:
+        """Power in free space and which pixels are not seen, (N, 1, S, S), and the shift (N,)."""
+        to = self._pixels(scenes.antennas)
+        free = self.grid.share(free_space(scenes.antennas, self.radio, to))
+        ghz = scenes.antennas.ghz
+        told = self._nearest(ghz) if self.inputs.frequency == "nearest" else ghz
+        shift = 20 * (told / ghz).log10() / (self.grid.p_max - self.grid.p_min)
+        return free, blocked(scenes, to).view_as(free), shift
+
+    def _pixels(self, antennas: Antennas) -> tuple[Tensor, Tensor]:
+        x, y = pixels(self.grid.size, self.grid.side)
+        return x.to(antennas.x)[None], y.to(antennas.x)[None]
+
+    def _nearest(self, ghz_N: Tensor) -> Tensor:
+        known = ghz_N.new_tensor(self.known_ghz)
+        return known[(ghz_N[:, None].log() - known.log()).abs().argmin(1)]
+
+    def _drawn(self, walls: Walls, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Which pixels walls of each material pass, boolean (N, P)."""
+        cell, side = self.grid.side / self.grid.size, self.grid.side
         upright = walls.upright[..., None]
         across, along = torch.where(upright, x, y), torch.where(upright, y, x)
-        # A wall colours the pixels that it passes; the outer ones stand in the outermost pixels.
-        place = walls.place.clamp(cell / 4, self.grid.side - cell / 4)[..., None]
-        on = (across / cell).floor() == (place / cell).floor()
-        on = on & (along > walls.start[..., None] - cell / 2) & (along < walls.end[..., None] + cell / 2)
+        # The outer walls stand in the outermost pixels.
+        place = walls.place.clamp(cell / 4, side - cell / 4)[..., None]
+        start, end = walls.start[..., None] - cell / 4, walls.end[..., None] + cell / 4
+        on = (across // cell == place // cell) & (along > start) & (along < end)
         material = walls.material[..., None]
-        of = [(on & (material == m)).any(1) for m in range(len(self.planes) - len(PLANES))]
-        own = (x // cell == antennas.x[:, None] // cell) & (y // cell == antennas.y[:, None] // cell)
-        offset = offsets(antennas, (x[None], y[None]))
-        gain = self.radio.gain(offset, antennas.width[:, None])
-        lowest = self.radio.peak - self.radio.floor
-        octaves = (antennas.ghz / LOWEST_GHZ).log() / math.log(HIGHEST_GHZ / LOWEST_GHZ)
-        planes = [
-            *of, own, (gain - lowest) / self.radio.floor,
-            octaves[:, None].expand_as(gain), offset.abs() / math.pi,
-        ]  # fmt: skip
-        return torch.stack([plane.to(gain.dtype) for plane in planes], 1).unflatten(2, (size, -1))
-
-    def evaluated(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """Power in free space and which pixels are not seen, (N, 1, S, S)."""
-        x, y = pixels(self.grid.size, self.grid.side)
-        to = x.to(scenes.antennas.x)[None], y.to(scenes.antennas.x)[None]
-        free = self.grid.share(free_space(scenes.antennas, self.radio, to))
-        return free, blocked(scenes, to).view_as(free)
+        return [(on & (material == m)).any(1) for m in range(len(self.planes) - len(PLANES))]
 
 
 class SceneIterator(BatchIterator):
     """Batches of maps, with planes that are made when they are asked for.
 
     Args:
-        data: the maps.
-        split: of them.
+        tensors: a split of `simulated`.
         batch_size: maps.
+        data: makes the planes.
+        is_training: leaves out what only evaluation asks for.
         order: see `BatchIterator`.
     """
 
-    def __init__(self, data: CoverageMaps, split: str, batch_size: int, **order: Any) -> None:
-        super().__init__(data._placed(split), batch_size, **order)
-        self.data, self.is_training = data, split == "train"
+    def __init__(
+        self, tensors: Split, batch_size: int, data: CoverageMaps, is_training: bool, **order: Any
+    ) -> None:
+        super().__init__(tensors, batch_size, **order)
+        self.data, self.is_training = data, is_training
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yields (x, y) or (x, y, free, blocked, group)."""
+        """Yields (x, y) or (x, y, free, blocked, shift, group)."""
         for batch in super().batches(epoch, start):
             scenes, (y, group) = _scenes(batch), batch[-2:]
             x = self.data.describe(scenes)
