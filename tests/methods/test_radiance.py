@@ -124,8 +124,8 @@ def test_rays_see_what_changes_along_them_alone() -> None:
     away = distance[0, 0, 1:-1, 1:-1] > 3
     torch.testing.assert_close(outwards[away], torch.ones_like(outwards[away]), rtol=0, atol=0.02)
     around = torch.atan2(y - 7, x - 7)[None, None]
-    half = slopes.slope(around, origin).x[0, 0, 1:-1, 10:-1]  # without the jump at π
-    assert half.abs().max() < 0.01
+    half = slopes.slope(around, origin).x[0, 0, 1:-1, 8:-1]  # without the jump at π
+    assert half[away[:, 7:]].abs().max() < 0.02
     with pytest.raises(UserError, match="origin"):
         slopes.slope(distance)
 
