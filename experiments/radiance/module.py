@@ -14,13 +14,7 @@ from typing_extensions import override
 
 from repro.errors import UserError
 from repro.knobs import Natural, NonNegative, checked
-from repro.methods.radiance import (
-    MapLoss,
-    Slopes,
-    adversarial_loss,
-    discriminator_accuracy,
-    discriminator_loss,
-)
+from repro.methods.radiance import MapLoss, Slopes, adversarial_loss, judged
 from repro.records import files
 from repro.toolbox.image_quality import ms_ssim
 from repro.toolbox.method import Batch, OptimizerFactory
@@ -129,14 +123,15 @@ class Coverage(Supervised):
     def _train_discriminator(self, x: Tensor, y: Tensor, fake: Tensor) -> None:
         optimizer = self.adversary
         assert optimizer is not None
-        right = discriminator_accuracy(self.discriminator, x, y, fake)
+        judgement = judged(self.discriminator, x, y, fake)
+        right = judgement.accuracy().detach()
         (group,) = self.trainer.optimizers[0].param_groups[:1]
         start = group.get("initial_lr", group["lr"])
         for own in optimizer.param_groups:
             rate = own.setdefault("initial_lr", own["lr"])
             own["lr"] = rate * group["lr"] / start if start else 0.0
         optimizer.zero_grad()
-        self._backward(discriminator_loss(self.discriminator, x, y, fake))
+        self._backward(judgement.loss())
         optimizer.step()
         self.told = (self.told[0] + right, self.told[1] + 1)
         row = self.won[0] + 1 if right >= WON else 0
@@ -203,8 +198,8 @@ class Coverage(Supervised):
             self.note({"blocked_share": hidden[first].float()})
             self.note({"clipped_share": ((y == 0) | (y == 1))[first].float()})
             if self.adversarial and self.predictor == "generator":
-                told = discriminator_accuracy(self.discriminator, x[first], y[first], fake[first])
-                self.note({"discriminator_accuracy": told}, int(first.sum()))
+                told = judged(self.discriminator, x[first], y[first], fake[first])
+                self.note({"discriminator_accuracy": told.accuracy()}, int(first.sum()))
 
     def _errors(self, x: Tensor, y: Tensor, hidden: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """One number for each map."""

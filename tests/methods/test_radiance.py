@@ -16,13 +16,7 @@ from torch.nn import functional as F
 
 from repro.errors import UserError
 from repro.methods import radiance
-from repro.methods.radiance import (
-    MapLoss,
-    Slopes,
-    adversarial_loss,
-    discriminator_accuracy,
-    discriminator_loss,
-)
+from repro.methods.radiance import Judgement, MapLoss, Slopes, adversarial_loss, judged
 from repro.models.vision.translation import PatchGAN, ResizeUNet
 
 
@@ -187,19 +181,19 @@ def test_losses_are_cross_entropies() -> None:
     of, bce = Brightness(), F.binary_cross_entropy_with_logits
     one, none = torch.ones_like(real), torch.zeros_like(real)
     expected = 0.5 * (bce(real, one) + bce(fake, none))
-    assert discriminator_loss(of, real, real, fake).item() == pytest.approx(expected.item())
+    assert judged(of, real, real, fake).loss().item() == pytest.approx(expected.item())
     assert adversarial_loss(of, real, fake).item() == pytest.approx(bce(fake, one).item())
 
 
 def test_accuracy_counts_patches_of_both_kinds() -> None:
     real, fake = torch.tensor([1.0, 1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0])
-    assert discriminator_accuracy(Brightness(), real, real, fake) == (0.75 + 0.5) / 2
+    assert Judgement(real, fake).accuracy() == (0.75 + 0.5) / 2
 
 
 def test_each_adversary_moves_itself_alone() -> None:
     real, of = maps(), Brightness()
     fake = maps(1).requires_grad_()
-    discriminator_loss(of, real, real, fake).backward()
+    judged(of, real, real, fake).loss().backward()
     assert fake.grad is None
     assert of.weight.grad is not None
     of.weight.grad = None
@@ -224,7 +218,7 @@ def trained(weights: dict[str, float], adversarial: float, learns: bool) -> dict
         fake = generator(c)
         if learns:
             other.zero_grad()
-            discriminator_loss(discriminator, c, y, fake).backward()
+            judged(discriminator, c, y, fake).loss().backward()
             other.step()
         loss = of_maps(fake, y)
         if adversarial:

@@ -23,7 +23,7 @@ A plain loop:
 ...     c, y = torch.rand(4, 6, 32, 32), torch.rand(4, 1, 32, 32)
 ...     fake = generator(c)  # once, for both
 ...     of_discriminator.zero_grad()
-...     discriminator_loss(discriminator, c, y, fake).backward()
+...     judged(discriminator, c, y, fake).loss().backward()
 ...     of_discriminator.step()
 ...     optimizer.zero_grad()
 ...     loss = adversarial_loss(discriminator, c, fake) + of_maps(fake, y)
@@ -203,10 +203,31 @@ class MapLoss:
         return sum((self.weights[name] * term for name, term in terms.items()), fake.new_zeros(()))
 
 
-def discriminator_loss(
+class Judgement(NamedTuple):
+    """What a discriminator makes of maps, as logits that are positive for real ones.
+
+    Attributes:
+        real: of real maps, any shape.
+        fake: of generated ones.
+    """
+
+    real: Tensor
+    fake: Tensor
+
+    def loss(self) -> Tensor:
+        """½ [BCE(D(c, y), 1) + BCE(D(c, ŷ), 0)], the discriminator's."""
+        # BCE with logits l: softplus(-l) for ones, softplus(l) for zeros.
+        return 0.5 * (F.softplus(-self.real).mean() + F.softplus(self.fake).mean())
+
+    def accuracy(self) -> Tensor:
+        """The share of patches that are told right, each kind counting half."""
+        return 0.5 * ((self.real > 0).float().mean() + (self.fake <= 0).float().mean())
+
+
+def judged(
     discriminator: Discriminator, condition: Tensor, real: Tensor, fake: Tensor
-) -> Tensor:
-    """½ [BCE(D(c, y), 1) + BCE(D(c, ŷ), 0)]; no gradient reaches the generator.
+) -> Judgement:
+    """What a discriminator is trained by; no gradient reaches the generator.
 
     Args:
         discriminator: gives logits.
@@ -214,18 +235,7 @@ def discriminator_loss(
         real: y (B, 1, H, W).
         fake: ŷ, likewise.
     """
-    real_logits, fake_logits = _logits(discriminator, condition, real, fake)
-    # BCE with logits: softplus(-l) for ones, softplus(l) for zeros.
-    return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
-
-
-@torch.no_grad()
-def discriminator_accuracy(
-    discriminator: Discriminator, condition: Tensor, real: Tensor, fake: Tensor
-) -> Tensor:
-    """The share of patches that are told right, half of them real; arguments as for the loss."""
-    real_logits, fake_logits = _logits(discriminator, condition, real, fake)
-    return 0.5 * ((real_logits > 0).float().mean() + (fake_logits <= 0).float().mean())
+    return Judgement(discriminator(condition, real), discriminator(condition, fake.detach()))
 
 
 def adversarial_loss(discriminator: nn.Module, condition: Tensor, fake: Tensor) -> Tensor:
@@ -237,12 +247,6 @@ def adversarial_loss(discriminator: nn.Module, condition: Tensor, fake: Tensor) 
     for weight in weights:
         weight.requires_grad_(True)
     return loss
-
-
-def _logits(
-    discriminator: Discriminator, condition: Tensor, real: Tensor, fake: Tensor
-) -> tuple[Tensor, Tensor]:
-    return discriminator(condition, real), discriminator(condition, fake.detach())
 
 
 def _smoothed(u: Tensor, axis: int) -> Tensor:
