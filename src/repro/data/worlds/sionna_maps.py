@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from repro.data.worlds.radio import Antennas, Material, Radio, Scenes
+from repro.errors import UserError
 from repro.knobs import Count, Positive, checked
 from repro.planning.extras import require
 from repro.records.files import make_folder
@@ -36,7 +37,8 @@ class SionnaTracer:
             computed from it, whatever they say.
         radio: power and pattern, the same at all elevations.
         height: of rooms, m.
-        at: height of the antenna and of the map, m.
+        antenna_height: of the antenna, m.
+        map_height: of the map, m; another one, since the solver gathers rays that pass through it.
         thickness: of walls, m.
         samples: rays of an antenna.
         depth: interactions of a ray.
@@ -48,12 +50,20 @@ class SionnaTracer:
     materials: tuple[Material, ...]
     radio: Radio
     height: Positive = 3.0
-    at: Positive = 1.5
+    antenna_height: Positive = 2.5
+    map_height: Positive = 1.5
     thickness: Positive = 0.1
     samples: Count = 100_000_000
     depth: Count = 5
     seed: int = 42
     folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.antenna_height == self.map_height or self.antenna_height >= self.height:
+            raise UserError(
+                "sionna.antenna_height is below the ceiling (sionna.height) and not that of the map "
+                f"({self.map_height} m), unlike {self.antenna_height} m."
+            )
 
     def __call__(self, scenes: Scenes, size: int, side: float) -> Tensor:
         """Received power, dBm (N, S, S); -inf where no ray arrives. See `ImageTracer`.
@@ -70,8 +80,9 @@ class SionnaTracer:
         if self.folder is None:
             return self._trace(scene, size, side)
         names = [each.name for each in self.materials]
-        asked = (names, self.radio, self.height, self.at, self.thickness, self.samples, self.depth)
-        sha = hashlib.sha256(repr((asked, self.seed, size, side)).encode())
+        heights = (self.height, self.antenna_height, self.map_height)
+        rays = (self.thickness, self.samples, self.depth, self.seed)
+        sha = hashlib.sha256(repr((names, self.radio, heights, rays, size, side)).encode())
         for tensor in (*scene.walls, *scene.antennas):
             sha.update(tensor.numpy().tobytes())
         file = Path(self.folder).parent / "sionna_maps" / f"{sha.hexdigest()[:32]}.npy"
@@ -93,7 +104,7 @@ class SionnaTracer:
         world.tx_array = rt.PlanarArray(
             num_rows=1, num_cols=1, pattern=self._pattern(antenna.width), polarization="V"
         )
-        place = mi.Point3f(antenna.x, antenna.y, self.at)
+        place = mi.Point3f(antenna.x, antenna.y, self.antenna_height)
         world.add(
             rt.Transmitter(
                 "antenna",
@@ -104,7 +115,7 @@ class SionnaTracer:
         )
         found = rt.RadioMapSolver()(
             world,
-            center=mi.Point3f(side / 2, side / 2, self.at),
+            center=mi.Point3f(side / 2, side / 2, self.map_height),
             orientation=mi.Point3f(0, 0, 0),
             size=mi.Point2f(side, side),
             cell_size=mi.Point2f(side / size, side / size),
