@@ -35,8 +35,8 @@ class Coverage(Supervised):
         slopes: how slopes are compared.
         shuffled: see `MapLoss`.
         flip: mirrors training rooms, beams and maps together, half of them.
-        predictor: what is measured: the ``generator``; the ``mean_map`` of training; ``free_space``,
-            the formula without walls.
+        predictor: what is measured: the ``generator``, the ``mean_map`` of training, or
+            ``free_space``, the formula without walls.
         preview_maps: of the first test group, to be kept as a picture beside their targets.
         **kwargs: see `Supervised`.
     """
@@ -54,11 +54,10 @@ class Coverage(Supervised):
         "test/direction/*": "error of the slopes' directions; likewise",
         "test/blocked_share": "share of pixels of the first group that the antenna does not see",
         "test/clipped_share": "share of its pixels whose power is out of range",
-        "test/discriminator_accuracy": "share of patches of fresh maps told right, half of them real",
+        "test/discriminator_accuracy": "share of patches of fresh maps that are told right",
         "data/walls": "walls inside of a training room, on average",
         "model/parameters": "of the generator",
-        "train/discriminator_accuracy": "share of patches told right before its updates, mean of the "
-        "epoch",
+        "train/discriminator_accuracy": "share of patches told right, mean of the epoch's steps",
         "train/discriminator_won": "longest row of updates so far with at least 99 % told right",
     }
     KEPT: ClassVar = ("told", "won")
@@ -109,7 +108,11 @@ class Coverage(Supervised):
 
     @override
     def loss(self, batch: Batch) -> Tensor:
-        """The generator's; the discriminator is trained first, on the same generated maps."""
+        """The generator's; the discriminator is trained first, on the same generated maps.
+
+        Raises:
+            UserError: there is no other map in the batch, and slopes are to be another map's.
+        """
         x, y = self._mirrored(*batch)
         if self.map_loss.shuffled and len(y) < 2:
             raise UserError("module.shuffled compares maps of a batch: choose a larger batch.")

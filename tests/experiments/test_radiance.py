@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -80,7 +79,7 @@ def test_errors_are_means_over_the_maps_of_each_group() -> None:
     assert found["test/psnr_of_mean/plan"] == pytest.approx(-10 * math.log10(0.05))
     assert found["test/blocked_share"] == pytest.approx(0.25)
     assert found["test/clipped_share"] == 0
-    # Without variance, what is left of the similarity is that of means, at the last of three scales.
+    # Without variance, what is left of the similarity is that of means, at the coarsest scale.
     means = [(2 * 0.5 * p + 1e-4) / (0.25 + p * p + 1e-4) for p in (0.6, 0.8)]
     expected = sum(mean**0.4 for mean in means) / 2
     assert found["test/ms_ssim/plan"] == pytest.approx(expected, abs=1e-3)
@@ -148,7 +147,7 @@ def test_arms_differ_in_their_losses_alone() -> None:
 def test_the_discriminator_learns_first_and_at_the_schedules_rate() -> None:
     module, _, before = gradients("radiance")
     weight = next(module.discriminator.parameters())
-    moved = float((weight - before).abs().max())
+    moved = float((weight - before).detach().abs().max())
     assert moved == pytest.approx(0.00025, rel=1e-3)  # half of 5e-4
     assert module.told[1] == 1
     l1, _, before = gradients("l1")
@@ -208,7 +207,8 @@ def test_full_scale_has_the_published_networks() -> None:
     assert sum(p.numel() for p in discriminator.parameters()) == 2_769_729
     for optimizer in (config.optimizer, config.module.discriminator_optimizer):
         assert (optimizer.lr, list(optimizer.betas)) == (2e-4, [0.5, 0.999])
-    assert (config.training.epochs, config.schedule.start, config.dataset.batch_size) == (200, 0.5, 1)
+    assert (config.training.epochs, config.schedule.start) == (200, 0.5)
+    assert config.dataset.batch_size == 1
     assert config.module.weights.l1 == 200  # pix2pix's 100 on [-1, 1]
 
 

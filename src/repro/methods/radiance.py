@@ -1,9 +1,9 @@
 """RADIANCE: maps of radio coverage from a conditional GAN that also matches their gradients.
 
-Sarkar, Manshaei, Krunz, *RADIANCE: Radio-Frequency Adversarial Deep-learning Inference for Automated
-Network Coverage Estimation* (GLOBECOM 2023, arXiv 2308.10584). A generator turns planes that
-describe a room, an antenna and a frequency into a map of received power; beside an adversary and
-the absolute error it minimises how much the map's slope differs, in magnitude and in direction::
+Sarkar, Manshaei, Krunz, *RADIANCE: Radio-Frequency Adversarial Deep-learning Inference for
+Automated Network Coverage Estimation* (GLOBECOM 2023, arXiv 2308.10584). A generator turns planes
+that describe a room, an antenna and a frequency into a map of received power; beside an adversary
+and the absolute error it minimises how the map's slope differs, in magnitude and in direction::
 
     L_G = BCE(D(c, ŷ), 1) + Σ_k λ_k L_k(ŷ, y)
     L_D = ½ [BCE(D(c, y), 1) + BCE(D(c, ŷ), 0)]
@@ -239,7 +239,7 @@ def judged(
 
 
 def adversarial_loss(discriminator: nn.Module, condition: Tensor, fake: Tensor) -> Tensor:
-    """BCE(D(c, ŷ), 1); its gradient goes to the generator and not to the discriminator's weights."""
+    """BCE(D(c, ŷ), 1), the generator's; the discriminator's weights get no gradient."""
     weights = [each for each in discriminator.parameters() if each.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)

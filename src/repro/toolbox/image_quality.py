@@ -1,7 +1,7 @@
 """How alike two pictures are, as restoration papers count it: PSNR and SSIM, in 8 bits.
 
-Shapes: pictures (N, 3, H, W) in [0, 1]; `ms_ssim` is for maps in [0, 1]. Luma is that of ITU-R BT.601 as MATLAB has it: 16 for
-black, 235 for white.
+Shapes: pictures (N, 3, H, W) in [0, 1]. Luma is that of ITU-R BT.601 as MATLAB has it: 16 for
+black, 235 for white. `ms_ssim` is of maps in [0, 1].
 """
 
 from __future__ import annotations

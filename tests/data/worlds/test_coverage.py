@@ -24,7 +24,10 @@ def maps(**knobs: Any) -> CoverageMaps:
         "size": 16, "rooms": {}, "materials": MATERIALS, "radio": {}, "p_min": -110.0,
         "p_max": -20.0, "train": {"maps": 12, "beams": [40.0, 70.0], "ghz": [2.4, 28.0]},
         "val_maps": 4, "task": "regression", "batch_size": 4,
-        "test": {"plan": {"maps": 6}, "new": {"maps": 6, "beams": [20.0], "ghz": [5.0], "seen": True}},
+        "test": {
+            "plan": {"maps": 6},
+            "new": {"maps": 6, "beams": [20.0], "ghz": [5.0], "seen": True},
+        },
     }  # fmt: skip
     return CoverageMaps(**{**settings, **knobs})
 

@@ -1,4 +1,4 @@
-"""The ray tracer against free space, against the law of reflection, and against a loop over rays."""
+"""The ray tracer against free space, the law of reflection, and a loop over rays."""
 
 from __future__ import annotations
 
@@ -158,9 +158,7 @@ def test_walls_between_add_their_losses() -> None:
     of = of._replace(antennas=of.antennas._replace(x=at, y=at))
     one = (True, 5.1, 0.0, 16.0, 0)
     other = (True, 8.1, 0.0, 16.0, 1)
-    nothing, first, both = (
-        traced(empty(of, *w), DIRECT) for w in ((), (one,), (one, other))
-    )
+    nothing, first, both = (traced(empty(of, *w), DIRECT) for w in ((), (one,), (one, other)))
     lost, lost_twice = (nothing - first)[0], (nothing - both)[0]
     assert lost[:, :5].abs().max() < 1e-9
     torch.testing.assert_close(lost[:, 5:], torch.full_like(lost[:, 5:], 12 + 0.35 * 5))

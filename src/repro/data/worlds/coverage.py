@@ -1,10 +1,11 @@
 """Coverage maps of random rooms, by a ray tracer, for networks that learn to do without one.
 
-Training batches are (x, y): planes (B, C, S, S) that describe a room and its antenna, and received
-power (B, 1, S, S) as a share of a fixed range of dBm, clipped to [0, 1]. Validation and test batches
-are (x, y, free, blocked, shift, group): also the power in free space, by the formula and in the same
-unit (B, 1, S, S); which pixels the antenna does not see, boolean of the same shape; what a frequency
-other than the one that x names adds in free space (B,); and the number of a map's group (B,).
+Training batches are (x, y): planes (B, C, S, S) that describe a room and its antenna, and
+received power (B, 1, S, S) as a share of a fixed range of dBm, clipped to [0, 1]. Validation and
+test batches are (x, y, free, blocked, shift, group): also the power in free space, by the formula
+and in the same unit (B, 1, S, S); which pixels the antenna does not see, boolean of the same shape;
+what a frequency other than the one that x names adds in free space (B,); and the number of a map's
+group (B,).
 """
 
 from __future__ import annotations
@@ -221,7 +222,8 @@ class CoverageMaps(TensorData):
         half = len(antennas.x) // 2  # as far as possible from maps of the same room
         x, y = self._pixels(antennas)
         cell = self.grid.side / self.grid.size
-        own = (x // cell == antennas.x[:, None] // cell) & (y // cell == antennas.y[:, None] // cell)
+        column, row = (at[:, None] // cell for at in (antennas.x, antennas.y))
+        own = (x // cell == column) & (y // cell == row)
         offset = offsets(antennas, (x, y))
         if self.inputs.plan == "other":
             walls = Walls(*(each.roll(half, 0) for each in walls))

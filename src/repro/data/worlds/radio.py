@@ -1,8 +1,8 @@
 """Coverage of rooms by one antenna: a ray tracer in two dimensions, by the method of images.
 
-Power at a point is that of the direct ray and of one specular reflection at each wall, added without
-phases: P + G(φ) - FSPL(d) - (what it passes through) - (reflection), in dB. Lengths are in metres,
-powers in dBm, angles in radians, frequencies in GHz.
+Power at a point is that of the direct ray and of one specular reflection at each wall, added
+without phases: P + G(φ) - FSPL(d) - (what it passes through) - (reflection), in dB. Lengths are in
+metres, powers in dBm, angles in radians, frequencies in GHz.
 
 Tensors carry their shape: N rooms, W walls, S pixels along a side, P = S² pixels in rows of y. A
 point is a pair of tensors (x, y) that broadcast to (N, W, P).
@@ -113,7 +113,7 @@ class Radio:
     nearest: Positive = 0.3
 
     def gain(self, offset: Tensor, width: Tensor) -> Tensor:
-        """dB at angles off the boresight, in [-π, π]."""
+        """Of angles off the boresight, in [-π, π]; dB."""
         return self.peak - (12 * (offset / width).square()).clamp(max=self.floor)
 
     def spread(self, metres: Tensor, ghz: Tensor) -> Tensor:
@@ -145,7 +145,8 @@ class Rooms:
             raise UserError(f"rooms.inside is [fewest, most] walls, not {list(self.inside)}.")
         if len(self.length) != 2 or not self.length[0] <= self.length[1] <= self.side:
             raise UserError(
-                f"rooms.length is [shortest, longest] and fits {self.side} m, not {list(self.length)}."
+                f"rooms.length is [shortest, longest] and fits {self.side} m, not "
+                f"{list(self.length)}."
             )
 
     def within(self, shape: tuple[int, ...], generator: Generator) -> Tensor:
@@ -201,7 +202,8 @@ def wrapped(angle: Tensor) -> Tensor:
 
 def offsets(antennas: Antennas, to: Point) -> Tensor:
     """Angles (N, …) off the boresight under which the antennas see points."""
-    x, y, boresight = (_column(each, to[0]) for each in (antennas.x, antennas.y, antennas.boresight))
+    at = (antennas.x, antennas.y, antennas.boresight)
+    x, y, boresight = (each.view(-1, *[1] * (to[0].dim() - 1)) for each in at)
     return wrapped(torch.atan2(to[1] - y, to[0] - x) - boresight)
 
 
@@ -217,7 +219,7 @@ def crossed(walls: Walls, a: Point, b: Point) -> Tensor:
 
 
 def free_space(antennas: Antennas, radio: Radio, to: Point) -> Tensor:
-    """dBm (N, P) of the direct rays, as if there were no walls."""
+    """Power (N, P) of the direct rays, as if there were no walls, dBm."""
     metres = torch.hypot(to[0] - antennas.x[:, None], to[1] - antennas.y[:, None])
     gain = radio.gain(offsets(antennas, to), antennas.width[:, None])
     return radio.power + gain - radio.spread(metres, antennas.ghz[:, None])
@@ -245,7 +247,7 @@ class ImageTracer:
     reflections: bool = True
 
     def penetration(self, scenes: Scenes) -> Tensor:
-        """dB of passing through each wall, (N, W); 0 where there is none."""
+        """Loss of passing through each wall (N, W), dB; 0 where there is none."""
         walls, ghz_N1 = scenes.walls, scenes.antennas.ghz[:, None]
         loss, per_ghz = (
             ghz_N1.new_tensor([getattr(each, name) for each in self.materials])
@@ -272,7 +274,7 @@ class ImageTracer:
         return torch.cat(parts).view(N, size, size)
 
     def _trace(self, scenes: Scenes, pixels: Point) -> Tensor:
-        """dBm (N, P)."""
+        """Received power (N, P), dBm."""
         walls, antennas = scenes
         at = (antennas.x[:, None], antennas.y[:, None])
         to = (pixels[0][None], pixels[1][None])
@@ -281,7 +283,7 @@ class ImageTracer:
         penetration_N1W = self.penetration(scenes)[:, None, OUTER:]
 
         def passed(a: Point, b: Point, but: int = -1) -> Tensor:
-            """dB (N, P) of what stands between two points, but for one of the inner walls."""
+            """Loss by what stands between (N, P), dB, but for one of the inner walls."""
             loss = penetration_N1W
             if but >= 0:
                 loss = loss.index_fill(2, torch.tensor(but), 0.0)
@@ -326,7 +328,3 @@ def _by_wall(walls: Walls, point: Point) -> tuple[Tensor, Tensor]:
     """Coordinates across and along each wall, (N, W, P)."""
     upright = walls.upright[..., None]
     return torch.where(upright, *point), torch.where(upright, *point[::-1])
-
-
-def _column(values_N: Tensor, like: Tensor) -> Tensor:
-    return values_N.view(-1, *[1] * (like.dim() - 1))

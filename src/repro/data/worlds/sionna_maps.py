@@ -1,7 +1,8 @@
-"""Coverage maps by sionna-rt (NVIDIA), in three dimensions: rooms are walls, a floor and a ceiling.
+"""Coverage maps by sionna-rt (NVIDIA) in three dimensions, of rooms with floor and ceiling.
 
-A solver shoots rays from the antenna and gathers them in cells, so that maps have Monte Carlo noise:
-two seeds of it say how much, which is the floor of every error. Needs the package ``sionna-rt``.
+A solver shoots rays from the antenna and gathers them in cells, so that maps have Monte Carlo
+noise: two seeds of it say how much, which is the floor of every error. Needs the package
+``sionna-rt``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ class SionnaTracer:
         samples: rays of an antenna.
         depth: interactions of a ray.
         seed: of the rays.
-        folder: where benchmark data lie; maps are kept beside it, in ``sionna_maps``. None: they are
-            not kept.
+        folder: where benchmark data lie; maps are kept beside it, in ``sionna_maps``. None: they
+            are not kept.
+        info: what stands in for it in rehearsals; not used here.
     """
 
     materials: tuple[Material, ...]
@@ -57,19 +59,19 @@ class SionnaTracer:
     depth: Count = 5
     seed: int = 42
     folder: str | None = None
+    info: Any = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.antenna_height == self.map_height or self.antenna_height >= self.height:
             raise UserError(
-                "sionna.antenna_height is below the ceiling (sionna.height) and not that of the map "
-                f"({self.map_height} m), unlike {self.antenna_height} m."
+                f"sionna.antenna_height is below the ceiling ({self.height} m) and not that of the "
+                f"map ({self.map_height} m), unlike {self.antenna_height} m."
             )
 
     def __call__(self, scenes: Scenes, size: int, side: float) -> Tensor:
         """Received power, dBm (N, S, S); -inf where no ray arrives. See `ImageTracer`.
 
-        Raises:
-            UserError: sionna-rt is not installed; the message says how to get it.
+        Where sionna-rt is not installed, a `UserError` says how to get it.
         """
         require(["sionna"])
         rooms = range(len(scenes.antennas.x))
@@ -139,10 +141,8 @@ class SionnaTracer:
             fall = dr.minimum(12 * dr.square(off / width), radio.floor)
             return mi.Complex2f(dr.exp(math.log(10) / 20 * (radio.peak - fall)), 0)
 
-        def factory(polarization: str, polarization_model: str = "tr38901_2") -> Any:
-            return rt.PolarizedAntennaPattern(
-                v_pattern=amplitude, polarization=polarization, polarization_model=polarization_model
-            )
+        def factory(polarization: str) -> Any:
+            return rt.PolarizedAntennaPattern(v_pattern=amplitude, polarization=polarization)
 
         rt.register_antenna_pattern(name, factory)
         return name
@@ -165,7 +165,8 @@ class SionnaTracer:
             lines += [
                 f'<shape type="ply" id="surface-{number}">',
                 f'<string name="filename" value="{number}.ply"/>',
-                f'<boolean name="face_normals" value="true"/><ref id="{material}" name="bsdf"/></shape>',
+                '<boolean name="face_normals" value="true"/>',
+                f'<ref id="{material}" name="bsdf"/></shape>',
             ]
         path = folder / "room.xml"
         path.write_text("\n".join([*lines, "</scene>"]), encoding="utf-8")
@@ -188,7 +189,11 @@ class SionnaTracer:
 
 def _mesh(corners: Corners) -> str:
     """A rectangle as two triangles, in the text form of PLY."""
-    header = "ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\n"
-    header += "property float z\nelement face 2\nproperty list uchar int vertex_indices\nend_header\n"
-    vertices = "".join(f"{x:.6f} {y:.6f} {z:.6f}\n" for x, y, z in corners)
-    return f"{header}{vertices}3 0 1 2\n3 0 2 3\n"
+    header = [
+        "ply", "format ascii 1.0",
+        "element vertex 4", "property float x", "property float y", "property float z",
+        "element face 2", "property list uchar int vertex_indices",
+        "end_header",
+    ]  # fmt: skip
+    vertices = [f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z in corners]
+    return "\n".join([*header, *vertices, "3 0 1 2", "3 0 2 3", ""])

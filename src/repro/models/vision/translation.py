@@ -1,4 +1,4 @@
-"""Networks that turn one picture into another, and the discriminators that tell them from real ones.
+"""Networks that turn one picture into another, and what tells the outcome from real ones.
 
 `Pix2PixUNet` and `PatchGAN` are those of Isola, Zhu, Zhou, Efros (CVPR 2017) as published in code;
 `ResizeUNet` is a small one without batch statistics, for maps of some 32 x 32 pixels.
@@ -24,7 +24,7 @@ class ResizeUNet(nn.Module):
     """Maps pictures (B, C, H, W) to (B, outputs, H, W) in [0, 1].
 
     Downwards 3 x 3 convolutions, all but the first of stride 2, group norm and leaky ReLU; upwards
-    nearest neighbours, beside what the same level saw downwards, and the same; at the end a sigmoid.
+    nearest neighbours, beside what the same level saw downwards, and the same; then a sigmoid.
     There is neither dropout nor batch norm: it does the same in training and evaluation.
 
     Args:
@@ -204,7 +204,11 @@ def gaussian_weights(model: nn.Module, deviation: float) -> None:
 
 
 def _divided(name: str, input_shape: Sequence[int], halvings: int) -> int:
-    """The channels of pictures that can be halved so often."""
+    """The channels of pictures that can be halved so often.
+
+    Raises:
+        UserError: these cannot.
+    """
     C, H, W = image_shape(name, input_shape)
     if H % 2**halvings or W % 2**halvings:
         raise UserError(f"{name}: pictures of {H} x {W} pixels cannot be halved {halvings} times.")
