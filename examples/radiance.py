@@ -20,7 +20,7 @@ glass: {loss: 2.5, loss_per_ghz: 0.1, reflection: 10.0}
 data = CoverageMaps(
     size=32, rooms={}, materials=MATERIALS, radio={}, p_min=-110.0, p_max=-20.0, val_maps=1,
     train={"maps": 96, "beams": [25.0, 40.0, 70.0], "ghz": [2.4, 28.0]},
-    test={"new rooms": {"maps": 50}}, task="regression", batch_size=16,
+    test={"new rooms": {}}, test_maps=50, task="regression", batch_size=16,
 )  # fmt: skip
 x, y, free, *_ = next(iter(data.test_dataloader()))
 

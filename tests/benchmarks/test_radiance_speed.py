@@ -1,4 +1,4 @@
-"""What maps and their slopes cost: the ray tracer against loops, a network against it, a step."""
+"""What maps and slopes cost: the ray tracer on one core, a network against it, a training step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 import torch
 from timing import faster
-from torch import Tensor
 
 from repro.data.base.iterators import generator_for
 from repro.data.worlds.radio import ImageTracer, Material, Rooms, Scenes
@@ -20,6 +19,7 @@ from repro.toolbox.costs import PeakMemory
 
 SIDE = 16.0
 TRACER = ImageTracer((Material("concrete", 12.0, 0.35, 6.0), Material("wood", 4.0, 0.15, 9.0)))
+SLOPES = {"l1": 200.0, "magnitude": 100.0, "direction": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +28,9 @@ def one_core() -> None:
 
 
 def scenes(rooms: int) -> Scenes:
-    drawn = Rooms().draw(rooms, 2, generator_for(0))
-    full = torch.ones(rooms)
-    width = math.radians(40) * full
-    return Scenes(drawn.walls, drawn.antennas._replace(width=width, ghz=5 * full))
+    drawn, full = Rooms().draw(rooms, 2, generator_for(0)), torch.ones(rooms)
+    antennas = drawn.antennas._replace(width=math.radians(40) * full, ghz=5 * full)
+    return Scenes(drawn.walls, antennas)
 
 
 @pytest.mark.parametrize(("size", "least"), [(32, 300), (64, 75)])
@@ -45,31 +44,17 @@ def test_maps_a_second_on_one_core(size: int, least: float) -> None:
     assert rate >= least
 
 
-def test_rooms_at_once_against_one_after_the_other() -> None:
-    """Pixels are at once in both; a loop over pixels would take as many times longer."""
-    of = scenes(64)
-    singly = [of.take(slice(n, n + 1)) for n in range(64)]
-    ours, reference = partial(TRACER, of, 32, SIDE), lambda: [TRACER(s, 32, SIDE) for s in singly]
-    faster("64 maps of 32 x 32 pixels, against room by room", ours, reference, 1.2)
-
-
 @pytest.mark.parametrize("batch", [1, 32])
 def test_a_network_against_the_ray_tracer(batch: int) -> None:
-    """Of one reflection in two dimensions; there is no least factor: it is told, not judged."""
-    of, model = scenes(batch), ResizeUNet([6, 32, 32], width=8).eval()
-    x = torch.randn(batch, 6, 32, 32)
-
-    def ours() -> Tensor:
-        with torch.no_grad():
-            y: Tensor = model(x)
-        return y
-
-    faster(f"{batch} maps of 32 x 32 pixels by a network", ours, partial(TRACER, of, 32, SIDE), 0.0)
+    """Of one reflection, in the plane. It is told, not judged: there is no least factor."""
+    model, x = ResizeUNet([6, 32, 32], width=8).eval(), torch.randn(batch, 6, 32, 32)
+    reference = partial(TRACER, scenes(batch), 32, SIDE)
+    with torch.no_grad():
+        faster(f"{batch} maps by a network, against tracing", partial(model, x), reference, 0.0)
 
 
 def step_of(weights: dict[str, float], width: int = 16) -> Callable[[], object]:
-    """A step on one map of 256 x 256 pixels, by networks of a quarter of the published width."""
-    torch.manual_seed(0)
+    """A step on one map of 256 x 256 pixels, by default at a quarter of the published width."""
     generator = Pix2PixUNet([6, 256, 256], width=width)
     discriminator = PatchGAN(7, width=width)
     optimizers = [torch.optim.Adam(each.parameters(), 2e-4) for each in (generator, discriminator)]
@@ -88,13 +73,12 @@ def step_of(weights: dict[str, float], width: int = 16) -> Callable[[], object]:
 
 
 def test_a_step_with_slopes_against_one_without() -> None:
-    slopes = {"l1": 200.0, "magnitude": 100.0, "direction": 2.0}
-    faster("a step at 256 x 256 with slopes", step_of(slopes), step_of({"l1": 200.0}), 0.8)
+    faster("a step at 256 x 256 with slopes", step_of(SLOPES), step_of({"l1": 200.0}), 0.8)
 
 
 def test_memory_of_a_step() -> None:
-    """Of the published networks, at 256 x 256 pixels and one map."""
-    step = step_of({"l1": 200.0, "magnitude": 100.0, "direction": 2.0}, width=64)
+    """Of the published networks."""
+    step = step_of(SLOPES, width=64)
     with PeakMemory(torch.device("cpu")) as memory:
         step()
     print(f"\npeak of a step of U-Net-256 and 70 x 70 PatchGAN: {memory.peak / 2**20:.0f} MB")

@@ -23,10 +23,10 @@ def maps(**knobs: Any) -> CoverageMaps:
     settings: dict[str, Any] = {
         "size": 16, "rooms": {}, "materials": MATERIALS, "radio": {}, "p_min": -110.0,
         "p_max": -20.0, "train": {"maps": 12, "beams": [40.0, 70.0], "ghz": [2.4, 28.0]},
-        "val_maps": 4, "task": "regression", "batch_size": 4,
+        "val_maps": 4, "test_maps": 6, "task": "regression", "batch_size": 4,
         "test": {
-            "plan": {"maps": 6},
-            "new": {"maps": 6, "beams": [20.0], "ghz": [5.0], "seen": True},
+            "plan": {},
+            "new": {"beams": [20.0], "ghz": [5.0], "seen": True},
         },
     }  # fmt: skip
     return CoverageMaps(**{**settings, **knobs})
@@ -135,7 +135,7 @@ def test_another_plan_is_that_of_another_room() -> None:
 
 def test_offsets_know_no_pattern() -> None:
     """The same antennas with another width of the beam look the same."""
-    beams = [{"maps": 6, "seen": True, "beams": [width]} for width in (20.0, 70.0)]
+    beams = [{"seen": True, "beams": [width]} for width in (20.0, 70.0)]
     data = maps(inputs={"antenna": "offset"}, test={"a": beams[0], "b": beams[1]})
     x, y = shown(data)[:2]
     assert torch.equal(x[:6, 3], x[6:, 3])

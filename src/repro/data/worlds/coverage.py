@@ -135,6 +135,7 @@ class CoverageMaps(TensorData):
         p_max: that counts as 1.
         train: arguments of the training maps' `Group`.
         val_maps: validation maps, of new rooms.
+        test_maps: maps of a test group that does not say how many it has.
         test: arguments of groups by name. What they leave out is as in training.
         inputs: arguments of `Inputs`.
         tracer: how power is found: called with ``materials`` and ``radio`` it gives a `Tracer`.
@@ -159,6 +160,7 @@ class CoverageMaps(TensorData):
         p_max: float,
         train: Mapping[str, Any],
         val_maps: Count,
+        test_maps: Count,
         test: Mapping[str, Mapping[str, Any]],
         inputs: Mapping[str, Any] | None = None,
         tracer: Any = ImageTracer,
@@ -172,7 +174,8 @@ class CoverageMaps(TensorData):
         made_of = tuple(Material(each, **values) for each, values in materials.items())
         known = dict(train)
         alike = {name: known[name] for name in ("beams", "ghz")}
-        groups = {each: Group(**{**alike, **values}) for each, values in test.items()}
+        usual = {**alike, "maps": test_maps}
+        groups = {each: Group(**{**usual, **values}) for each, values in test.items()}
         validation = Group(maps=val_maps, **alike)
         self.groups = tuple(groups)
         self.planes = (*materials, *PLANES)
