@@ -20,6 +20,7 @@ from repro.toolbox.image_quality import ms_ssim
 from repro.toolbox.method import Batch, OptimizerFactory
 from repro.training.supervised import Supervised
 
+YARDSTICK = Slopes()  # for all arms, whatever they are trained with
 WON = 0.99  # accuracy from which on a discriminator teaches nothing
 
 
@@ -194,7 +195,7 @@ class Coverage(Supervised):
         for number, name in enumerate(self.data.groups):
             chosen = group == number
             if chosen.any():
-                errors = self._errors(*(each[chosen] for each in (x, y, hidden, fake)))
+                errors = self._errors(*(each[chosen] for each in (y, hidden, fake)))
                 self.note({f"{key}/{name}": value for key, value in errors.items()})
         first = group == 0
         if first.any():
@@ -204,14 +205,10 @@ class Coverage(Supervised):
                 told = judged(self.discriminator, x[first], y[first], fake[first])
                 self.note({"discriminator_accuracy": told.accuracy()}, int(first.sum()))
 
-    def _errors(self, x: Tensor, y: Tensor, hidden: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    def _errors(self, y: Tensor, hidden: Tensor, fake: Tensor) -> dict[str, Tensor]:
         """One number for each map."""
         absolute, square = ((fake - y).abs().flatten(1), (fake - y).square().flatten(1).mean(1))
-        origin = self._transmitter(x)
-        slopes = [
-            self.map_loss.slopes(*(each[n : n + 1] for each in (fake, y, origin)))
-            for n in range(len(x))
-        ]
+        slopes = [YARDSTICK(*pair) for pair in zip(fake.split(1), y.split(1), strict=True)]
         return {
             "mae": absolute.mean(1),
             # No number where the antenna sees everything: such maps do not count.
