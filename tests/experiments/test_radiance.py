@@ -155,6 +155,30 @@ def test_the_discriminator_learns_first_and_at_the_schedules_rate() -> None:
     assert l1.told[1] == 0
 
 
+def test_controls_change_one_thing() -> None:
+    """Against the method, the plain GAN against it included, as far as mini runs them."""
+    found = configs("paper=radiance", "scale=mini")
+    inputs = {arm: tuple(config.dataset.inputs.values()) for arm, config in found.items()}
+    assert inputs == {
+        **dict.fromkeys(found, ("own", "gain", "own")),
+        "noant": ("own", "none", "own"),
+        "boresight": ("own", "offset", "own"),
+        "boresight_other": ("own", "other", "own"),
+        "nofreq": ("own", "gain", "none"),
+        "radiance_nearest": ("own", "gain", "nearest"),
+    }
+    weights = {arm: [*c.module.weights.values()][:3] for arm, c in found.items()}
+    assert weights["gan"] == weights["gan_again"] == weights["l1"] == [100, 0, 0]
+    assert weights["gan_l1x2"] == [200, 0, 0]
+    assert weights["gan_mag"] == [100, 100, 0]
+    assert weights["radiance"] == weights["gan_shuffled"] == weights["l1_grad"] == [100, 100, 2]
+    assert [arm for arm, config in found.items() if config.module.shuffled] == ["gan_shuffled"]
+    assert found["l1"].module.adversarial == found["l1_grad"].module.adversarial == 0
+    assert found["gan"].module.adversarial == found["radiance"].module.adversarial == 1
+    assert found["gan_again"].dataset.seed != found["gan"].dataset.seed
+    assert found["gan_again"].dataset.data_seed == found["gan"].dataset.data_seed
+
+
 class Sure(nn.Module):
     """Tells everything right, or nothing."""
 
