@@ -30,7 +30,7 @@ def adam(model: torch.nn.Module, rate: float) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.999))
 
 
-def train(name: str, weights: dict[str, float], epochs: int = 5) -> None:
+def train(name: str, weights: dict[str, float], epochs: int = 4) -> None:
     """Prints how far maps of new rooms are from the ray tracer's."""
     torch.manual_seed(0)
     generator = ResizeUNet([5, 32, 32], width=8)
