@@ -6,7 +6,7 @@ import copy
 import doctest
 import math
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_shuffled_slopes_are_those_of_the_next_map() -> None:
     [
         (partial(MapLoss, {"L1": 1.0}), "l1"),
         (partial(MapLoss, {"l1": -1.0}), "weights.l1 is at least 0"),
-        (partial(Slopes, "pixels"), "pixel"),
+        (lambda: Slopes(cast(Any, "pixels")), "pixel"),
     ],
 )
 def test_what_cannot_be_is_one_line(build: Any, message: str) -> None:

@@ -52,7 +52,7 @@ def seen_by_a_logit(model: PatchGAN, size: int) -> int:
     """Edge of the patch that the middle logit looks at, by its gradient."""
     picture = torch.randn(1, 1, size, size, requires_grad=True)
     logits: Tensor = model(torch.zeros(1, 1, size, size), picture)
-    logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()  # type: ignore[no-untyped-call]
+    logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
     assert picture.grad is not None
     return int(picture.grad[0, 0].any(1).sum())
 
@@ -72,7 +72,9 @@ def test_weights_are_drawn_as_published() -> None:
     assert isinstance(layer, nn.Conv2d)
     assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert all(not p.any() for name, p in model.named_parameters() if name.endswith("0.bias"))
-    norms = [each.weight for each in model.modules() if isinstance(each, nn.BatchNorm2d)]
+    norms: list[Tensor] = [
+        each.weight for each in model.modules() if isinstance(each, nn.BatchNorm2d)
+    ]
     assert torch.cat(norms).mean().item() == pytest.approx(1, abs=0.01)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.data.worlds.radio import Antennas, Material, Radio, Scenes
+from repro.data.worlds.radio import Material, Radio, Scenes
 from repro.errors import UserError
 from repro.knobs import Count, Positive, checked
 from repro.planning.extras import require
@@ -99,19 +99,19 @@ class SionnaTracer:
         import mitsuba as mi
         from sionna import rt
 
-        antenna = Antennas(*(float(each) for each in scene.antennas))  # type: ignore[arg-type]
+        x, y, boresight, width, ghz = (float(each) for each in scene.antennas)
         with tempfile.TemporaryDirectory() as folder:
             world = rt.load_scene(self.write(scene, side, Path(folder)), merge_shapes=False)
-        world.frequency = 1e9 * antenna.ghz
+        world.frequency = 1e9 * ghz
         world.tx_array = rt.PlanarArray(
-            num_rows=1, num_cols=1, pattern=self._pattern(antenna.width), polarization="V"
+            num_rows=1, num_cols=1, pattern=self._pattern(width), polarization="V"
         )
-        place = mi.Point3f(antenna.x, antenna.y, self.antenna_height)
+        place = mi.Point3f(x, y, self.antenna_height)
         world.add(
             rt.Transmitter(
                 "antenna",
                 position=place,
-                orientation=mi.Point3f(antenna.boresight, 0, 0),
+                orientation=mi.Point3f(boresight, 0, 0),
                 power_dbm=self.radio.power,
             )
         )
