@@ -8,10 +8,11 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch.nn import functional as F
+from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
 
 from repro.errors import UserError
 from repro.toolbox.gradient_reversal import dann_strength, reverse
-from repro.toolbox.image_quality import luma, psnr, ssim, to_8_bit
+from repro.toolbox.image_quality import luma, ms_ssim, psnr, ssim, to_8_bit
 from repro.toolbox.perceptual import PerceptualLoss
 from repro.toolbox.probes import probe_accuracy
 
@@ -34,6 +35,21 @@ def test_the_strength_rises_to_one(done: float, strength: float) -> None:
 def test_luma_of_black_and_white() -> None:
     pictures = torch.stack([torch.zeros(3, 2, 2), torch.full((3, 2, 2), 255.0)])
     assert luma(pictures)[:, 0, 0, 0].tolist() == [16, 235]
+
+
+@pytest.mark.parametrize("size", [12, 32, 175, 176])
+def test_similarity_of_maps_at_any_size(size: int) -> None:
+    """From 176 pixels on it is the standard one, of five scales."""
+    torch.manual_seed(0)
+    y = torch.rand(2, 1, size, size)
+    noise = torch.randn_like(y)
+    assert ms_ssim(y, y).tolist() == pytest.approx([1, 1])
+    found = [ms_ssim(y, (y + level * noise).clamp(0, 1)) for level in (0.05, 0.2)]
+    assert (found[0] > found[1]).all()
+    assert found[0].shape == (2,)
+    standard = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0)
+    if size == 176:
+        assert found[0].mean() == pytest.approx(standard(y, (y + 0.05 * noise).clamp(0, 1)))
 
 
 def test_quality_against_scikit_image() -> None:

@@ -25,6 +25,7 @@ from repro.data.images.hub import StreamedImages
 from repro.data.images.shapes import masks_of
 from repro.data.images.trees import vessel_tree
 from repro.data.images.videos import WeatherVideos, Window
+from repro.data.worlds.radio import ImageTracer, Material, Radio
 
 POOL = 1000  # different examples, repeated: drawing millions would take longer than a rehearsal
 POOL_TOKENS = 1 << 20
@@ -424,6 +425,21 @@ def _segmented(count: int, shape: Sequence[int]) -> Split:
     y = masks[torch.arange(count) % len(masks)][:, None]
     noise = torch.rand(len(masks), *shape, generator=generator)[torch.arange(count) % len(masks)]
     return 0.5 * (noise + y), y
+
+
+def image_tracer(
+    materials: Sequence[Material],
+    radio: Radio,
+    **settings: Any,  # noqa: ARG001
+) -> ImageTracer:
+    """Stands in for `repro.data.worlds.sionna_maps.SionnaTracer`: rays in the plane.
+
+    Args:
+        materials: of the walls.
+        radio: power and pattern.
+        settings: of sionna's solver.
+    """
+    return ImageTracer(tuple(materials), radio)
 
 
 class Videos(WeatherVideos):

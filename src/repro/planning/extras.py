@@ -14,6 +14,7 @@ EXTRAS = {  # importable package -> the extra that brings it
     "pyarrow": "data",
     "skimage": "data",
     "safetensors": "hf",
+    "sionna": "sionna",
     "tokenizers": "hf",
     "mpe2": "mpe",
     "optuna": "sweep",

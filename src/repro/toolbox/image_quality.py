@@ -1,17 +1,23 @@
 """How alike two pictures are, as restoration papers count it: PSNR and SSIM, in 8 bits.
 
 Shapes: pictures (N, 3, H, W) in [0, 1]. Luma is that of ITU-R BT.601 as MATLAB has it: 16 for
-black, 235 for white.
+black, 235 for white. `ms_ssim` is of maps in [0, 1].
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
 
 LUMA = (65.481, 128.553, 24.966)
 WINDOW = 11  # edge of SSIM's windows: 3.5 standard deviations to each side
+SMALL_BETAS = (0.3, 0.3, 0.4)  # weights of three scales, for maps too small for five
 
 
 def to_8_bit(x_N3HW: Tensor) -> Tensor:
@@ -60,3 +66,19 @@ def ssim(x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
     border = WINDOW // 2
     fitting: Tensor = everywhere[..., border:-border, border:-border]
     return fitting.flatten(1).mean(1)
+
+
+def ms_ssim(x_NCHW: Tensor, target_NCHW: Tensor) -> Tensor:
+    """Multi-scale structural similarity (N,) of maps in [0, 1] (Wang, Simoncelli, Bovik 2003).
+
+    The five scales and Gaussian windows of the definition where they fit; smaller maps, down to
+    12 x 12 pixels, have three scales and windows of 3 x 3 pixels.
+    """
+    if min(x_NCHW.shape[-2:]) // 2**4 >= WINDOW:
+        scales: dict[str, Any] = {}
+    else:
+        scales = {"gaussian_kernel": False, "kernel_size": 3, "betas": SMALL_BETAS}
+    found: Tensor = multiscale_structural_similarity_index_measure(
+        x_NCHW, target_NCHW, reduction="none", data_range=1.0, **scales
+    )
+    return found

@@ -1,0 +1,1 @@
+"""RADIANCE: coverage maps by a conditional GAN that matches gradients."""
