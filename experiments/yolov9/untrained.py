@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,30 +24,37 @@ BRANCHES: dict[str, Branch] = {"t": "fpn", "s": "fpn", "m": "icn", "c": "icn", "
 Kind = Literal["plain", "resnet", "csp", "gelan"]
 
 
-class _Measured(Procedure):
+class Measured(Procedure):
     """Measures something once, in the first step.
 
     Args:
-        model: not used; the paper's networks are built here.
+        model: not used; the paper's networks are built where they are measured.
         method: must be the plain one.
+        measure: takes the run's data, and returns what is measured, by name.
     """
 
+    METRICS: ClassVar = {
+        "test/parameters_*": "of the published network, deployed, in millions",
+        "test/unfolded_*": "likewise before batch norms are folded",
+        "test/training_*": "likewise with the auxiliary branch",
+        "test/gflops_*": "operations of the deployed network, 1e9, a product being two",
+        "test/r2_*": "R² of colours by kind of layers and depth, on held-out images",
+        "test/null_*": "likewise against the colours of another image",
+    }
     KEPT: ClassVar = ("found",)
 
-    def __init__(self, model: nn.Module, method: Method) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, measure: Callable[[Any], Mapping[str, float]]
+    ) -> None:
         super().__init__()
         refuse_methods(method, "Nothing is trained here, so {method} has nothing to change.")
-        self.model = model
+        self.model, self.measure = model, measure
         self.found: dict[str, float] = {}
-
-    def measure(self) -> Mapping[str, float]:
-        """What is measured, by name."""
-        raise NotImplementedError
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The first step measures."""
-        self.found = self.found or dict(self.measure())
+        self.found = self.found or dict(self.measure(self.data))
         self.tick()
         return {"loss": torch.zeros(())}
 
@@ -63,53 +70,85 @@ class _Measured(Procedure):
 
 
 @checked
-class Audit(_Measured):
-    """Counts the published networks: a part of the paper's tables that is arithmetic.
+def audit(
+    data: Any,  # noqa: ARG001 - the published networks are counted without any
+    sizes: Sequence[Size] = ("t", "s", "m", "c", "e"),
+    classes: Count = 80,
+    image_size: Count = 640,
+) -> Mapping[str, float]:
+    """Counts the published networks, without allocating weights.
 
     Args:
-        model: see `_Measured`; likewise `method`.
-        method: must be the plain one.
+        data: not used.
         sizes: of the networks.
         classes: K.
         image_size: edge of the image, of which operations are counted.
     """
-
-    METRICS: ClassVar = {
-        "test/parameters_*": "of the deployed network, in millions",
-        "test/unfolded_*": "likewise before batch norms are folded, in millions",
-        "test/training_*": "likewise with the auxiliary branch, in millions",
-        "test/gflops_*": "operations of the deployed network, 1e9, a product being two",
-    }
-
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        sizes: Sequence[Size] = ("t", "s", "m", "c", "e"),
-        classes: Count = 80,
-        image_size: Count = 640,
-    ) -> None:
-        super().__init__(model, method)
-        self.sizes, self.classes, self.image_size = sizes, classes, image_size
-
-    def measure(self) -> Mapping[str, float]:
-        """Counts without allocating weights."""
-        found = {}
-        with torch.device("meta"):
-            image = torch.empty(1, 3, self.image_size, self.image_size)
-            for size in self.sizes:
-                whole = Pgi(gelan(size, self.classes), BRANCHES[size])
-                found[f"training_{size}"] = _millions(whole)
-                main = whole.strip()
-                found[f"unfolded_{size}"] = _millions(main)
-                main.eval().fold()
-                found[f"parameters_{size}"] = _millions(main)
-                found[f"gflops_{size}"] = 2 * multiply_accumulates(main, image) / 1e9
-        return found
+    found = {}
+    with torch.device("meta"):
+        image = torch.empty(1, 3, image_size, image_size)
+        for size in sizes:
+            whole = Pgi(gelan(size, classes), BRANCHES[size])
+            found[f"training_{size}"] = _millions(whole)
+            main = whole.strip()
+            found[f"unfolded_{size}"] = _millions(main)
+            main.eval().fold()
+            found[f"parameters_{size}"] = _millions(main)
+            found[f"gflops_{size}"] = 2 * multiply_accumulates(main, image) / 1e9
+    return found
 
 
 def _millions(model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+@checked
+@torch.no_grad()
+def retention(
+    data: Any,
+    kinds: Sequence[Kind] = ("plain", "resnet", "csp", "gelan"),
+    depths: Sequence[Count] = (12, 24, 48, 96),
+    channels: Count = 32,
+    images: Count = 24,
+    penalty: Positive = 1.0,
+    seed: int = 0,
+) -> Mapping[str, float]:
+    """How much of an image layers of random weights keep (figure 2 of the paper, as a number).
+
+    Args:
+        data: of scenes, of which the first for training are looked at.
+        kinds: of layers, see `stack`.
+        depths: at which features are looked at, multiples of 12.
+        channels: of them.
+        images: half of them to fit a probe, half to test it.
+        penalty: of its ridge regression.
+        seed: of the weights.
+    """
+    images_B3HW = first_images(data, images)
+    found = {}
+    for number, kind in enumerate(kinds):
+        with torch.random.fork_rng():
+            torch.manual_seed(int(generator_for(seed, number).initial_seed() % 2**32))
+            layers = stack(kind, channels, max(depths))
+            x = Conv(3, channels, 3)(images_B3HW)
+        block = max(depths) // len(layers)
+        for depth, layer in enumerate(layers, start=1):
+            x = layer(x)  # batch norms use the statistics of the batch
+            if depth * block in depths:
+                for name, other in (("r2", False), ("null", True)):
+                    kept = colours_kept(x, images_B3HW, penalty, other)
+                    found[f"{name}_{kind}_{depth * block}"] = kept
+    return found
+
+
+def first_images(data: Any, count: int) -> Tensor:
+    """So many training images (B, 3, H, W) in [0, 1]."""
+    batches: list[Tensor] = []
+    for batch, _ in data.train_dataloader():
+        batches.append(batch.float() / 255)
+        if sum(map(len, batches)) >= count:
+            break
+    return torch.cat(batches)[:count]
 
 
 def stack(kind: Kind, channels: int, depth: int) -> list[nn.Module]:
@@ -160,67 +199,3 @@ def colours_kept(features: Tensor, images: Tensor, penalty: float, other: bool =
     probe = Ridge(penalty).fit(x[:half].flatten(0, 1), y[:half].flatten(0, 1))
     goal = y[half:].roll(1, 0) if other else y[half:]
     return float(probe.score(x[half:].flatten(0, 1), goal.flatten(0, 1)))
-
-
-@checked
-class Retention(_Measured):
-    """How much of an image layers of random weights keep (figure 2 of the paper, as a number).
-
-    Args:
-        model: see `_Measured`; likewise `method`.
-        method: must be the plain one.
-        kinds: of layers, see `stack`.
-        depths: at which features are looked at, multiples of 12.
-        channels: of them.
-        images: of the training split.
-        penalty: of the ridge regression, on standardised features.
-        seed: of the weights.
-    """
-
-    METRICS: ClassVar = {
-        "test/r2_*": "R² of colours by depth and kind of layers, on held-out images",
-        "test/null_*": "likewise against the colours of another image",
-    }
-
-    def __init__(
-        self,
-        model: nn.Module,
-        method: Method,
-        kinds: Sequence[Kind] = ("plain", "resnet", "csp", "gelan"),
-        depths: Sequence[Count] = (12, 24, 48, 96),
-        channels: Count = 32,
-        images: Count = 24,
-        penalty: Positive = 1.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(model, method)
-        self.kinds, self.depths, self.channels = kinds, depths, channels
-        self.images, self.penalty, self.seed = images, penalty, seed
-
-    @torch.no_grad()
-    def measure(self) -> Mapping[str, float]:
-        """Every kind of layers, at every depth, on the same images."""
-        images = self._images()
-        found = {}
-        for number, kind in enumerate(self.kinds):
-            with torch.random.fork_rng():
-                torch.manual_seed(int(generator_for(self.seed, number).initial_seed() % 2**32))
-                layers = stack(kind, self.channels, max(self.depths))
-                x = Conv(3, self.channels, 3)(images)
-            block = max(self.depths) // len(layers)
-            for done, layer in enumerate(layers, start=1):
-                x = layer(x)  # batch norms use the statistics of the batch
-                if done * block in self.depths:
-                    for name, other in (("r2", False), ("null", True)):
-                        kept = colours_kept(x, images, self.penalty, other)
-                        found[f"{name}_{kind}_{done * block}"] = kept
-        return found
-
-    def _images(self) -> Tensor:
-        """The first training images (B, 3, H, W) in [0, 1]."""
-        batches: list[Any] = []
-        for batch, _ in self.data.train_dataloader():
-            batches.append(batch.float() / 255)
-            if sum(map(len, batches)) >= self.images:
-                break
-        return torch.cat(batches)[: self.images]

@@ -12,7 +12,7 @@ import torch
 from detection_files import write_coco
 from repro.experiments.yolov9 import untrained
 from repro.experiments.yolov9.module import Detection
-from repro.experiments.yolov9.untrained import Audit, colours_kept, stack
+from repro.experiments.yolov9.untrained import Measured, colours_kept, stack
 from rooms import configs, evaluated, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
@@ -119,12 +119,12 @@ def test_sizes_are_counted(study: Study) -> None:
     assert found["test/unfolded_s"] == pytest.approx(7.226208)
     assert found["test/training_s"] == pytest.approx(9.804512)
     assert found["test/gflops_s"] == pytest.approx(26.37824 / 100)  # of 64 pixels, not 640
-    assert built("scale=mini", "arm=audit").sizes == ["t", "s", "m", "c", "e"]
+    assert built("scale=mini", "arm=audit").measure.keywords["sizes"] == ["t", "s", "m", "c", "e"]
     assert {"test/parameters_t", "test/parameters_m", "test/parameters_c", "test/parameters_e",
             "test/gflops_t", "test/gflops_m", "test/gflops_c", "test/gflops_e"} == {
         f"test/{what}_{size}" for what in ("parameters", "gflops") for size in "tmce"
     }  # fmt: skip
-    assert set(Audit.METRICS) >= {"test/parameters_*", "test/gflops_*"}
+    assert set(Measured.METRICS) >= {"test/parameters_*", "test/gflops_*"}
 
 
 def test_retention_is_a_regression_from_points_to_their_colours() -> None:
@@ -174,10 +174,11 @@ def test_retention_is_the_share_of_colours_that_layers_keep(
 
     monkeypatch.setattr(untrained, "stack", known)
     monkeypatch.setattr(untrained, "Conv", lambda *_: nn.Identity())
+    images = (255 * torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))).round()
     module = built("scale=mini", "arm=retention")
-    images = torch.rand(8, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(module, "_images", lambda: images)
-    module.found = dict(module.measure())
+    module.found = dict(
+        module.measure(type("Data", (), {"train_dataloader": lambda _: [(images, None)]})())
+    )
     found = logged(module, module.on_test_epoch_end)
     near = functools.partial(pytest.approx, abs=0.02)
     assert found["test/r2_gelan_12"] == near(1)
