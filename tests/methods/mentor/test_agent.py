@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repro.data.worlds.corner_reacher import CornerReacher
+from repro.methods import mentor
 from repro.methods.mentor import (
     Actor,
     Agent,
@@ -334,3 +336,7 @@ def test_evaluation_plays_the_mean_and_leaves_the_mode() -> None:
     second = evaluate(playing.agent, playing.world, 16, draw())
     assert torch.equal(first[0], second[0])
     assert playing.agent.training
+
+
+def test_the_docstring_shows_plain_loops_that_run() -> None:
+    assert doctest.testmod(mentor).failed == 0

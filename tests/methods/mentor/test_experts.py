@@ -25,13 +25,13 @@ from repro.methods.mentor import (
     recorded_layers,
 )
 
-N, K, D, O, B = 6, 2, 5, 3, 40
+N, K, D, A, B = 6, 2, 5, 3, 40
 
 
 def mixture(**knobs: object) -> TopKMoE:
     torch.manual_seed(1)
     settings = {"experts": N, "top_k": K, "hidden": 4, "gate_hidden": 7} | knobs
-    return TopKMoE(D, O, **settings).eval()  # type: ignore[arg-type]
+    return TopKMoE(D, A, **settings).eval()  # type: ignore[arg-type]
 
 
 def plain(moe: TopKMoE, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def plain(moe: TopKMoE, x: Tensor) -> Tensor:
     rows = []
     for each in x:
         values, chosen = moe.gate(each[None])[0].topk(moe.top_k)
-        row = torch.zeros(O)
+        row = torch.zeros(A)
         for weight, i in zip(values.softmax(0), chosen.tolist(), strict=True):
             first, second = moe.experts[0], moe.experts[2]
             assert isinstance(first, StackedLinear)
@@ -54,7 +54,7 @@ def plain(moe: TopKMoE, x: Tensor) -> Tensor:
 def test_the_mixture_equals_a_loop_over_experts(k: int) -> None:
     moe, x = mixture(top_k=k), torch.randn(B, D)
     torch.testing.assert_close(moe(x), plain(moe, x))
-    seen = torch.randn(B, O)
+    seen = torch.randn(B, A)
     ours = torch.autograd.grad((moe(x) * seen).sum(), list(moe.parameters()))
     theirs = torch.autograd.grad((plain(moe, x) * seen).sum(), list(moe.parameters()))
     torch.testing.assert_close(ours, theirs)
@@ -160,7 +160,7 @@ def test_every_expert_is_counted() -> None:
     for each in recorded_layers(moe):
         each.register_forward_hook(lambda _, __, out: sizes.append(dormant_neurons(out).numel()))
     moe(torch.randn(B, D))
-    assert sorted(sizes) == sorted([N * 4, N * O, 7, N])
+    assert sorted(sizes) == sorted([N * 4, N * A, 7, N])
 
 
 def test_what_dormancy_sets() -> None:

@@ -2,9 +2,9 @@
 
 Huang et al., "MENTOR: Mixture-of-Experts Network with Task-Oriented Perturbation for Visual
 Reinforcement Learning", ICML 2025, arXiv 2410.14972. On top of DrQ-v2 and DrM, the actor's hidden
-layer becomes ``y = Σ_{i in top-k} g_i E_i(z) / Σ_{top-k} g_i`` (`TopKMoE`), and every so many updates
-weights become ``θ ← α θ + (1 − α) φ`` with ``φ ~ N(m, s²)``, the elementwise moments over the agents
-with the highest returns so far (`TopSet`, `perturb`) instead of a fresh start.
+layer becomes ``y = Σ_{i in top-k} g_i E_i(z) / Σ_{top-k} g_i`` (`TopKMoE`), and every so many
+updates weights become ``θ ← α θ + (1 − α) φ`` with ``φ ~ N(m, s²)``, the elementwise moments over
+the agents with the highest returns so far (`TopSet`, `perturb`) instead of a fresh start.
 
 The parts serve any network and loop:
 
@@ -19,7 +19,7 @@ The parts serve any network and loop:
 ...     optimizer.zero_grad()
 ...     loss.backward()
 ...     optimizer.step()
-...     _ = best.offer(-float(loss), perturbed_weights([net]))
+...     _ = best.offer(-loss.item(), perturbed_weights([net]))
 >>> perturb(perturbed_weights([net]), alpha=0.6, rule="top", members=best)
 >>> optimizer.state.clear()
 >>> 0 <= dormant_ratio(net, lambda: net(x)) < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,7 +33,7 @@ def recorded_layers(model: nn.Module, layers: Layers = "all") -> Iterator[nn.Mod
             parts = list(sequence)
             followed |= {
                 first: second
-                for first, second in zip(parts, parts[1:], strict=False)
+                for first, second in itertools.pairwise(parts)
                 if isinstance(first, LINEAR) and isinstance(second, nn.ReLU)
             }
     for module in model.modules():
@@ -76,7 +77,7 @@ def dormant_ratio(
     """
     found: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         found.append(dormant_neurons(output, threshold).flatten())
 
     hooks = [each.register_forward_hook(note) for each in recorded_layers(model, layers)]

@@ -51,10 +51,10 @@ class StackedLinear(nn.Module):
 
 
 class TopKMoE(nn.Module):
-    """``y = Σ_{i in top-k} g_i E_i(x) / (Σ_{top-k} g_i + 1e-9)``, ``g`` a softmax of a small network.
+    """``y = Σ_{i in top-k} g_i E_i(x) / (Σ_{top-k} g_i + 1e-9)``, ``g`` a softmax.
 
     Experts are D → hidden → O with a ReLU, the gate is D → gate_hidden → N with a ReLU and dropout.
-    The last `gates` and the load-balancing loss of the last input are kept for whoever asks.
+    The `gates` of the last input are kept for whoever asks.
 
     Args:
         inputs: D.

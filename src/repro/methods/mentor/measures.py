@@ -16,10 +16,8 @@ def gradient_cosines(losses: Sequence[Tensor], weights: Sequence[Tensor]) -> Ten
         losses: one for each task.
         weights: the shared weights that are looked at.
     """
-    gradients = torch.stack([
-        torch.cat([each.flatten() for each in torch.autograd.grad(loss, weights, retain_graph=True)])
-        for loss in losses
-    ])  # fmt: skip
+    found = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in losses]
+    gradients = torch.stack([torch.cat([part.flatten() for part in each]) for each in found])
     norms = gradients.norm(dim=1, keepdim=True)
     unit = torch.where(norms > 0, F.normalize(gradients), torch.nan)
     return unit @ unit.T

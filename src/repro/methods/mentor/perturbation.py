@@ -1,4 +1,4 @@
-"""Perturbations of weights: towards a fresh start, or towards what the best agents had in common."""
+"""Perturbations of weights: towards a fresh start, or what the best agents had in common."""
 
 from __future__ import annotations
 
