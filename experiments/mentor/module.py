@@ -200,7 +200,7 @@ class Play(Procedure):
         trained = copy.deepcopy(actor.state_dict())
         for rule in FORKS:
             members = self.sets["latest" if rule == "recent" else "best"]
-            for name, alpha in (("fork", self.fork_alpha), ("fresh", 0.0)):
+            for name, alpha in (("fork", self.fork_alpha), ("fresh", 0.0))[: 1 + (rule != "none")]:
                 perturb(perturbed_weights([actor]), alpha, rule, members)
                 found[f"{name}_{rule}"] = self.played(FORK, self.fork_episodes)[1]
                 actor.load_state_dict(trained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -127,6 +128,11 @@ def test_only_entropy_of_the_auxiliary_loss_has_a_gradient() -> None:
     torch.testing.assert_close(ours, torch.autograd.grad(entropy, weights))
 
 
+def test_a_mixture_that_has_answered_can_be_copied() -> None:
+    moe, x = mixture(), torch.randn(B, D)
+    torch.testing.assert_close(moe(x), copy.deepcopy(moe)(x))
+
+
 def test_a_mixture_of_too_few_experts_is_refused() -> None:
     with pytest.raises(UserError, match="top_k=7 is more than its experts=6"):
         mixture(top_k=7)
@@ -150,8 +156,11 @@ def test_the_ratio_counts_after_a_relu_and_raw_outputs_elsewhere() -> None:
         net[0].weight.fill_(0.1)
         net[0].bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]))
     x = torch.rand(B, 4)
-    assert dormant_ratio(net, lambda: net(x)) == pytest.approx(3 / 8)  # none before the ReLU
-    assert dormant_ratio(net, lambda: net(x), layers="relu_only") == pytest.approx(3 / 6)
+    found = [
+        dormant_ratio(recorded_layers(net, layers), lambda: net(x))
+        for layers in ("all", "relu_only")
+    ]
+    assert found == pytest.approx([3 / 8, 3 / 6])  # before the ReLU there would be none
     assert list(recorded_layers(net)) == [net[1], net[2]]
 
 

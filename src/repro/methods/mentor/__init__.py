@@ -9,7 +9,8 @@ the agents with the highest returns so far (`TopSet`, `perturb`) instead of a fr
 The parts serve any network and loop:
 
 >>> import torch
->>> from repro.methods.mentor import TopKMoE, TopSet, dormant_ratio, perturb, perturbed_weights
+>>> from repro.methods.mentor import TopKMoE, TopSet, dormant_ratio
+>>> from repro.methods.mentor import perturb, perturbed_weights, recorded_layers
 >>> _ = torch.manual_seed(0)
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), TopKMoE(8, 3, 6, 2, 5, 5))
 >>> optimizer, best = torch.optim.Adam(net.parameters()), TopSet(capacity=3)
@@ -22,7 +23,7 @@ The parts serve any network and loop:
 ...     _ = best.offer(-loss.item(), perturbed_weights([net]))
 >>> perturb(perturbed_weights([net]), alpha=0.6, rule="top", members=best)
 >>> optimizer.state.clear()
->>> 0 <= dormant_ratio(net, lambda: net(x)) < 1
+>>> 0 <= dormant_ratio(recorded_layers(net), lambda: net(x)) < 1
 True
 
 The whole agent, in copies of a world that is seen in pictures (see `repro.data.worlds.sights`):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from repro.internals import foreach_lerp_
 from repro.knobs import (
     Count,
     Fraction,
@@ -30,6 +31,7 @@ from repro.methods.mentor.dormant import (
     exploitation_weight,
     exploration_noise,
     kept_share,
+    recorded_layers,
 )
 from repro.methods.mentor.experts import TopKMoE
 from repro.methods.mentor.networks import (
@@ -40,7 +42,6 @@ from repro.methods.mentor.networks import (
     clipped_noise,
     critic_loss,
     expectile_loss,
-    polyak,
     random_shift,
 )
 from repro.methods.mentor.perturbation import Rule, TopSet, perturb, perturbed_weights
@@ -193,7 +194,7 @@ class Agent(nn.Module):
         self.gamma, self.polyak, self.noise_clip, self.shift = gamma, polyak, noise_clip, shift
         self.exploration = Exploration(**(exploration or {}))
         self.mixing, self.perturbing = Mixing(**(mixing or {})), Perturbing(**(perturbing or {}))
-        self.dormant_threshold, self.dormant_layers = dormant_threshold, dormant_layers
+        self.dormant_threshold = dormant_threshold
         self.auxiliary, self.actor_clip = auxiliary, actor_clip
         self.encoder = Encoder(shape, channels, strides)
         features = self.encoder.features
@@ -203,6 +204,14 @@ class Agent(nn.Module):
         has_value = self.mixing.rule != "none"
         self.value = Value(features, joints, trunk, width) if has_value else None
         self.beta, self.awoke, self.updates = 1.0, -1, 0  # −1: asleep
+        # Lists that every update needs: walking over the modules takes as long as a small network.
+        self.shares: dict[str, list[nn.Parameter]] = {
+            "critic": [*self.encoder.parameters(), *self.critic.parameters()],
+            "actor": list(self.actor.parameters()),
+            "value": list(self.value.parameters()) if self.value else [],
+        }
+        self.averages = list(self.target.parameters()), list(self.critic.parameters())
+        self.recorded = list(recorded_layers(self.actor, dormant_layers))
         keep: Literal["best", "latest"] = "latest" if self.perturbing.rule == "recent" else "best"
         self.top = TopSet(self.perturbing.members, keep)
 
@@ -219,10 +228,10 @@ class Agent(nn.Module):
     @torch.no_grad()
     def act(self, pixels: Tensor, joints: Tensor, sigma: float = 0.0) -> Tensor:
         """Actions (B, A), in evaluation mode; with noise only where σ is positive."""
-        was_training = self.training
-        self.eval()
+        was_training = self.actor.training
+        self.actor.eval()
         action: Tensor = self.actor(self.features(pixels, joints))
-        self.train(was_training)
+        self.actor.train(was_training)
         return clipped_noise(action, sigma) if sigma else action
 
     # -- Learning ---------------------------------------------------------------------------------
@@ -258,13 +267,14 @@ class Agent(nn.Module):
             with torch.no_grad():
                 value = self.critic(x, batch.action).amin(0)
             losses["value"] = expectile_loss(self.value(x.detach()), value, self.mixing.expectile)
-            self._descend(optimizer, losses["value"], [self.value])
+            self._descend(optimizer, losses["value"], "value")
         target = self.target_value(x_next, batch.reward, batch.discount, sigma, weight)
         losses["critic"] = critic_loss(self.critic(x, batch.action), target)
-        self._descend(optimizer, losses["critic"], [self.encoder, self.critic])
+        self._descend(optimizer, losses["critic"], "critic")
         losses["actor"] = self.actor_loss(x.detach(), sigma)
-        self._descend(optimizer, losses["actor"], [self.actor], self.actor_clip)
-        polyak(self.target, self.critic, self.polyak)
+        self._descend(optimizer, losses["actor"], "actor", self.actor_clip)
+        with torch.no_grad():
+            foreach_lerp_(*self.averages, self.polyak)
         losses = {name: loss.detach() for name, loss in losses.items()}
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
@@ -289,28 +299,23 @@ class Agent(nn.Module):
 
     def _measure_dormancy(self, x: Tensor, step: int) -> None:
         """Sets β, in training mode as published."""
-        self.beta = dormant_ratio(
-            self.actor, lambda: self.actor(x), self.dormant_threshold, self.dormant_layers
-        )
+        self.beta = dormant_ratio(self.recorded, lambda: self.actor(x), self.dormant_threshold)
         ready = step >= self.exploration.asleep and self.beta < self.exploration.awake
         if self.awoke < 0 and ready:
             self.awoke = step
 
-    @staticmethod
     def _descend(
-        optimizer: Optimizer,
-        loss: Tensor,
-        networks: Sequence[nn.Module],
-        max_norm: float | None = None,
+        self, optimizer: Optimizer, loss: Tensor, share: str, max_norm: float | None = None
     ) -> None:
-        """Steps the optimizer with gradients in these networks alone: it skips all others."""
-        weights = [each for network in networks for each in network.parameters()]
+        """Steps the optimizer with gradients in this share of the weights: it skips all others."""
+        weights = self.shares[share]
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
             weight.grad = gradient
         if max_norm is not None:
             nn.utils.clip_grad_norm_(weights, max_norm)
         optimizer.step()
-        optimizer.zero_grad()
+        for weight in weights:
+            weight.grad = None
 
     # -- Perturbation -----------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -59,18 +59,14 @@ def dormant_neurons(output: Tensor, threshold: float = 0.025) -> Tensor:
 
 @torch.no_grad()
 def dormant_ratio(
-    model: nn.Module,
-    evaluate: Callable[[], object],
-    threshold: float = 0.025,
-    layers: Layers = "all",
+    layers: Iterable[nn.Module], evaluate: Callable[[], object], threshold: float = 0.025
 ) -> float:
-    """β: dormant neurons over all neurons of all recorded layers.
+    """β: dormant neurons over all neurons of these layers.
 
     Args:
-        model: the module that is looked at.
-        evaluate: calls it on a batch, once, in whatever mode it is in.
+        layers: what is recorded, see `recorded_layers`.
+        evaluate: calls their model on a batch, once, in whatever mode it is in.
         threshold: see `dormant_neurons`.
-        layers: see `recorded_layers`.
 
     Returns:
         a share in [0, 1].
@@ -80,7 +76,7 @@ def dormant_ratio(
     def note(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         found.append(dormant_neurons(output, threshold).flatten())
 
-    hooks = [each.register_forward_hook(note) for each in recorded_layers(model, layers)]
+    hooks = [each.register_forward_hook(note) for each in layers]
     try:
         evaluate()
     finally:

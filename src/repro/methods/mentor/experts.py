@@ -5,7 +5,7 @@ Shape suffixes: B samples, N experts, D inputs, O outputs.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,10 @@ class TopKMoE(nn.Module):
             nn.Linear(gate_hidden, experts),
         )
         self.gates: Tensor | None = None  # (B, N) of the last input, before the choice
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the gates, whose graph cannot be copied: for copies of the layer."""
+        return {**self.__dict__, "gates": None}
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gates (B, N) of inputs (B, D), and the weights (B, N) of the experts' outputs."""

@@ -236,13 +236,6 @@ def random_shift(pixels: Tensor, reach: int) -> Tensor:
     return moved.view_as(pixels)
 
 
-def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """``target ← (1 − rate) · target + rate · source``."""
-    with torch.no_grad():
-        for old, new in zip(target.parameters(), source.parameters(), strict=True):
-            old.lerp_(new, rate)
-
-
 def clipped_noise(mean: Tensor, sigma: float, clip: float | None = None) -> Tensor:
     """Actions around their means, noise within ±clip, all within (−1, 1)."""
     noise = sigma * torch.randn_like(mean)
