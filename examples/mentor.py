@@ -1,7 +1,7 @@
 """MENTOR: what is left of a network that is mixed with its best ancestors, or with a fresh start.
 
 A mixture of experts learns to read digits; the ten best states so far are remembered. Then copies
-of it are perturbed with the same share of their weights kept. Run it: ``python examples/mentor.py``.
+of it are perturbed, and half of their weights kept. Run it: ``python examples/mentor.py``.
 """
 
 import copy

@@ -19,19 +19,16 @@ from repro.methods.mentor import (
     Player,
     TopKMoE,
     TopSet,
-    conflict,
     evaluate,
-    gradient_cosines,
-    mutual_information,
-    perturb,
+    forks,
     perturbed_weights,
+    task_conflict,
+    task_information,
 )
-from repro.methods.mentor.perturbation import Rule
 from repro.toolbox.method import OptimizerFactory
 from repro.training.lightning import counted_step
 from repro.training.procedure import Procedure
 
-FORKS: tuple[Rule, ...] = ("none", "random", "top", "recent", "mean")
 VAL, TEST, FORK = range(3)  # seeds of first states
 
 
@@ -49,7 +46,7 @@ class Play(Procedure):
         episodes: of an evaluation.
         solved_from: validations with a success below this have an agent that is stuck.
         pairs: tasks that are opposed, whose gradients are compared; empty: none are.
-        conflict_states: of each task, that their losses are means over.
+        task_states: of each task, for what is measured task by task.
         fork_every: epochs between two forks, in which each rule of perturbation is tried on a copy
             of the actor; 0: never.
         fork_alpha: share of the weights that is kept.
@@ -106,7 +103,7 @@ class Play(Procedure):
         episodes: Count = 10,
         solved_from: Probability = 0.3,
         pairs: Sequence[Sequence[int]] = (),
-        conflict_states: Count = 512,
+        task_states: Count = 512,
         fork_every: Natural = 0,
         fork_alpha: NonNegative = 0.6,
         fork_from: Probability = 0.3,
@@ -122,7 +119,7 @@ class Play(Procedure):
         self.player, self.trial, self.seed = method, trial, seed
         self.episodes, self.solved_from = episodes, solved_from
         self.pairs = [(int(i), int(j)) for i, j in pairs]
-        self.conflict_states = conflict_states
+        self.task_states = task_states
         self.fork_every, self.fork_alpha, self.fork_from = fork_every, fork_alpha, fork_from
         self.fork_episodes = fork_episodes
         hidden = self.agent.actor.hidden
@@ -132,7 +129,7 @@ class Play(Procedure):
             self.untrained.requires_grad_(False)
         self.rows: list[dict[str, float]] = []  # of all validations
         members = self.agent.perturbing.members  # of actors, for forks of any arm
-        self.sets = {"best": TopSet(members), "latest": TopSet(members, "latest")}
+        self.best, self.latest = TopSet(members), TopSet(members, "latest")
 
     @property
     def agent(self) -> Any:
@@ -145,22 +142,24 @@ class Play(Procedure):
         with counted_step(self.optimizers()) as optimizer:
             losses = self.player.advance(optimizer)
         if self.fork_every and not self.player.played:
-            for members in self.sets.values():
+            for members in (self.best, self.latest):
                 members.offer(self.player.score, perturbed_weights([self.agent.actor]))
         for name, loss in losses.items():
             self.log(f"train/{name}", loss, on_step=False, on_epoch=True)
         return losses or {"loss": torch.zeros((), device=self.device)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the sets of actors."""
+        """Adds what the player remembers, and the sets of actors."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["sets"] = {name: each.state_dict() for name, each in self.sets.items()}
+        checkpoint["player"] = self.player.memory()
+        checkpoint["sets"] = [self.best.state_dict(), self.latest.state_dict()]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them."""
         super().on_load_checkpoint(checkpoint)
-        for name, state in checkpoint["sets"].items():
-            self.sets[name].load_state_dict(state)
+        self.player.recall(checkpoint["player"])
+        for members, state in zip((self.best, self.latest), checkpoint["sets"], strict=True):
+            members.load_state_dict(state)
 
     # -- Measures ---------------------------------------------------------------------------------
 
@@ -170,44 +169,6 @@ class Play(Procedure):
         returns, solved = evaluate(self.agent, self.trial, count, generator)
         return float(returns.mean()), float(solved.mean())
 
-    def conflict(self) -> dict[str, float]:
-        """How the actor's loss pulls its hidden layer on opposed tasks, in evaluation mode."""
-        agent, hidden = self.agent, self.agent.actor.hidden
-        shared = hidden.experts if isinstance(hidden, TopKMoE) else hidden
-        losses = []
-        for task in range(self.trial.tasks):
-            seen, (joints, _) = self.player.sample(self.conflict_states, task)
-            with torch.no_grad():
-                x = agent.features(seen.state, joints)
-            losses.append(-agent.critic(x, agent.actor(x)).amin(0).mean())
-        cosines = gradient_cosines(losses, list(shared.parameters()))
-        undefined = sum(bool(cosines[i, j].isnan()) for i, j in self.pairs) / len(self.pairs)
-        return {"conflict": float(conflict(cosines, self.pairs)), "undefined": undefined}
-
-    @torch.no_grad()
-    def information(self, mixture: TopKMoE) -> float:
-        """I(task; expert) of how a mixture routes the trained features."""
-        actor, counts = self.agent.actor, []
-        for task in range(self.trial.tasks):
-            seen, (joints, _) = self.player.sample(self.conflict_states, task)
-            z = actor.policy[:2](actor.trunk(self.agent.features(seen.state, joints)))
-            counts.append((mixture.route(z)[1] > 0).sum(0))
-        return mutual_information(torch.stack(counts))
-
-    def fork(self) -> dict[str, float]:
-        """The success of copies of the actor, each perturbed by one rule, from the same starts."""
-        actor, found = self.agent.actor, {}
-        trained = copy.deepcopy(actor.state_dict())
-        for rule in FORKS:
-            members = self.sets["latest" if rule == "recent" else "best"]
-            for name, alpha in (("fork", self.fork_alpha), ("fresh", 0.0))[: 1 + (rule != "none")]:
-                perturb(perturbed_weights([actor]), alpha, rule, members)
-                found[f"{name}_{rule}"] = self.played(FORK, self.fork_episodes)[1]
-                actor.load_state_dict(trained)
-        best, latest = (set(each.numbers) for each in self.sets.values())
-        found["shared_share"] = len(best & latest) / max(1, len(best))
-        return found
-
     def look(self) -> dict[str, float]:
         """All that a validation measures."""
         result, success = self.played(VAL, self.episodes)
@@ -216,12 +177,20 @@ class Play(Procedure):
         if not self.player.replay.size:
             return found
         if self.pairs:
-            found |= self.conflict()
+            found |= task_conflict(self.player, self.pairs, self.task_states)
         if self.mixture is not None:
             found["information"] = self.information(self.mixture)
         if self.fork_every and (len(self.rows) + 1) % self.fork_every == 0:
-            found |= self.fork()
+            found |= forks(
+                self.agent.actor,
+                *(self.best, self.latest, self.fork_alpha),
+                score=lambda: self.played(FORK, self.fork_episodes)[1],
+            )
         return found
+
+    def information(self, mixture: TopKMoE) -> float:
+        """I(task; expert) of a mixture on the features of now."""
+        return task_information(self.player, mixture, self.task_states)
 
     def apart(self) -> Any:
         """A context of random numbers of its own."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from rooms import configs, finished, logged, refusal, summaries
-from torch import Tensor
 
-from repro.methods.mentor import TopKMoE, perturbed_weights
 from repro.planning.rehearse import stood_in
 from repro.records.papers import load_paper
 from repro.records.study import Study
@@ -105,7 +102,7 @@ def row(success: float, updates: int = 9, **others: float) -> dict[str, float]:
 def test_validations_come_together(room: Any) -> None:
     forks = {"fork_none": 0.5, "fork_top": 0.4, "fork_recent": 0.25, "fork_random": 0.1}
     room.rows = [
-        row(0.0, 3, conflict=-0.9, undefined=1.0, **{name: 0.0 for name in forks}),
+        row(0.0, 3, conflict=-0.9, undefined=1.0, **dict.fromkeys(forks, 0.0)),
         row(0.2, 6, conflict=-0.1, undefined=0.5),
         row(0.6, 9, conflict=-0.3, undefined=0.0, **forks),
         row(1.0, 12, conflict=0.0, undefined=0.0, **{k: v + 0.2 for k, v in forks.items()}),
@@ -137,76 +134,6 @@ def test_an_agent_that_is_stuck_counts_with_what_it_has(room: Any) -> None:
     assert (found["stuck"], found["forks"], found["conflicts"]) == (1.0, 0, 0)
     assert found["fork_top"] == 0.05
     assert found["conflict"] == pytest.approx(-0.375)
-
-
-class Aimed(torch.nn.Module):
-    """Critic whose gradient by the action is a direction that the first pixel tells."""
-
-    PULLS = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-
-    def forward(self, x: Tensor, action: Tensor) -> Tensor:
-        return (action * self.PULLS[x[:, 0].long()]).sum(1).expand(2, -1)
-
-
-def test_opposed_tasks_have_opposed_gradients(room: Any) -> None:
-    """Tasks that see alike and pull apart are at −1, those that pull alike at +1, which is cut."""
-    agent = room.agent
-    agent.critic = Aimed()
-    agent.actor = torch.nn.Linear(2, 2, bias=False)
-    agent.actor.hidden = agent.actor.weight_holder = torch.nn.Linear(2, 2, bias=False)
-    agent.actor.forward = lambda x: agent.actor.hidden(torch.ones(len(x), 2))
-    agent.features = lambda pixels, joints: pixels
-    room.player.sample = lambda count, task: (
-        SimpleNamespace(state=torch.full((count, 2), float(task))),
-        (torch.zeros(count, 0), None),
-    )
-    found = room.conflict()
-    assert found == pytest.approx({"conflict": -0.5, "undefined": 0.0})
-
-
-def test_experts_tell_tasks_as_far_as_they_differ(room: Any) -> None:
-    """Two pairs of tasks, each with two experts of its own: log 2; random routing: nothing."""
-    room.player.sample = lambda count, task: (
-        SimpleNamespace(state=torch.full((count, 1), float(task))),
-        (torch.zeros(count, 0), None),
-    )
-    room.agent.features = lambda pixels, joints: pixels
-    room.agent.actor.trunk = torch.nn.Identity()
-    first, second = torch.nn.Identity(), torch.nn.Identity()
-    room.agent.actor.policy = torch.nn.Sequential(first, second)
-    mixture = TopKMoE(1, 1, 4, 2, 1, 1)
-    mixture.gate = torch.nn.Module()
-    mixture.gate.forward = lambda z: torch.where(
-        (torch.arange(4) < 2) == (z < 2), torch.tensor(3.0), torch.tensor(0.0)
-    )
-    assert room.information(mixture) == pytest.approx(0.6931, abs=1e-3)
-    mixture.routing = "random"
-    room.conflict_states = 4000
-    assert room.information(mixture) == pytest.approx(0, abs=5e-3)
-
-
-def test_forks_leave_the_agent_as_it_was(room: Any) -> None:
-    agent = room.agent
-    weights = {name: each.clone() for name, each in agent.actor.state_dict().items()}
-    for members, shift in ((room.sets["best"], 0.0), (room.sets["latest"], 1.0)):
-        for score in range(3):
-            members.offer(score, [each + shift for each in perturbed_weights([agent.actor])])
-    room.sets["latest"].numbers = [2, 7, 8]
-
-    def played(seed: int, count: int) -> tuple[float, float]:
-        moved = (agent.actor.policy[0].weight - weights["policy.0.weight"]).abs().mean()
-        return 0.0, moved.item()
-
-    room.played = played
-    seen = room.fork()
-    assert seen["fork_none"] == 0
-    assert seen["fork_mean"] == pytest.approx(0, abs=1e-6)
-    assert seen["fork_top"] == pytest.approx(0, abs=1e-6)  # members that agree
-    assert seen["fork_recent"] == pytest.approx(0.4, abs=1e-5)
-    assert seen["fresh_recent"] == pytest.approx(1, abs=1e-5)
-    assert seen["fork_random"] == pytest.approx(0.4 * seen["fresh_random"], rel=0.5)
-    assert seen["shared_share"] == pytest.approx(1 / 3)
-    assert all(torch.equal(weights[name], each) for name, each in agent.actor.state_dict().items())
 
 
 @pytest.mark.parametrize(

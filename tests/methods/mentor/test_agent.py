@@ -58,10 +58,8 @@ def test_published_sizes(
     with torch.device("meta"):
         encoder = Encoder([9, 84, 84])
         assert (encoder.features, size(encoder)) == (39_200, 30_368)
-        sizes = {
-            hidden: size(Actor(39_200, 0, actions, trunk, hidden=hidden))  # type: ignore[arg-type]
-            for hidden in ("moe", "mlp", "wide_mlp")
-        }
+        kinds: list[Any] = ["moe", "mlp", "wide_mlp"]
+        sizes = {kind: size(Actor(39_200, 0, actions, trunk, hidden=kind)) for kind in kinds}
         assert sizes["moe"] == moe
         assert sizes["mlp"] == mlp
         assert sizes["wide_mlp"] == pytest.approx(moe, rel=1e-4)
@@ -180,15 +178,15 @@ def test_an_update_equals_drq_v2_written_plainly() -> None:
 def test_perturbations_come_at_their_interval_and_forget_adam() -> None:
     learner = agent(perturbing={"rule": "random", "interval": 2, "alpha": 0.5})
     optimizer = adam(learner)
-    before = copy.deepcopy(learner.actor.trunk.sight[0].weight)
-    learner.update(optimizer, transitions(), NO_JOINTS, 1)
-    moved = [(learner.actor.trunk.sight[0].weight - before).abs().max().item()]
-    learner.update(optimizer, transitions(), NO_JOINTS, 2)
-    moved.append((learner.actor.trunk.sight[0].weight - before).abs().max().item())
+    weight = next(learner.actor.parameters())
+    before, moved = weight.detach().clone(), []
+    for step in (1, 2):
+        learner.update(optimizer, transitions(), NO_JOINTS, step)
+        moved.append((weight - before).abs().max().item())
     assert moved[0] < 0.01 < moved[1]
     steps = {int(each["step"]) for each in optimizer.state.values()}
     assert steps == {1}  # the one after it
-    assert learner.target.trunk.sight[0].weight.grad is None
+    assert all(each.grad is None for each in learner.parameters())
 
 
 def test_dormancy_wakes_an_agent_once() -> None:
@@ -317,10 +315,12 @@ def test_a_player_goes_on_where_it_was() -> None:
     one, two = player(), player()
     optimizer = adam(one)
     one.advance(optimizer, 24)
-    state, slopes = copy.deepcopy(one.state_dict()), copy.deepcopy(optimizer.state_dict())
+    state, memory = copy.deepcopy(one.state_dict()), copy.deepcopy(one.memory())
+    slopes = copy.deepcopy(optimizer.state_dict())
     torch.manual_seed(7)
     one.advance(optimizer, 10)
     two.load_state_dict(state)
+    two.recall(memory)
     again = adam(two)
     again.load_state_dict(slopes)
     torch.manual_seed(7)

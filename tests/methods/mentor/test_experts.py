@@ -153,8 +153,9 @@ def test_neurons_below_a_share_of_the_mean_are_dormant() -> None:
 def test_the_ratio_counts_after_a_relu_and_raw_outputs_elsewhere() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():
-        net[0].weight.fill_(0.1)
-        net[0].bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]))
+        weight, bias, *_ = net.parameters()
+        weight.fill_(0.1)
+        bias.copy_(torch.tensor([-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]))
     x = torch.rand(B, 4)
     found = [
         dormant_ratio(recorded_layers(net, layers), lambda: net(x))

@@ -79,7 +79,8 @@ class Simulator:
         return torch.from_numpy(np.stack([each.reset(seed) for each, seed in pairs]))
 
     def step(self, state: Tensor, action: Tensor) -> Step:
-        """Acts in the first copies, as many as there are actions."""
+        """Acts in the first copies, as many as there are actions; they know their state."""
+        del state
         rows = zip(self._copies, action.numpy(), strict=False)
         states, reward, discount, success, over = zip(
             *(each.step(row) for each, row in rows), strict=True
@@ -171,7 +172,7 @@ def deepmind_control(
     action_repeat: Count = 2,
     stack: Count = 3,
     camera: Natural = 0,
-    **facts: Any,
+    **_: Any,
 ) -> Simulator:
     """A task of the DeepMind Control Suite: 1000 simulator steps, judged by return.
 
@@ -182,10 +183,8 @@ def deepmind_control(
         action_repeat: simulator steps of an action.
         stack: frames of an observation; the first one is repeated.
         camera: 0, and 2 for quadrupeds.
-        facts: not used: ``info``.
 
-    Raises:
-        UserError: dm_control is not installed, or has no such task.
+    A `UserError` says so where dm_control is not installed, or has no such task.
     """
 
     def open_copy(_: int) -> Copy:
@@ -238,7 +237,7 @@ def meta_world(
     action_repeat: Count = 2,
     stack: Count = 3,
     horizon: Count = 250,
-    **facts: Any,
+    **_: Any,
 ) -> Simulator:
     """Tasks of Meta-World, from pictures alone, with goals drawn anew for every episode.
 
@@ -248,10 +247,8 @@ def meta_world(
         action_repeat: simulator steps of an action, whose rewards are summed.
         stack: frames of an observation; those before the first are black.
         horizon: steps of an episode, which succeeds if any step does.
-        facts: not used: ``info``.
 
-    Raises:
-        UserError: metaworld is not installed, or has no such task.
+    A `UserError` says so where metaworld is not installed, or has no such task.
     """
     names = list(tasks)
 
@@ -308,7 +305,7 @@ def adroit(
     size: Count = 84,
     action_repeat: Count = 2,
     horizon: Count = 100,
-    **facts: Any,
+    **_: Any,
 ) -> Simulator:
     """A task of the Adroit hand: one picture and 24 joints.
 
@@ -317,10 +314,8 @@ def adroit(
         size: of pictures.
         action_repeat: simulator steps of an action.
         horizon: steps of an episode.
-        facts: not used: ``info``.
 
-    Raises:
-        UserError: gymnasium-robotics is not installed.
+    A `UserError` says so where gymnasium-robotics is not installed.
     """
 
     def open_copy(_: int) -> Copy:
@@ -356,7 +351,7 @@ def noise(
     stack: Count = 3,
     horizon: Natural = 0,
     tasks: Sequence[str] = ("noise",),
-    **facts: Any,
+    **_: Any,
 ) -> Simulator:
     """Stands in for a simulator that is not installed: pictures are noise.
 
@@ -367,7 +362,6 @@ def noise(
         stack: likewise.
         horizon: steps of an episode; 0: 1000 simulator steps.
         tasks: see `meta_world`.
-        facts: not used.
     """
     sizes = info["stand_in"]
     joints = sizes.get("joints", 0)

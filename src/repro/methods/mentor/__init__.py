@@ -67,6 +67,7 @@ from repro.methods.mentor.perturbation import (
     perturbed_weights,
 )
 from repro.methods.mentor.player import Player, evaluate
+from repro.methods.mentor.probes import forks, task_conflict, task_information
 from repro.methods.mentor.replay import Episodes, Replay, Transitions, stacked
 
 __all__ = [
@@ -93,6 +94,7 @@ __all__ = [
     "expectile_loss",
     "exploitation_weight",
     "exploration_noise",
+    "forks",
     "fresh_weights",
     "gradient_cosines",
     "kept_share",
@@ -102,4 +104,6 @@ __all__ = [
     "random_shift",
     "recorded_layers",
     "stacked",
+    "task_conflict",
+    "task_information",
 ]

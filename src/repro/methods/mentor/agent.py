@@ -210,7 +210,9 @@ class Agent(nn.Module):
             "actor": list(self.actor.parameters()),
             "value": list(self.value.parameters()) if self.value else [],
         }
-        self.averages = list(self.target.parameters()), list(self.critic.parameters())
+        self.averages: list[list[Tensor]] = [
+            [*each.parameters()] for each in (self.target, self.critic)
+        ]
         self.recorded = list(recorded_layers(self.actor, dormant_layers))
         keep: Literal["best", "latest"] = "latest" if self.perturbing.rule == "recent" else "best"
         self.top = TopSet(self.perturbing.members, keep)
@@ -274,7 +276,7 @@ class Agent(nn.Module):
         losses["actor"] = self.actor_loss(x.detach(), sigma)
         self._descend(optimizer, losses["actor"], "actor", self.actor_clip)
         with torch.no_grad():
-            foreach_lerp_(*self.averages, self.polyak)
+            foreach_lerp_(self.averages[0], self.averages[1], self.polyak)
         losses = {name: loss.detach() for name, loss in losses.items()}
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
@@ -337,12 +339,12 @@ class Agent(nn.Module):
 
     # -- State ------------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What is not in the weights: for checkpoints."""
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the weights."""
         names = ("beta", "awoke", "updates")
         return {name: getattr(self, name) for name in names} | {"top": self.top.state_dict()}
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restores it."""
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Takes over a `memory`."""
         self.top.load_state_dict(state["top"])
         self.beta, self.awoke, self.updates = state["beta"], state["awoke"], state["updates"]

@@ -161,9 +161,10 @@ class Player(nn.Module):
 
     # -- State ------------------------------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The replay and the running episode: for checkpoints."""
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the weights: the replay, and the running episode."""
         return {
+            "agent": self.agent.memory(),
             "replay": self.replay.state_dict(),
             "steps": self.steps,
             "states": list(self.states),
@@ -171,8 +172,9 @@ class Player(nn.Module):
             "score": self.score,
         }
 
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restores it; where a world lives elsewhere, its running episode begins anew."""
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Takes over a `memory`; where a world lives elsewhere, its running episode begins anew."""
+        self.agent.recall(state["agent"])
         self.replay.load_state_dict(state["replay"])
         self.steps, self.score = state["steps"], state["score"]
         resumes = self.world.resumes
