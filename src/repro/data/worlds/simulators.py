@@ -120,7 +120,7 @@ def _import(module: str, package: str, extra: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{package} is missing ({error}): pip install 'gradient-repro[{extra}]'."
-        ) from error
+        ) from None
 
 
 # -- DeepMind Control ------------------------------------------------------------------------------
