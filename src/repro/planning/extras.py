@@ -10,6 +10,8 @@ from repro.errors import UserError
 EXTRAS = {  # importable package -> the extra that brings it
     "PIL": "data",
     "datasets": "data",
+    "dm_control": "dmc",
+    "gymnasium_robotics": "adroit",
     "huggingface_hub": "data",
     "pyarrow": "data",
     "skimage": "data",
@@ -19,6 +21,7 @@ EXTRAS = {  # importable package -> the extra that brings it
     "mpe2": "mpe",
     "optuna": "sweep",
     "tensorboard": "tensorboard",
+    "metaworld": "metaworld",
     "mlflow": "mlflow",
     "wandb": "wandb",
 }
