@@ -35,7 +35,7 @@ Its gradient, against that of backpropagation through all steps:
 True
 """
 
-from repro.methods.adjoint_dpm.adjoint import Gradient, States, solve
+from repro.methods.adjoint_dpm.adjoint import Gradient, States, integrate_adjoint, solve
 from repro.methods.adjoint_dpm.flow import (
     FLOWS,
     Flow,
@@ -60,6 +60,7 @@ __all__ = [
     "States",
     "TimeFlow",
     "adams_bashforth",
+    "integrate_adjoint",
     "sample",
     "solve",
     "time_grid",

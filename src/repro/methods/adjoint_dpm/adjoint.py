@@ -69,8 +69,9 @@ def solve(
             f"gradient=checkpoint repeats single steps, which solver={solver} has not: "
             f"choose {', '.join(ONE_STEP)}, or gradient=adjoint."
         )
-    reverse = backward or (solver if solver in ONE_STEP else "rk4")
-    way_back = _repeat if gradient == "checkpoint" else _integrate
+    way_back, reverse = repeat_steps, solver
+    if gradient == "adjoint":
+        way_back, reverse = integrate_adjoint, backward or (solver if solver in ONE_STEP else "rk4")
     keep_all = gradient == "checkpoint" or states == "saved"
     plan = _Plan(field, tuple(grid), solver, way_back, reverse, keep_all)
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
@@ -78,14 +79,73 @@ def solve(
     return solution
 
 
+def integrate_adjoint(
+    field: Field,
+    grid: Sequence[float],
+    states: Sequence[Tensor],
+    a: Tensor,
+    inputs: Sequence[Tensor] = (),
+    solver: str = "euler",
+) -> State:
+    """Solves the adjoint ODE from the last point to the first.
+
+    Args:
+        field: see `solve`; likewise the grid.
+        grid: N + 1 points.
+        states: of y, at all of them; or one, that at the last, from which the others are solved.
+        a: the gradient with respect to the last state.
+        inputs: other tensors whose gradients are wanted.
+        solver: one of `ONE_STEP`.
+
+    Returns:
+        The gradients with respect to the first state and each of the inputs.
+    """
+
+    def rates(u: float, state: State) -> State:
+        with torch.enable_grad():
+            y = state[0].detach().requires_grad_()
+            slope = field(u, y)
+        return slope.detach(), *_pulled(slope, y, inputs, -state[1])
+
+    y, sums = states[-1], tuple(torch.zeros_like(each) for each in inputs)
+    for i in range(len(grid) - 1, 0, -1):
+        y, a, *rest = ONE_STEP[solver](rates, grid[i], grid[i - 1] - grid[i], (y, a, *sums))
+        sums = tuple(rest)
+        if len(states) > 1:
+            y = states[i - 1]
+    return a, *sums
+
+
+def repeat_steps(
+    field: Field,
+    grid: Sequence[float],
+    states: Sequence[Tensor],
+    a: Tensor,
+    inputs: Sequence[Tensor] = (),
+    solver: str = "euler",
+) -> State:
+    """Makes every step again, the last one first, and differentiates it.
+
+    Args, what is returned: see `integrate_adjoint`; all states are needed.
+    """
+    sums = tuple(torch.zeros_like(each) for each in inputs)
+    for i in range(len(grid) - 1, 0, -1):
+        with torch.enable_grad():
+            y = states[i - 1].detach().requires_grad_()
+            (end,) = walk(field, y, grid[i - 1 : i + 1], solver)
+        a, *pulled = _pulled(end, y, inputs, a)
+        sums = tuple(total + each for total, each in zip(sums, pulled, strict=True))
+    return a, *sums
+
+
 @dataclass(frozen=True)
 class _Plan:
-    """What stays the same on both ways; ``way_back`` turns states and a gradient into others."""
+    """What is the same on both ways."""
 
     field: Field
     grid: tuple[float, ...]
-    solver: Solver
-    way_back: Callable[[_Plan, Sequence[Tensor], State, Tensor], State]
+    solver: str
+    way_back: Callable[..., State]
     reverse: str
     keep_all: bool
 
@@ -104,42 +164,11 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        plan = ctx.plan
         states, inputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        return None, *ctx.plan.way_back(ctx.plan, states, inputs, a)
+        return None, *plan.way_back(plan.field, plan.grid, states, a, inputs, plan.reverse)
 
 
-def _integrate(plan: _Plan, states: Sequence[Tensor], inputs: State, a: Tensor) -> State:
-    """Solves the augmented ODE from the last point to the first."""
-
-    def rates(u: float, state: State) -> State:
-        with torch.enable_grad():
-            y = state[0].detach().requires_grad_()
-            slope = plan.field(u, y)
-        return slope.detach(), *_pulled(slope, y, inputs, -state[1])
-
-    step, y = ONE_STEP[plan.reverse], states[-1]
-    sums = tuple(torch.zeros_like(each) for each in inputs)
-    for i in range(len(plan.grid) - 1, 0, -1):
-        end, start = plan.grid[i], plan.grid[i - 1]
-        y, a, *rest = step(rates, end, start - end, (y, a, *sums))
-        sums = tuple(rest)
-        if plan.keep_all:
-            y = states[i - 1]
-    return a, *sums
-
-
-def _repeat(plan: _Plan, states: Sequence[Tensor], inputs: State, a: Tensor) -> State:
-    """Makes every step again, the last one first, and differentiates it."""
-    sums = tuple(torch.zeros_like(each) for each in inputs)
-    for i in range(len(plan.grid) - 1, 0, -1):
-        with torch.enable_grad():
-            y = states[i - 1].detach().requires_grad_()
-            (end,) = walk(plan.field, y, plan.grid[i - 1 : i + 1], plan.solver)
-        a, *pulled = _pulled(end, y, inputs, a)
-        sums = tuple(total + each for total, each in zip(sums, pulled, strict=True))
-    return a, *sums
-
-
-def _pulled(end: Tensor, y: Tensor, inputs: State, a: Tensor) -> State:
+def _pulled(end: Tensor, y: Tensor, inputs: Sequence[Tensor], a: Tensor) -> State:
     """``aᵀ ∂end/∂(y, inputs)``; zeros for what ``end`` does not depend on."""
     return torch.autograd.grad(end, (y, *inputs), a, allow_unused=True, materialize_grads=True)

@@ -66,14 +66,14 @@ def adams_bashforth(nodes: Sequence[float], end: float) -> list[float]:
     return weights
 
 
-def walk(field: Field, y: Tensor, grid: Sequence[float], solver: Solver) -> Iterator[Tensor]:
+def walk(field: Field, y: Tensor, grid: Sequence[float], solver: str) -> Iterator[Tensor]:
     """The states at the grid's points after the first.
 
     Args:
         field: dy/du at u and y.
         y: at the first point.
         grid: points u, rising or falling.
-        solver: ``ab<k>`` starts with k - 1 steps of RK4.
+        solver: one of `Solver`; ``ab<k>`` starts with k - 1 steps of RK4.
     """
     if solver in ONE_STEP:
         step = ONE_STEP[solver]
