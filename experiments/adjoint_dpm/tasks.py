@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from repro.experiments.adjoint_dpm.module import NOISE, scaled
-from repro.experiments.adjoint_dpm.ways import Sampling, Way
+from repro.experiments.adjoint_dpm.ways import Pulled, Sampling, Way
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.knobs import Count, Natural, NonNegative, Probability, checked
+from repro.records.names import ARTIFACTS
 from repro.toolbox.diffusion import Predictor
 from repro.toolbox.method import OptimizerFactory
 from repro.training.procedure import Procedure
@@ -52,6 +56,7 @@ class Customised(Procedure):
         self.model = model.requires_grad_(False)
         self.classifier = classifier.requires_grad_(False)
         self.sampling, self.way, self.seed = sampling, way, seed
+        self.pictures: list[Tensor] = []  # rows of images, of the last measures
 
     @override
     def start_from(self, checkpoint: dict[str, Any]) -> None:
@@ -74,9 +79,9 @@ class Customised(Procedure):
         """What has come of it, on noises of ``val`` or ``test``."""
         raise NotImplementedError
 
-    def apply_gradients(self, at_noise: Tensor, at_inputs: Sequence[Tensor]) -> None:
+    def apply_gradients(self, found: Pulled) -> None:
         """Hands gradients to the optimizer."""
-        for variable, gradient in zip(self.trained(), at_inputs, strict=True):
+        for variable, gradient in zip(self.trained(), found.at_inputs, strict=True):
             variable.grad = gradient
 
     def inputs(self) -> list[nn.Parameter]:
@@ -90,7 +95,7 @@ class Customised(Procedure):
         found = self.sampling.gradients(
             self.way, self.predictor(), self.noises(), self.objective, self.inputs(), self.seed
         )
-        self.apply_gradients(found.at_noise, found.at_inputs)
+        self.apply_gradients(found)
         self.tick()
         self.note_loss(found.loss)
         return {"loss": found.loss}
@@ -112,8 +117,11 @@ class Customised(Procedure):
         """Nothing: samples are made at the end."""
 
     def on_test_epoch_end(self) -> None:
-        """Logs what has come of it."""
+        """Logs what has come of it, and keeps pictures."""
         self.log_dict({f"test/{name}": value for name, value in self.measures("test").items()})
+        folder = Path(self.trainer.default_root_dir) / ARTIFACTS
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "samples.npy", gallery(self.pictures))
 
     def drawn(self, split: str, size: int) -> Tensor:
         """Noises of a split, the same in every arm."""
@@ -136,6 +144,13 @@ class Customised(Procedure):
         return torch.arange(size, device=self.device) % classes
 
 
+def gallery(rows: Sequence[Tensor], columns: int = 10) -> NDArray[np.float32]:
+    """One grey picture of rows of images (B, C, H, W), some of each spread over its batch."""
+    chosen = [row[:: max(1, len(row) // columns)][:columns].mean(1) for row in rows]
+    picture = torch.cat([torch.cat(list(row), dim=1) for row in chosen])
+    return picture.detach().cpu().float().numpy()
+
+
 class Audit(Customised):
     """Moves noises until the classifier no longer sees the class that was asked for.
 
@@ -149,15 +164,11 @@ class Audit(Customised):
     """
 
     METRICS: ClassVar = {
-        f"{split}/{name}": what
-        for split in ("val", "test")
-        for name, what in {
-            "success": "share misclassified in the end, of those classified rightly before",
-            "accuracy": "share classified rightly before",
-            "distance": "to the nearest training image, mean of the successful",
-            "distance_before": "the same of all before",
-            "moved": "‖x_T - its start‖, mean",
-        }.items()
+        "test/success": "share misclassified in the end, of those classified rightly before",
+        "test/accuracy": "share classified rightly before",
+        "test/distance": "to the nearest training image, mean of the successful",
+        "test/distance_before": "the same of all before",
+        "test/moved": "‖x_T - its start‖, mean",
     }
 
     @checked
@@ -190,17 +201,20 @@ class Audit(Customised):
         return -F.cross_entropy(self.classifier(x_0), self.labels(len(x_0)), reduction="sum")
 
     @override
-    def apply_gradients(self, at_noise: Tensor, at_inputs: Sequence[Tensor]) -> None:
-        norms = at_noise.flatten(1).norm(dim=1).clamp(min=FLOOR)
-        self.x_T.grad = at_noise / norms.view(-1, *[1] * (at_noise.ndim - 1))
+    def apply_gradients(self, found: Pulled) -> None:
+        norms = found.at_noise.flatten(1).norm(dim=1).clamp(min=FLOOR)
+        self.x_T.grad = found.at_noise / norms.view(-1, *[1] * (self.x_T.ndim - 1))
 
     @override
     def measures(self, split: str) -> dict[str, float]:
+        if split == "val":
+            return {}  # nothing is chosen
         labels = self.labels(len(self.x_T))
         condition, start = self.model.embed(labels), self.drawn("train", len(labels))
         before, after = (self.samples(x_T, condition) for x_T in (start, self.x_T.detach()))
         right = self.classifier(before).argmax(1) == labels
         fooled = right & (self.classifier(after).argmax(1) != labels)
+        self.pictures = [before[fooled], after[fooled]] if fooled.any() else [before, after]
         return {
             "success": float(fooled.sum() / right.sum().clamp(min=1)),
             "accuracy": float(right.float().mean()),
@@ -273,11 +287,11 @@ class Inversion(Customised):
     def conditioned(self, condition_KLE: Tensor, size: int) -> Predictor:
         """The predictor for so many noises of each class."""
         condition = condition_KLE.repeat_interleave(size, 0)
-        blank = self.model.embed.blank().detach().expand_as(condition)
 
         def predict(x: Tensor, time_B: Tensor) -> Tensor:
-            enters = float(time_B[0]) > self.until
-            noise: Tensor = self.model(x, time_B, condition if enters else blank)
+            enters = self.until == 0 or float(time_B[0]) > self.until
+            shown = condition if enters else self.start().repeat_interleave(size, 0)
+            noise: Tensor = self.model(x, time_B, shown)
             return noise
 
         return predict
@@ -294,18 +308,23 @@ class Inversion(Customised):
     def objective(self, x_0: Tensor) -> Tensor:
         """The squared error of a pixel, summed over classes."""
         if self.targets is None:
-            self.targets = self.sampling.draw(
-                self.conditioned(self.truth(), self.size), self.noises(), self.way
-            )
-        return (x_0 - self.targets).square().mean() * len(self.hidden)
+            truth = self.conditioned(self.truth(), self.size)
+            self.targets = self.images(self.sampling.draw(truth, self.noises(), self.way))
+        return (self.images(x_0) - self.targets).square().mean() * len(self.hidden)
+
+    def images(self, x_0: Tensor) -> Tensor:
+        """What samples look like."""
+        return x_0
 
     @override
     def measures(self, split: str) -> dict[str, float]:
         x_T = self.drawn(split, self.held_out).repeat(len(self.hidden), *[1] * self._rank)
-        goal, start, found = (
-            self.sampling.draw(self.conditioned(condition, self.held_out), x_T, self.way)
-            for condition in (self.truth(), self.start(), self.condition.detach())
-        )
+        with torch.no_grad():
+            goal, start, found = (
+                self.images(self.sampling.draw(self.conditioned(c, self.held_out), x_T, self.way))
+                for c in (self.truth(), self.start(), self.condition)
+            )
+        self.pictures = [goal, start, found]
         errors = _errors(goal, start, found, len(self.hidden))
         return left(dict(zip(map(str, self.hidden), errors, strict=True)))
 
@@ -412,6 +431,7 @@ class Style(Customised):
         with torch.no_grad():
             x_0 = self.sampling.draw(self._conditioned(len(x_T)), x_T, self.way)
             right = self.classifier(x_0).argmax(1) == self.labels(len(x_0))
+            self.pictures = [x_0]
             return float(self._style_loss(x_0)), float(right.float().mean())
 
     def _conditioned(self, size: int) -> Predictor:

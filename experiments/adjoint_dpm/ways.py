@@ -101,9 +101,9 @@ class Sampling:
 
         ``rho`` and ``t`` are adjoints of either form; ``checkpoint`` and ``naive`` backpropagate
         through the sampler in ρ, ``naive_t`` in t. The rest samples in ρ: ``t_rho`` solves the
-        adjoint of the other form on these states, ``identity`` takes the gradient of x_0 (scaled)
-        for that of x_T, ``last_step`` backpropagates through one step, ``one_step`` through one that
-        leads from x_T to the end at once, and ``random`` are directions.
+        adjoint of the other form on these states, ``identity`` takes the (scaled) gradient of x_0
+        for that of x_T, ``last_step`` backpropagates through one step, ``one_step`` through one
+        that leads from x_T to the end at once, and ``random`` are directions.
 
         Args:
             way: see above.
@@ -125,13 +125,33 @@ class Sampling:
         x_0 = self.draw(predict, x_T).requires_grad_()
         value = loss(x_0)
         (v,) = torch.autograd.grad(value, x_0)
-        found = getattr(self, f"_{way}")(predict, x_T, v, inputs, seed)
+        found = self._without(way, predict, x_T, v, inputs, generator_for(seed, RANDOM))
         return Pulled(x_0.detach(), value.detach(), *_split(found))
 
-    def _t_rho(
-        self, predict: Predictor, x_T: Tensor, v: Tensor, inputs: Sequence[Tensor], _: int
+    def _without(
+        self,
+        way: str,
+        predict: Predictor,
+        x_T: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        draws: torch.Generator,
     ) -> Sequence[Tensor]:
-        flow, times = RhoFlow(self.process), self.times
+        """Gradients by ways that are no sampler's own, from the gradient v of x_0."""
+        times, flow, wanted = self.times, RhoFlow(self.process), [x_T, *inputs]
+        if way == "identity":
+            return [flow.scale(self.end) * v, *map(torch.zeros_like, inputs)]
+        if way == "random":
+            return [torch.randn(x.shape, generator=draws).to(x) for x in wanted]
+        if way == "last_step":
+            with torch.no_grad():
+                x = sample(predict, x_T, times[:-1], self.process, gradient="naive")
+            end = sample(predict, x, times[-2:], self.process, gradient="naive")
+            return _grad(end, wanted, v)
+        if way == "one_step":
+            end = sample(predict, x_T, [times[0], self.end], self.process, gradient="naive")
+            return _grad(end, wanted, v)
+        assert way == "t_rho"
         with torch.no_grad():
             grid = [flow.coordinate(time) for time in times]
             states = [x_T, *walk(flow.field(predict), x_T, grid, self.solver)]
@@ -139,36 +159,8 @@ class Sampling:
         field = TimeFlow(self.process).field(predict)
         return integrate_adjoint(field, times, states, v, inputs, self.backward or "euler")
 
-    def _identity(
-        self, _: Predictor, x_T: Tensor, v: Tensor, inputs: Sequence[Tensor], __: int
-    ) -> Sequence[Tensor]:
-        scale = RhoFlow(self.process).scale(self.end)
-        return [scale * v, *map(torch.zeros_like, inputs)]
 
-    def _last_step(
-        self, predict: Predictor, x_T: Tensor, v: Tensor, inputs: Sequence[Tensor], _: int
-    ) -> Sequence[Tensor]:
-        with torch.no_grad():
-            x = sample(predict, x_T, self.times[:-1], self.process, gradient="naive")
-        end = sample(predict, x, self.times[-2:], self.process, gradient="naive")
-        return _grad(end, [x_T, *inputs], v)
-
-    def _one_step(
-        self, predict: Predictor, x_T: Tensor, v: Tensor, inputs: Sequence[Tensor], _: int
-    ) -> Sequence[Tensor]:
-        end = sample(predict, x_T, [1.0, self.end], self.process, gradient="naive")
-        return _grad(end, [x_T, *inputs], v)
-
-    def _random(
-        self, _: Predictor, x_T: Tensor, __: Tensor, inputs: Sequence[Tensor], seed: int
-    ) -> Sequence[Tensor]:
-        draws = generator_for(seed, RANDOM)
-        return [torch.randn(x.shape, generator=draws).to(x) for x in (x_T, *inputs)]
-
-
-def _grad(
-    end: Tensor, wanted: Sequence[Tensor], v: Tensor | None = None
-) -> tuple[Tensor, ...]:
+def _grad(end: Tensor, wanted: Sequence[Tensor], v: Tensor | None = None) -> tuple[Tensor, ...]:
     if not end.requires_grad:
         return tuple(map(torch.zeros_like, wanted))
     return torch.autograd.grad(end, wanted, v, allow_unused=True, materialize_grads=True)

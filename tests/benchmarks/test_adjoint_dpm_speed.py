@@ -48,7 +48,9 @@ def run(net: Net, x_T: Tensor, times: list[float], gradient: Any = "adjoint") ->
     return list(torch.autograd.grad(x_0.square().sum(), [x_T, *wanted]))
 
 
-def same(ours: Callable[[], list[Tensor]], theirs: Callable[[], list[Tensor]], bound: float) -> None:
+def same(
+    ours: Callable[[], list[Tensor]], theirs: Callable[[], list[Tensor]], bound: float
+) -> None:
     for a, b in zip(ours(), theirs(), strict=True):
         assert float((a - b).norm() / b.norm()) < bound
 
@@ -86,7 +88,9 @@ def test_against_checkpoints_of_pytorch() -> None:
         x_0 = sample(saving, x_T, times, PROCESS, gradient="naive")
         return list(torch.autograd.grad(x_0.square().sum(), [x_T, *net.parameters()]))
 
-    ours = lambda: run(net, x_T, times, "checkpoint")  # noqa: E731
+    def ours() -> list[Tensor]:
+        return run(net, x_T, times, "checkpoint")
+
     same(ours, theirs, 1e-5)
     faster("repeated steps, against torch.utils.checkpoint", ours, theirs, 1.2)
 

@@ -15,6 +15,8 @@ EXTRAS = {  # importable package -> the extra that brings it
     "skimage": "data",
     "safetensors": "hf",
     "tokenizers": "hf",
+    "diffusers": "diffusers",
+    "transformers": "diffusers",
     "mpe2": "mpe",
     "optuna": "sweep",
     "tensorboard": "tensorboard",

@@ -1,0 +1,346 @@
+"""What is special to gradients through samplers: what each number means, on samplers made by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from repro.experiments.adjoint_dpm.module import Accuracy, Cell, Networks, orders, relative, scaled
+from repro.experiments.adjoint_dpm.prompts import PromptInversion, Vocabulary
+from repro.experiments.adjoint_dpm.tasks import Audit, Inversion, Style, gallery
+from repro.experiments.adjoint_dpm.ways import WAYS, Pulled, Sampling
+from rooms import configs, finished, logged, refusal, summaries
+from torch import Tensor, nn
+
+from repro.models.diffusion.conditional import ConditionalMLP, ConditionalUNet
+from repro.models.diffusion.stable_diffusion import SmallDiffusion
+from repro.models.toys.mlp import MLP
+from repro.records.papers import load_paper
+from repro.records.study import Study
+from repro.toolbox.diffusion import ScaledLinear
+from repro.training.execute import build_module
+
+PAPER = load_paper("adjoint_dpm")
+PROCESS = ScaledLinear()
+SAMPLING = Sampling(PROCESS, steps=6)
+SGD: Any = torch.optim.SGD
+SHAPE = (1, 2, 2)
+
+
+def data(size: int = 20) -> Any:
+    """Grey images of 2 × 2 pixels between 0 and 1, of two classes in turn."""
+    x = torch.rand(size, *SHAPE, generator=torch.Generator().manual_seed(0))
+    x[0], x[1] = 0.0, 1.0
+    y = torch.arange(size) % 2
+
+    def take(split: str, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return x[chosen], y[chosen]
+
+    return SimpleNamespace(splits={"train": (x, y), "test": (x, y)}, normalise=None, take=take)
+
+
+def networks() -> dict[str, Any]:
+    torch.manual_seed(0)
+    return {"model": ConditionalMLP(SHAPE, 2, hidden=[8]), "classifier": MLP(SHAPE, 2, [])}
+
+
+def task(kind: Any, **knobs: Any) -> Any:
+    """A task with networks by hand, on noises (B, 1, 2, 2)."""
+    found = kind(
+        **networks(), sampling=SAMPLING, way="rho", optimizer=lambda p: SGD(p, 1.0), **knobs
+    )
+    found.data = data()
+    found.setup("fit")
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_a_gradient_of_the_same_loss(way: str) -> None:
+    """Against backpropagation on the way's own form, by its cosine; null ways by what they are."""
+    net: Any = networks()["model"].double()
+    condition = net.embed(torch.tensor([0, 1])).detach().requires_grad_()
+    x_T = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sampling = Sampling(PROCESS, 100, "logsnr")
+
+    def pull(name: str) -> Pulled:
+        def loss(x: Tensor) -> Tensor:
+            return (x - 1).square().sum()
+
+        return sampling.gradients(name, lambda x, t: net(x, t, condition), x_T, loss, [condition])
+
+    ours, exact = pull(way), pull("naive")
+    cosine = torch.cosine_similarity(ours.at_noise.flatten(), exact.at_noise.flatten(), 0)
+    at_condition = torch.cosine_similarity(
+        ours.at_inputs[0].flatten(), exact.at_inputs[0].flatten(), 0
+    )
+    assert float(ours.loss) == pytest.approx(float(exact.loss), rel=0.05)
+    assert x_T.requires_grad is False
+    if way in ("rho", "t", "checkpoint", "naive", "naive_t", "t_rho"):
+        assert cosine > 0.999
+        assert at_condition > 0.99
+    elif way == "identity":
+        v = 2 * (ours.x_0 - 1)
+        torch.testing.assert_close(
+            ours.at_noise, v * PROCESS.signal(1e-3)[0] / PROCESS.signal(1.0)[0]
+        )
+        assert ours.at_inputs[0].abs().max() == 0
+    elif way == "last_step":
+        assert ours.at_noise.abs().max() == 0
+        assert 0 < ours.at_inputs[0].norm() < exact.at_inputs[0].norm()
+    elif way == "one_step":
+        assert cosine > 0.5
+        assert at_condition > 0
+    else:
+        torch.testing.assert_close(ours.at_noise, pull(way).at_noise)  # one direction for ever
+        assert abs(cosine) < 0.9
+
+
+def test_errors_are_medians_relative_to_the_reference() -> None:
+    fine = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0]])
+    ours = fine + torch.tensor([[5.0, 0.0], [0.2, 0.0], [0.0, 1.0]])
+    assert relative(ours, fine) == pytest.approx(0.5)
+    room = Accuracy(**networks(), process=PROCESS, cells={"a": Cell()})
+    exact = Pulled(fine, torch.zeros(()), fine, [fine])
+    room.note("rho/a/n5", Pulled(2 * fine, torch.zeros(()), -0.5 * fine, [ours]), exact)
+    assert room.table["test/gradient/rho/a/n5"] == pytest.approx(1.5)
+    assert room.table["test/forward/rho/a/n5"] == pytest.approx(1.0)
+    assert room.table["test/condition/rho/a/n5"] == pytest.approx(0.5)
+    assert room.table["test/cosine/rho/a/n5"] == pytest.approx(-1)
+    assert room.table["test/norm/rho/a/n5"] == pytest.approx(0.5)
+    room.note(
+        "identity/a/n5", Pulled(fine, torch.zeros(()), 90 * fine, []), exact._replace(at_inputs=[])
+    )
+    assert room.table["test/gradient/identity/a/n5"] == pytest.approx(0, abs=1e-6)
+    room.table = {"test/gradient/rho/order/n50": 0.2, "test/gradient/rho/order/n100": 0.1}
+    assert logged(room, room.on_test_epoch_end)["test/order/rho/order/n50"] == 2
+    assert orders({"test/gradient/t/a/n10": 1.0, "test/gradient/t/a/n29": 0.5}) == {}
+
+
+def test_an_exact_law_is_of_images_on_the_scale_of_the_samples() -> None:
+    room = Accuracy(**networks(), process=PROCESS, cells={"a": Cell()}, points=20, noises=3)
+    room.data = data()
+    low, high = scaled(room.data, room.data.splits["train"][0]).aminmax()
+    assert (float(low), float(high)) == (-1, 1)
+    predict, noise, targets, inputs = room.problem(0.01)
+    assert noise.shape == targets.shape == (3, 4)
+    assert inputs == []
+    last = torch.full((3,), 1.0, dtype=torch.float64)
+    assert torch.cosine_similarity(predict(noise, last), noise).min() > 0.99
+    room._compare("a", Cell(steps=(4,)))
+    assert room.table["test/gradient/checkpoint/a/n4"] > 0.01
+    assert room.table["test/own/rho/a/n4"] > 0
+
+
+def test_bytes_and_calls_are_counted() -> None:
+    room = Accuracy(
+        **networks(), process=PROCESS, cells={}, memory_steps=(4, 8, 12), memory_batch=32
+    )
+    room._measure_costs()
+    state = 32 * 4 * 4
+    assert room.table["test/bytes/rho"] == room.table["test/bytes/checkpoint"] == state
+    assert room.table["test/activations/rho"] == room.table["test/activations/checkpoint"] == 0
+    assert room.table["test/activations/naive"] > 10 * state
+    costs = {
+        way: (room.table[f"test/calls/{way}"], room.table[f"test/products/{way}"]) for way in WAYS
+    }
+    assert costs["rho"] == costs["t"] == costs["checkpoint"] == (40, 20)
+    assert costs["naive"] == (20, 20)
+    assert costs["identity"] == costs["random"] == (20, 0)
+    assert costs["one_step"] == (21, 1)
+    assert costs["last_step"] == (40, 1)
+
+
+class Sign(nn.Module):
+    """Sees class 1 where the first pixel is above zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, :1]
+        return torch.cat([-first, first], 1)
+
+
+def test_success_is_of_noises_that_were_classified_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = task(Audit, size=4)
+    room.classifier = Sign()
+    start = room.x_T.detach().clone()
+    before = torch.tensor([-1.0, 1.0, 1.0, 1.0])  # labels 0 1 0 1: three are right
+    after = torch.tensor([1.0, -1.0, 1.0, 1.0])  # of which two are fooled
+    with torch.no_grad():
+        room.x_T += 3.0
+
+    def samples(x_T: Tensor, _: Tensor) -> Tensor:
+        chosen = before if torch.equal(x_T, start) else after
+        return chosen.view(4, 1, 1, 1).expand(4, *SHAPE)
+
+    monkeypatch.setattr(room, "samples", samples)
+    found = room.measures("test")
+    assert found["success"] == pytest.approx(2 / 3)
+    assert found["accuracy"] == pytest.approx(3 / 4)
+    assert found["moved"] == pytest.approx(6)  # 3 in each of four pixels
+    assert found["distance"] == pytest.approx(0, abs=1e-6)  # all black and all white are images
+    assert room.measures("val") == {}
+
+
+def test_a_step_of_the_audit_is_uphill_and_of_the_rates_length() -> None:
+    room = task(Audit, size=3)
+    room.classifier = Sign()
+    gradient = torch.randn(3, *SHAPE)
+    room.apply_gradients(Pulled(gradient, torch.zeros(()), gradient, []))
+    torch.testing.assert_close(room.x_T.grad.flatten(1).norm(dim=1), torch.ones(3))
+    x = torch.full((3, *SHAPE), 0.5)
+    assert room.objective(2 * x) > room.objective(x) or room.objective(-x) != room.objective(x)
+    right, wrong = torch.tensor([-1.0, 1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0])
+    shown = [each.view(3, 1, 1, 1).expand(3, *SHAPE) for each in (right, wrong)]
+    assert room.objective(shown[1]) < room.objective(shown[0])  # descended: the class is lost
+
+
+def test_what_is_left_is_of_held_out_noises_by_class() -> None:
+    room = task(Inversion, hidden=(0, 1), size=2, held_out=3)
+    assert torch.equal(room.condition[0], room.model.embed.blank())
+    unchanged = room.measures("test")
+    assert unchanged["left"] == pytest.approx(1)
+    assert unchanged["start"] > 0
+    with torch.no_grad():
+        room.condition[0] = room.truth()[0]
+    found = room.measures("test")
+    assert found["left_0"] == pytest.approx(0, abs=1e-9)
+    assert found["left_1"] == pytest.approx(1)
+    with torch.no_grad():
+        room.condition.copy_(room.truth())
+    draws = room.sampling.draw(room.predictor(), room.noises())
+    assert float(room.objective(draws)) == pytest.approx(0, abs=1e-9)
+    assert room.measures("val")["start"] != unchanged["start"]  # other noises
+
+
+def test_a_condition_of_the_first_half_is_not_heard_later() -> None:
+    room = task(Inversion, hidden=(0, 1), until=0.5)
+    x = torch.randn(2, *SHAPE)
+    for time, heard in ((0.9, True), (0.4, False)):
+        times = torch.full((2,), time)
+        told, silent = (room.conditioned(c, 1)(x, times) for c in (room.truth(), room.start()))
+        assert torch.equal(told, silent) != heard
+
+
+def test_style_is_left_over_from_what_it_was() -> None:
+    room = task(Style, size=2, held_out=4)
+    room.untouched = {"test": (2 * room._judged("test")[0], 0.25)}
+    found = room.measures("test")
+    assert found["left"] == pytest.approx(0.5)
+    assert found["accuracy_before"] == 0.25
+    labels = room.labels(4)
+    room.classifier = lambda x: torch.nn.functional.one_hot(labels[: len(x)], 2).float()
+    assert room.measures("test")["accuracy"] == 1
+    black = torch.zeros(1, *SHAPE)
+    assert room.style(black).abs().max() == 0
+    assert room.style(black + 1)[0, 0] == 1  # its ink
+    reference = room.data.take("train", torch.tensor([0]))[0]
+    same = scaled(room.data, reference)  # of one shade, so that thick strokes change nothing
+    assert float(room._style_loss(same)) == pytest.approx(0, abs=1e-9)
+
+
+def test_words_behind_the_prompt_are_what_is_found() -> None:
+    knobs = {"sampling": SAMPLING, "way": "rho", "optimizer": lambda p: SGD(p, 1.0)}
+    model = SmallDiffusion(size=16, tokens=8, width=5)
+    room: Any = PromptInversion(
+        model=model, classifier=nn.Identity(), prompt="a street", effect=" in oil",
+        size=1, held_out=2, **knobs,
+    )  # fmt: skip
+    room.setup("fit")
+    kept = room._kept(torch.full_like(room.condition, 9.0))
+    assert torch.equal(kept[:, :4], model.embed("a street")[:, :4])
+    assert (kept[:, 4:] == 9).all()
+    assert torch.equal(room.start()[:, 4:], model.embed("")[:, 4:])
+    assert room.measures("test")["left"] == pytest.approx(1)
+    with torch.no_grad():
+        room.condition.copy_(room.truth())
+    assert room.measures("test")["left"] < 1
+
+    class Bright(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([torch.zeros(len(x)), x.mean((1, 2, 3))], 1)
+
+    words: Any = Vocabulary(
+        model=model, classifier=Bright(), prompt="a dog", target=1, base=lambda *_: None,
+        size=2, cutouts=3, view=4, **knobs,
+    )  # fmt: skip
+    words.setup("fit")
+    dark, bright = (torch.full((2, 3, 16, 16), shade) for shade in (-9.0, 9.0))
+    words.model.decode = lambda x: bright if x.mean() > 0 else dark
+    words.sampling = SimpleNamespace(draw=lambda _predict, x_T, _way: x_T)
+    words.drawn = lambda *_: -torch.ones(2, *model.input_shape)
+    words.x_T.data.fill_(1.0)
+    found = words.measures("test")
+    assert found["target_share"] == 1
+    assert found["target_share_before"] == 0
+    assert found["target_loss"] < 0.1 < 1 < found["target_loss_before"]
+    words._trainer = None
+    assert words.objective(torch.ones(2)) < words.objective(-torch.ones(2))
+
+
+def test_networks_learn_noise_and_classes() -> None:
+    room: Any = Networks(**networks(), process=PROCESS, optimizer=SGD, schedule=None, seed=1)  # type: ignore[arg-type]
+    room.data = data()
+    room.model.forward = lambda x, _t, _c: torch.zeros_like(x)
+    error, logits = room.losses(room.data.splits["train"], 0)
+    assert float(error) == pytest.approx(1, abs=0.5)  # the noise has unit variance
+    assert logits.shape == (20, 2)
+
+
+def test_galleries_are_rows_of_images() -> None:
+    rows = [torch.zeros(20, 1, 2, 2), torch.ones(5, 3, 2, 2)]
+    rows[1] = torch.ones(20, 3, 2, 2)
+    picture = gallery(rows)
+    assert picture.shape == (4, 20)
+    assert picture[:2].max() == 0
+    assert picture[2:].min() == 1
+
+
+def test_smoke_measures_what_claims_read(study: Study) -> None:
+    found = summaries(study)
+    for arm in ("audit_rho", "audit_identity"):
+        assert found[arm]["test/moved"] == pytest.approx(0.1, rel=1e-3)
+    assert 0 < found["invert_rho"]["test/left"] < 1
+    assert found["style_rho"]["test/left"] != 1
+    assert {"test/condition/one_step/logsnr/n4", "test/own/t/uniform/n4"} <= found[
+        "gradients"
+    ].keys()
+    assert found["exact_sd"]["test/order/identity/order/n4"] == pytest.approx(1, abs=0.2)
+
+
+def test_published_sizes() -> None:
+    full = configs("paper=adjoint_dpm", "scale=full", "arm=[network,audit_rho]")
+    with torch.device("meta"):
+        room: Any = build_module(full["audit_rho"].copy())
+    assert isinstance(room.model, ConditionalUNet)
+    unconditional = 35_746_307  # DDPM's on CIFAR-10
+    assert sum(p.numel() for p in room.model.parameters()) == unconditional + 10 * 512
+    config = configs("paper=adjoint_dpm", "scale=full_inversion", "arm=prompt_rho")["prompt_rho"]
+    assert (config.sampling.steps, config.optimizer.lr, config.optimizer.weight_decay) == (
+        49,
+        0.05,
+        0.01,
+    )
+    assert len(Sampling(PROCESS, 49).times) == 50
+    words = configs("paper=adjoint_dpm", "scale=full_vocabulary", "arm=words_rho")["words_rho"]
+    assert (words.sampling.steps, words.optimizer.lr, words.training.steps_per_epoch) == (
+        29,
+        0.01,
+        30,
+    )
+
+
+def test_a_wrong_way_is_one_line(tmp_path: Any) -> None:
+    said = refusal(
+        tmp_path, "paper=adjoint_dpm", "scale=smoke", "arm=network", "seed=0",
+        "networks.classifier_noise=-1.0",
+    )  # fmt: skip
+    assert "classifier_noise is at least 0" in said
+
+
+def test_finished_tasks_keep_pictures(tmp_path: Any) -> None:
+    """A study of two arms, to the end."""
+    run = finished(
+        tmp_path, "paper=adjoint_dpm", "scale=smoke", "arm=[network,style_rho]", "seed=0"
+    )
+    assert (run.artifacts_folder / "samples.npy").is_file()
