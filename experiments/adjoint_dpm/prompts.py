@@ -46,8 +46,8 @@ class PromptInversion(Inversion):
         return embedded
 
     @override
-    def predictor(self) -> Predictor:
-        return self.conditioned(self._kept(self.condition), self.size)
+    def found(self) -> Tensor:
+        return self._kept(self.condition)
 
     @override
     def images(self, x_0: Tensor) -> Tensor:

@@ -279,6 +279,10 @@ class Inversion(Customised):
         blank: Tensor = self.model.embed.blank()
         return blank.detach().expand_as(self.condition).clone()
 
+    def found(self) -> Tensor:
+        """The conditions as they are now."""
+        return self.condition
+
     def truth(self) -> Tensor:
         """The conditions that are hidden."""
         embedded: Tensor = self.model.embed(torch.tensor(self.hidden, device=self.device))
@@ -302,7 +306,7 @@ class Inversion(Customised):
 
     @override
     def predictor(self) -> Predictor:
-        return self.conditioned(self.condition, self.size)
+        return self.conditioned(self.found(), self.size)
 
     @override
     def objective(self, x_0: Tensor) -> Tensor:
@@ -322,7 +326,7 @@ class Inversion(Customised):
         with torch.no_grad():
             goal, start, found = (
                 self.images(self.sampling.draw(self.conditioned(c, self.held_out), x_T, self.way))
-                for c in (self.truth(), self.start(), self.condition)
+                for c in (self.truth(), self.start(), self.found())
             )
         self.pictures = [goal, start, found]
         errors = _errors(goal, start, found, len(self.hidden))
@@ -345,7 +349,7 @@ def left(errors: dict[str, tuple[float, float]]) -> dict[str, float]:
     >>> left({"1": (0.2, 0.1), "7": (0.4, 0.05)})
     {'left_1': 0.5, 'left_7': 0.125, 'left': 0.25, 'start': 0.30000000000000004}
     """
-    shares = {f"left_{name}": after / before for name, (before, after) in errors.items()}
+    shares = {f"left_{name}": max(b, 1e-12 * a) / a for name, (a, b) in errors.items()}
     mean = math.exp(sum(map(math.log, shares.values())) / len(shares))
     return shares | {"left": mean, "start": sum(b for b, _ in errors.values()) / len(errors)}
 

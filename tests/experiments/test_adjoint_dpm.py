@@ -1,4 +1,4 @@
-"""What is special to gradients through samplers: what each number means, on samplers made by hand."""
+"""What is special to gradients through samplers: what each number means, on inputs by hand."""
 
 from __future__ import annotations
 
@@ -71,20 +71,19 @@ def test_every_way_gives_a_gradient_of_the_same_loss(way: str) -> None:
         return sampling.gradients(name, lambda x, t: net(x, t, condition), x_T, loss, [condition])
 
     ours, exact = pull(way), pull("naive")
-    cosine = torch.cosine_similarity(ours.at_noise.flatten(), exact.at_noise.flatten(), 0)
-    at_condition = torch.cosine_similarity(
-        ours.at_inputs[0].flatten(), exact.at_inputs[0].flatten(), 0
+    cosine, at_condition = (
+        torch.cosine_similarity(a.flatten(), b.flatten(), 0)
+        for a, b in [(ours.at_noise, exact.at_noise), (ours.at_inputs[0], exact.at_inputs[0])]
     )
-    assert float(ours.loss) == pytest.approx(float(exact.loss), rel=0.05)
+    assert float(ours.loss) == pytest.approx(float(exact.loss), rel=0.1)
     assert x_T.requires_grad is False
     if way in ("rho", "t", "checkpoint", "naive", "naive_t", "t_rho"):
         assert cosine > 0.999
         assert at_condition > 0.99
     elif way == "identity":
         v = 2 * (ours.x_0 - 1)
-        torch.testing.assert_close(
-            ours.at_noise, v * PROCESS.signal(1e-3)[0] / PROCESS.signal(1.0)[0]
-        )
+        (alpha_T, _), (alpha_e, _) = map(PROCESS.signal, (1.0, 1e-3))
+        torch.testing.assert_close(ours.at_noise, v * alpha_e / alpha_T)
         assert ours.at_inputs[0].abs().max() == 0
     elif way == "last_step":
         assert ours.at_noise.abs().max() == 0
@@ -119,7 +118,9 @@ def test_errors_are_medians_relative_to_the_reference() -> None:
 
 
 def test_an_exact_law_is_of_images_on_the_scale_of_the_samples() -> None:
-    room = Accuracy(**networks(), process=PROCESS, cells={"a": Cell()}, points=20, noises=3)
+    room = Accuracy(
+        **networks(), process=PROCESS, cells={"a": Cell()}, points=20, noises=3, reference_steps=10
+    )
     room.data = data()
     low, high = scaled(room.data, room.data.splits["train"][0]).aminmax()
     assert (float(low), float(high)) == (-1, 1)
@@ -139,8 +140,9 @@ def test_bytes_and_calls_are_counted() -> None:
     )
     room._measure_costs()
     state = 32 * 4 * 4
-    assert room.table["test/bytes/rho"] == room.table["test/bytes/checkpoint"] == state
-    assert room.table["test/activations/rho"] == room.table["test/activations/checkpoint"] == 0
+    for way in ("rho", "checkpoint"):
+        assert room.table[f"test/bytes/{way}"] == pytest.approx(state)
+        assert room.table[f"test/activations/{way}"] == pytest.approx(0, abs=1e-6)
     assert room.table["test/activations/naive"] > 10 * state
     costs = {
         way: (room.table[f"test/calls/{way}"], room.table[f"test/products/{way}"]) for way in WAYS
@@ -158,6 +160,13 @@ class Sign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = x.flatten(1)[:, :1]
         return torch.cat([-first, first], 1)
+
+
+class InTurn(nn.Module):
+    """Sees classes 0 and 1 in turn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(torch.arange(len(x)) % 2, 2).float()
 
 
 def test_success_is_of_noises_that_were_classified_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,8 +237,7 @@ def test_style_is_left_over_from_what_it_was() -> None:
     found = room.measures("test")
     assert found["left"] == pytest.approx(0.5)
     assert found["accuracy_before"] == 0.25
-    labels = room.labels(4)
-    room.classifier = lambda x: torch.nn.functional.one_hot(labels[: len(x)], 2).float()
+    room.classifier = InTurn()
     assert room.measures("test")["accuracy"] == 1
     black = torch.zeros(1, *SHAPE)
     assert room.style(black).abs().max() == 0
