@@ -54,19 +54,21 @@ class StableDiffusion(nn.Module):
         info: Mapping[str, Any] | None = None,  # noqa: ARG002 - read from the config
     ) -> None:
         super().__init__()
-        self.source = source if root is None else str(Path(root) / source)
+        self.name, self.source = source, source if root is None else str(Path(root) / source)
         self.guidance, self.checkpointing = guidance, checkpointing
         self.dtype = torch.float16 if half else torch.float32
         self.input_shape = (latents, size // 8, size // 8)
         self.condition_shape = (tokens, width)
         self._parts: dict[str, Any] = {}
+        self._texts: dict[str, Tensor] = {}  # embeddings so far
 
     def embed(self, prompt: str) -> Tensor:
         """The embedding (1, L, E) of a text."""
-        tokens = self._tokenised(prompt)
-        with torch.no_grad():
-            embedded: Tensor = self._part("text_encoder")(tokens).last_hidden_state
-        return embedded
+        if prompt not in self._texts:
+            with torch.no_grad():
+                encoded = self._part("text_encoder")(self._tokenised(prompt))
+            self._texts[prompt] = encoded.last_hidden_state
+        return self._texts[prompt]
 
     def length(self, prompt: str) -> int:
         """Tokens of a text, those of its begin and end included."""
@@ -125,7 +127,7 @@ class StableDiffusion(nn.Module):
         except (OSError, ValueError) as error:
             raise UserError(
                 f"Stable Diffusion's {name} is missing: nothing at {self.source}. Fetch it with "
-                f"'hf download {self.source}', or name its folder with data.root=…."
+                f"'hf download {self.name}', or name the folder that holds it with data.root=…."
             ) from error
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
