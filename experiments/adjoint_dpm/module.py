@@ -9,14 +9,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from repro.experiments.adjoint_dpm.ways import WAYS, Pulled, Sampling, Way
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.knobs import Count, Natural, NonNegative, check_choice, checked
-from repro.methods.adjoint_dpm import Grid, OneStep, Solver
+from repro.methods.adjoint_dpm import WAYS, Grid, OneStep, Pulled, Sampling, Solver, Way
 from repro.toolbox.costs import PeakMemory
 from repro.toolbox.diffusion import Predictor, VPProcess
 from repro.toolbox.exact_scores import PointMixture, noise_in

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 from repro.experiments.adjoint_dpm.tasks import Audit, Inversion
-from repro.experiments.adjoint_dpm.ways import Pulled
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.knobs import Count, Natural, Positive, checked
+from repro.methods.adjoint_dpm import Pulled
 from repro.toolbox.diffusion import Predictor
 from repro.toolbox.pretrained import Base
 
@@ -26,12 +26,11 @@ class PromptInversion(Inversion):
     Args:
         prompt: that is kept.
         effect: what is appended to it in the target.
-        *args: see `Inversion`.
         **kwargs: see `Inversion`.
     """
 
-    def __init__(self, *args: Any, prompt: str, effect: str, **kwargs: Any) -> None:
-        super().__init__(*args, hidden=(0,), **kwargs)
+    def __init__(self, *, prompt: str, effect: str, **kwargs: Any) -> None:
+        super().__init__(hidden=(0,), **kwargs)
         self.prompt, self.effect = prompt, effect
 
     @override
@@ -72,7 +71,6 @@ class Vocabulary(Audit):
         cutouts: random squares of the image that the classifier sees.
         power: of a uniform number, from which a cutout's side follows.
         view: side of what the classifier sees.
-        *args: see `Audit`.
         **kwargs: see `Audit`.
     """
 
@@ -86,7 +84,7 @@ class Vocabulary(Audit):
     @checked
     def __init__(
         self,
-        *args: Any,
+        *,
         prompt: str,
         target: Natural,
         base: Base,
@@ -96,7 +94,7 @@ class Vocabulary(Audit):
         view: Count = 224,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         self.prompt, self.target, self.base, self.weight = prompt, target, base, weight
         self.cutouts, self.power, self.view = cutouts, power, view
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from repro.experiments.adjoint_dpm.module import NOISE, scaled
-from repro.experiments.adjoint_dpm.ways import Pulled, Sampling, Way
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.knobs import Count, Natural, NonNegative, Probability, checked
+from repro.methods.adjoint_dpm import Pulled, Sampling, Way
 from repro.records.names import ARTIFACTS
 from repro.toolbox.diffusion import Predictor
 from repro.toolbox.method import OptimizerFactory
@@ -159,7 +159,6 @@ class Audit(Customised):
 
     Args:
         size: noises.
-        *args: see `Customised`.
         **kwargs: see `Customised`.
     """
 
@@ -172,8 +171,8 @@ class Audit(Customised):
     }
 
     @checked
-    def __init__(self, *args: Any, size: Count = 200, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, size: Count = 200, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.x_T = nn.Parameter(torch.zeros(size, *self.model.input_shape))
 
     @override
@@ -239,7 +238,6 @@ class Inversion(Customised):
         size: noises of each, in training.
         held_out: noises of each, on which the embedding is judged.
         until: the condition enters at times above this alone; below the mean embedding does.
-        *args: see `Customised`.
         **kwargs: see `Customised`.
     """
 
@@ -256,14 +254,14 @@ class Inversion(Customised):
     @checked
     def __init__(
         self,
-        *args: Any,
+        *,
         hidden: Sequence[Natural] = (1, 3, 7),
         size: Count = 16,
         held_out: Count = 64,
         until: Probability = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         self.hidden, self.size, self.held_out, self.until = hidden, size, held_out, until
         self.condition = nn.Parameter(torch.zeros(len(hidden), *self.model.condition_shape))
         self.targets: Tensor | None = None
@@ -365,7 +363,6 @@ class Style(Customised):
         held_out: noises on which the style is judged.
         content: weight of the classifier's cross-entropy of the class asked for.
         reference: index of a training image.
-        *args: see `Customised`.
         **kwargs: see `Customised`.
     """
 
@@ -383,14 +380,14 @@ class Style(Customised):
     @checked
     def __init__(
         self,
-        *args: Any,
+        *,
         size: Count = 64,
         held_out: Count = 200,
         content: NonNegative = 0.1,
         reference: Natural = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         self.model.requires_grad_(True)
         self.size, self.held_out = size, held_out
         self.content, self.reference = content, reference

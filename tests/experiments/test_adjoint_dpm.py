@@ -10,10 +10,10 @@ import torch
 from repro.experiments.adjoint_dpm.module import Accuracy, Cell, Networks, orders, relative, scaled
 from repro.experiments.adjoint_dpm.prompts import PromptInversion, Vocabulary
 from repro.experiments.adjoint_dpm.tasks import Audit, Inversion, Style, gallery
-from repro.experiments.adjoint_dpm.ways import WAYS, Pulled, Sampling
 from rooms import configs, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
+from repro.methods.adjoint_dpm import WAYS, Pulled, Sampling
 from repro.models.diffusion.conditional import ConditionalMLP, ConditionalUNet
 from repro.models.diffusion.stable_diffusion import SmallDiffusion
 from repro.models.toys.mlp import MLP
@@ -54,46 +54,6 @@ def task(kind: Any, **knobs: Any) -> Any:
     found.data = data()
     found.setup("fit")
     return found
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_every_way_gives_a_gradient_of_the_same_loss(way: str) -> None:
-    """Against backpropagation on the way's own form, by its cosine; null ways by what they are."""
-    net: Any = networks()["model"].double()
-    condition = net.embed(torch.tensor([0, 1])).detach().requires_grad_()
-    x_T = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sampling = Sampling(PROCESS, 100, "logsnr")
-
-    def pull(name: str) -> Pulled:
-        def loss(x: Tensor) -> Tensor:
-            return (x - 1).square().sum()
-
-        return sampling.gradients(name, lambda x, t: net(x, t, condition), x_T, loss, [condition])
-
-    ours, exact = pull(way), pull("naive")
-    cosine, at_condition = (
-        torch.cosine_similarity(a.flatten(), b.flatten(), 0)
-        for a, b in [(ours.at_noise, exact.at_noise), (ours.at_inputs[0], exact.at_inputs[0])]
-    )
-    assert float(ours.loss) == pytest.approx(float(exact.loss), rel=0.1)
-    assert x_T.requires_grad is False
-    if way in ("rho", "t", "checkpoint", "naive", "naive_t", "t_rho"):
-        assert cosine > 0.999
-        assert at_condition > 0.99
-    elif way == "identity":
-        v = 2 * (ours.x_0 - 1)
-        (alpha_T, _), (alpha_e, _) = map(PROCESS.signal, (1.0, 1e-3))
-        torch.testing.assert_close(ours.at_noise, v * alpha_e / alpha_T)
-        assert ours.at_inputs[0].abs().max() == 0
-    elif way == "last_step":
-        assert ours.at_noise.abs().max() == 0
-        assert 0 < ours.at_inputs[0].norm() < exact.at_inputs[0].norm()
-    elif way == "one_step":
-        assert cosine > 0.5
-        assert at_condition > 0
-    else:
-        torch.testing.assert_close(ours.at_noise, pull(way).at_noise)  # one direction for ever
-        assert abs(cosine) < 0.9
 
 
 def test_errors_are_medians_relative_to_the_reference() -> None:

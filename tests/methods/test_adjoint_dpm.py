@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from repro.errors import UserError
 from repro.methods import adjoint_dpm
 from repro.methods.adjoint_dpm import (
+    WAYS,
+    Pulled,
     RhoFlow,
+    Sampling,
     TimeFlow,
     adams_bashforth,
     sample,
@@ -288,3 +291,47 @@ def test_the_time_form_is_stiff_where_the_other_is_not() -> None:
 def test_a_solver_with_memory_cannot_repeat_steps() -> None:
     with pytest.raises(UserError, match="gradient=checkpoint repeats single steps"):
         solve(lambda _, y: y, noise(2), [0.0, 1.0], "ab3", "checkpoint")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_a_gradient_of_the_same_loss(way: str) -> None:
+    """Against backpropagation on the way's own form, by its cosine; null ways by what they are."""
+    net = Net()
+    condition = net.condition
+    x_T = noise(4).detach()
+    sampling = Sampling(PROCESS, 100, "logsnr")
+
+    def pull(name: str) -> Pulled:
+        def loss(x: Tensor) -> Tensor:
+            return (x - 1).square().sum()
+
+        return sampling.gradients(name, net, x_T, loss, [condition])
+
+    ours, exact = pull(way), pull("naive")
+    cosine, at_condition = (
+        torch.cosine_similarity(a.flatten(), b.flatten(), 0)
+        for a, b in [(ours.at_noise, exact.at_noise), (ours.at_inputs[0], exact.at_inputs[0])]
+    )
+    assert float(ours.loss) == pytest.approx(float(exact.loss), rel=0.1)
+    assert x_T.requires_grad is False
+    if way in ("rho", "t", "checkpoint", "naive", "naive_t", "t_rho"):
+        assert cosine > 0.999
+        assert at_condition > 0.99
+    elif way == "identity":
+        v = 2 * (ours.x_0 - 1)
+        (alpha_T, _), (alpha_e, _) = map(PROCESS.signal, (1.0, 1e-3))
+        torch.testing.assert_close(ours.at_noise, v * alpha_e / alpha_T)
+        assert ours.at_inputs[0].abs().max() == 0
+    elif way == "last_step":
+        assert ours.at_noise.abs().max() == 0
+        assert 0 < ours.at_inputs[0].norm() < exact.at_inputs[0].norm()
+    elif way == "one_step":
+        start, flow = x_T.clone().requires_grad_(), RhoFlow(PROCESS)
+        first = net(start, torch.ones(4, dtype=torch.float64))
+        end = flow.scale(END) * (start + flow.coordinate(END) * first)
+        (by_hand,) = torch.autograd.grad(end, start, 2 * (ours.x_0 - 1))
+        torch.testing.assert_close(ours.at_noise, by_hand)
+        assert ours.at_inputs[0].abs().min() > 0
+    else:
+        torch.testing.assert_close(ours.at_noise, pull(way).at_noise)  # one direction for ever
+        assert abs(cosine) < 0.7

@@ -47,18 +47,23 @@ from repro.methods.adjoint_dpm.flow import (
     time_grid,
 )
 from repro.methods.adjoint_dpm.solvers import OneStep, Solver, adams_bashforth, walk
+from repro.methods.adjoint_dpm.ways import WAYS, Pulled, Sampling, Way
 
 __all__ = [
     "FLOWS",
+    "WAYS",
     "Flow",
     "Form",
     "Gradient",
     "Grid",
     "OneStep",
+    "Pulled",
     "RhoFlow",
+    "Sampling",
     "Solver",
     "States",
     "TimeFlow",
+    "Way",
     "adams_bashforth",
     "integrate_adjoint",
     "sample",

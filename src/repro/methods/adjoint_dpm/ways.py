@@ -1,4 +1,4 @@
-"""The ways to a gradient that are compared: the method's, its rivals', and those that do without.
+"""Ways to a gradient through a sampler: the method's, its rivals', and those that do without.
 
 Tensors: B examples; noises x_T and samples x_0 have any shape behind it.
 """
@@ -12,21 +12,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from repro.data.base.iterators import generator_for
 from repro.knobs import Count, Inside, checked
-from repro.methods.adjoint_dpm import (
-    Form,
-    Grid,
-    OneStep,
-    RhoFlow,
-    Solver,
-    States,
-    TimeFlow,
-    integrate_adjoint,
-    sample,
-    time_grid,
-    walk,
-)
+from repro.methods.adjoint_dpm.adjoint import States, integrate_adjoint
+from repro.methods.adjoint_dpm.flow import Form, Grid, RhoFlow, TimeFlow, sample, time_grid
+from repro.methods.adjoint_dpm.solvers import OneStep, Solver, walk
 from repro.toolbox.diffusion import Predictor, VPProcess
 
 Way = Literal[
@@ -42,7 +31,7 @@ SAMPLERS: dict[str, tuple[Form, Any]] = {
     "naive": ("rho", "naive"),
     "naive_t": ("t", "naive"),
 }
-RANDOM = 5  # key of the random directions
+OTHER = 2**31  # random directions are not the noise that the same seed makes elsewhere
 
 
 class Pulled(NamedTuple):
@@ -125,7 +114,9 @@ class Sampling:
         x_0 = self.draw(predict, x_T).requires_grad_()
         value = loss(x_0)
         (v,) = torch.autograd.grad(value, x_0)
-        found = self._without(way, predict, x_T, v, inputs, generator_for(seed, RANDOM))
+        found = self._without(
+            way, predict, x_T, v, inputs, torch.Generator().manual_seed(OTHER + seed)
+        )
         return Pulled(x_0.detach(), value.detach(), *_split(found))
 
     def _without(
