@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,12 +116,68 @@ def test_bytes_and_calls_are_counted() -> None:
     assert costs["last_step"] == (40, 1)
 
 
+CELLS = ["uniform_01", "uniform_05", "uniform_20", "logsnr_01", "logsnr_05", "logsnr_20"]
+ERRORS = {"rho": 1.0, "t": 2.0, "checkpoint": 3.0, "identity": 4.0, "one_step": 5.0}
+
+
+def test_every_number_is_of_its_way_cell_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ways that are off by a number over their steps, across the reference."""
+    exact = torch.tensor([[1.0, 0.0]])
+
+    def pull(way: str, sampling: Sampling, variance: float) -> Pulled:
+        is_fine = sampling.solver == "rk4"
+        error = 0.0 if is_fine else ERRORS[way] * (1 + variance) / sampling.steps
+        error *= 10 if sampling.grid == "logsnr" else 1
+        off = exact + torch.tensor([[0.0, error]])
+        return Pulled(off + off - exact, torch.zeros(()), off, [off])
+
+    room = Accuracy(**networks(), process=PROCESS, cells={})
+    monkeypatch.setattr(room, "_pull", pull)
+    for name in CELLS:
+        grid, variance = name.split("_")
+        kind: Any = grid
+        room._compare(name, Cell(grid=kind, variance=int(variance) / 100))
+    for trained in ("uniform", "logsnr"):
+        room._compare(trained, Cell(grid=trained, variance=0.0, ways=tuple(ERRORS)))  # type: ignore[arg-type]
+    room._compare("order", Cell(variance=0.0, steps=(50, 100, 200), ways=("rho", "identity")))
+    found = logged(room, room.on_test_epoch_end)
+    for steps in (10, 20, 29, 49):
+        for way in ("rho", "checkpoint"):
+            off = ERRORS[way] * 1.01 / steps
+            assert found[f"test/gradient/{way}/uniform_01/n{steps}"] == pytest.approx(off)
+        for way in ("rho", "t", "checkpoint", "one_step"):
+            off = ERRORS[way] / steps
+            assert found[f"test/gradient/{way}/uniform/n{steps}"] == pytest.approx(off)
+            assert found[f"test/condition/{way}/uniform/n{steps}"] == pytest.approx(off)
+            assert found[f"test/gradient/{way}/logsnr/n{steps}"] == pytest.approx(10 * off)
+            assert found[f"test/condition/{way}/logsnr/n{steps}"] == pytest.approx(10 * off)
+        off = ERRORS["identity"] / steps
+        at_best_scale = off / math.hypot(1, off)
+        assert found[f"test/gradient/identity/uniform/n{steps}"] == pytest.approx(at_best_scale)
+    for cell in CELLS:
+        kind, variance = cell.split("_")
+        factor = (1 + int(variance) / 100) * (10 if kind == "logsnr" else 1)
+        for way in ("rho", "t"):
+            off = ERRORS[way] * factor / 20
+            assert found[f"test/gradient/{way}/{cell}/n20"] == pytest.approx(off)
+            assert found[f"test/forward/{way}/{cell}/n20"] == pytest.approx(2 * off)
+    for steps in (50, 100):
+        assert found[f"test/order/rho/order/n{steps}"] == pytest.approx(2)
+        assert found[f"test/order/identity/order/n{steps}"] == pytest.approx(2, rel=0.01)
+
+
 class Sign(nn.Module):
     """Sees class 1 where the first pixel is above zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         first = x.flatten(1)[:, :1]
         return torch.cat([-first, first], 1)
+
+
+def results(room: Any, folder: Path) -> dict[str, float]:
+    """What a task logs in a test; pictures go to the folder."""
+    room._trainer = SimpleNamespace(default_root_dir=folder)
+    return logged(room, room.on_test_epoch_end)
 
 
 class InTurn(nn.Module):
@@ -129,7 +187,9 @@ class InTurn(nn.Module):
         return nn.functional.one_hot(torch.arange(len(x)) % 2, 2).float()
 
 
-def test_success_is_of_noises_that_were_classified_rightly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_success_is_of_noises_that_were_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     room = task(Audit, size=4)
     room.classifier = Sign()
     start = room.x_T.detach().clone()
@@ -143,11 +203,11 @@ def test_success_is_of_noises_that_were_classified_rightly(monkeypatch: pytest.M
         return chosen.view(4, 1, 1, 1).expand(4, *SHAPE)
 
     monkeypatch.setattr(room, "samples", samples)
-    found = room.measures("test")
-    assert found["success"] == pytest.approx(2 / 3)
-    assert found["accuracy"] == pytest.approx(3 / 4)
-    assert found["moved"] == pytest.approx(6)  # 3 in each of four pixels
-    assert found["distance"] == pytest.approx(0, abs=1e-6)  # all black and all white are images
+    found = results(room, tmp_path)
+    assert found["test/success"] == pytest.approx(2 / 3)
+    assert found["test/accuracy"] == pytest.approx(3 / 4)
+    assert found["test/moved"] == pytest.approx(6)  # 3 in each of four pixels
+    assert found["test/distance"] == pytest.approx(0, abs=1e-6)  # black and white are images
     assert room.measures("val") == {}
 
 
@@ -164,22 +224,22 @@ def test_a_step_of_the_audit_is_uphill_and_of_the_rates_length() -> None:
     assert room.objective(shown[1]) < room.objective(shown[0])  # descended: the class is lost
 
 
-def test_what_is_left_is_of_held_out_noises_by_class() -> None:
+def test_what_is_left_is_of_held_out_noises_by_class(tmp_path: Path) -> None:
     room = task(Inversion, hidden=(0, 1), size=2, held_out=3)
     assert torch.equal(room.condition[0], room.model.embed.blank())
-    unchanged = room.measures("test")
-    assert unchanged["left"] == pytest.approx(1)
-    assert unchanged["start"] > 0
+    unchanged = results(room, tmp_path)
+    assert unchanged["test/left"] == pytest.approx(1)
+    assert unchanged["test/start"] > 0
     with torch.no_grad():
         room.condition[0] = room.truth()[0]
-    found = room.measures("test")
-    assert found["left_0"] == pytest.approx(0, abs=1e-9)
-    assert found["left_1"] == pytest.approx(1)
+    found = results(room, tmp_path)
+    assert found["test/left_0"] == pytest.approx(0, abs=1e-9)
+    assert found["test/left_1"] == pytest.approx(1)
     with torch.no_grad():
         room.condition.copy_(room.truth())
     draws = room.sampling.draw(room.predictor(), room.noises())
     assert float(room.objective(draws)) == pytest.approx(0, abs=1e-9)
-    assert room.measures("val")["start"] != unchanged["start"]  # other noises
+    assert room.measures("val")["start"] != unchanged["test/start"]  # other noises
 
 
 def test_a_condition_of_the_first_half_is_not_heard_later() -> None:
@@ -191,14 +251,14 @@ def test_a_condition_of_the_first_half_is_not_heard_later() -> None:
         assert torch.equal(told, silent) != heard
 
 
-def test_style_is_left_over_from_what_it_was() -> None:
+def test_style_is_left_over_from_what_it_was(tmp_path: Path) -> None:
     room = task(Style, size=2, held_out=4)
     room.untouched = {"test": (2 * room._judged("test")[0], 0.25)}
-    found = room.measures("test")
-    assert found["left"] == pytest.approx(0.5)
-    assert found["accuracy_before"] == 0.25
+    found = results(room, tmp_path)
+    assert found["test/left"] == pytest.approx(0.5)
+    assert found["test/accuracy_before"] == 0.25
     room.classifier = InTurn()
-    assert room.measures("test")["accuracy"] == 1
+    assert results(room, tmp_path)["test/accuracy"] == 1
     black = torch.zeros(1, *SHAPE)
     assert room.style(black).abs().max() == 0
     assert room.style(black + 1)[0, 0] == 1  # its ink
@@ -207,7 +267,7 @@ def test_style_is_left_over_from_what_it_was() -> None:
     assert float(room._style_loss(same)) == pytest.approx(0, abs=1e-9)
 
 
-def test_words_behind_the_prompt_are_what_is_found() -> None:
+def test_words_behind_the_prompt_are_what_is_found(tmp_path: Path) -> None:
     knobs = {"sampling": SAMPLING, "way": "rho", "optimizer": lambda p: SGD(p, 1.0)}
     model = SmallDiffusion(size=16, tokens=8, width=5)
     room: Any = PromptInversion(
@@ -219,10 +279,10 @@ def test_words_behind_the_prompt_are_what_is_found() -> None:
     assert torch.equal(kept[:, :4], model.embed("a street")[:, :4])
     assert (kept[:, 4:] == 9).all()
     assert torch.equal(room.start()[:, 4:], model.embed("")[:, 4:])
-    assert room.measures("test")["left"] == pytest.approx(1)
+    assert results(room, tmp_path)["test/left"] == pytest.approx(1)
     with torch.no_grad():
         room.condition.copy_(room.truth())
-    assert room.measures("test")["left"] < 1
+    assert results(room, tmp_path)["test/left"] < 1
 
     class Bright(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -238,10 +298,10 @@ def test_words_behind_the_prompt_are_what_is_found() -> None:
     words.sampling = SimpleNamespace(draw=lambda _predict, x_T, _way: x_T)
     words.drawn = lambda *_: -torch.ones(2, *model.input_shape)
     words.x_T.data.fill_(1.0)
-    found = words.measures("test")
-    assert found["target_share"] == 1
-    assert found["target_share_before"] == 0
-    assert found["target_loss"] < 0.1 < 1 < found["target_loss_before"]
+    found = results(words, tmp_path)
+    assert found["test/target_share"] == 1
+    assert found["test/target_share_before"] == 0
+    assert found["test/target_loss"] < 0.1 < 1 < found["test/target_loss_before"]
     words._trainer = None
     assert words.objective(torch.ones(2)) < words.objective(-torch.ones(2))
 
@@ -298,7 +358,7 @@ def test_published_sizes() -> None:
     )
 
 
-def test_a_wrong_way_is_one_line(tmp_path: Any) -> None:
+def test_a_wrong_way_is_one_line(tmp_path: Path) -> None:
     said = refusal(
         tmp_path, "paper=adjoint_dpm", "scale=smoke", "arm=network", "seed=0",
         "networks.classifier_noise=-1.0",
@@ -306,7 +366,7 @@ def test_a_wrong_way_is_one_line(tmp_path: Any) -> None:
     assert "classifier_noise is at least 0" in said
 
 
-def test_finished_tasks_keep_pictures(tmp_path: Any) -> None:
+def test_finished_tasks_keep_pictures(tmp_path: Path) -> None:
     """A study of two arms, to the end."""
     run = finished(
         tmp_path, "paper=adjoint_dpm", "scale=smoke", "arm=[network,style_rho]", "seed=0"

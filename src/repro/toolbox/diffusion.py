@@ -188,8 +188,8 @@ class Discrete(VPProcess):
     def _logs(self) -> np.ndarray:
         """Log alpha_bar at times 0, 1/N, …, 1."""
         power = 0.5 if self.scaled else 1.0
-        ends = [(each / self.levels) ** power for each in (self.beta_start, self.beta_end)]
-        betas = np.linspace(*ends, self.levels) ** (1 / power)
+        first, last = ((each / self.levels) ** power for each in (self.beta_start, self.beta_end))
+        betas = np.linspace(first, last, self.levels) ** (1 / power)
         return np.concatenate([[0.0], np.log1p(-betas).cumsum()])
 
     def beta(self, time: Time) -> Time:

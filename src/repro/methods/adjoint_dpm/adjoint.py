@@ -75,7 +75,7 @@ def solve(
     keep_all = gradient == "checkpoint" or states == "saved"
     plan = _Plan(field, tuple(grid), solver, way_back, reverse, keep_all)
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    solution: Tensor = _Solve.apply(plan, y0, *wanted)  # type: ignore[no-untyped-call]
+    solution: Tensor = _Solve.apply(plan, y0, *wanted)
     return solution
 
 
@@ -162,7 +162,7 @@ class _Solve(torch.autograd.Function):
         return states[-1]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         plan = ctx.plan
         states, inputs = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]

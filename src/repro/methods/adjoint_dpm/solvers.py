@@ -85,14 +85,14 @@ def walk(field: Field, y: Tensor, grid: Sequence[float], solver: str) -> Iterato
     past: deque[tuple[float, Tensor]] = deque(maxlen=order)
     for u, end in pairwise(grid):
         if len(past) + 1 < order:
-            slopes = []
+            seen: list[Tensor] = []
 
-            def noted(u: float, state: State, slopes: list[Tensor] = slopes) -> State:
-                slopes.append(field(u, *state))
-                return (slopes[-1],)
+            def noted(u: float, state: State, seen: list[Tensor] = seen) -> State:
+                seen.append(field(u, *state))
+                return (seen[-1],)
 
             (y,) = rk4(noted, u, end - u, (y,))
-            past.append((u, slopes[0]))
+            past.append((u, seen[0]))
         else:
             past.append((u, field(u, y)))
             nodes, slopes = zip(*past, strict=True)
