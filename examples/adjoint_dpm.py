@@ -5,6 +5,7 @@ Diffusion's schedule. Run it: ``python examples/adjoint_dpm.py``.
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -19,7 +20,9 @@ predict = noise_in(law, process)
 noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
 
 
-def gradient(steps: int, form: str, way: str, grid: str = "uniform", solver: str = "euler"):
+def gradient(
+    steps: int, form: Any, way: Any, grid: Any = "uniform", solver: Any = "euler"
+) -> tuple[torch.Tensor, int]:
     """Of the distance to a target, and the tensors that the way back keeps."""
     kept = []
 

@@ -49,6 +49,8 @@ class Networks(Procedure):
         "test/accuracy": "as val/accuracy",
     }
 
+    model: Any  # a module with conditions
+
     @checked
     def __init__(
         self,
@@ -168,6 +170,8 @@ class Accuracy(Procedure):
     }
     KEPT = ("table", "done")
 
+    model: Any  # a module with conditions
+
     @checked
     def __init__(
         self,
@@ -248,7 +252,9 @@ class Accuracy(Procedure):
             sampling = Sampling(
                 self.process, steps, cell.grid, cell.end, cell.solver, cell.backward
             )
-            found = {way: self._pull(way, sampling, cell.variance) for way in cell.ways}
+            found: dict[str, Pulled] = {
+                way: self._pull(way, sampling, cell.variance) for way in cell.ways
+            }
             for way, pulled in found.items():
                 self.note(f"{way}/{name}/n{steps}", pulled, fine)
             for way, exact in (("rho", "checkpoint"), ("rho", "naive"), ("t", "naive_t")):

@@ -41,6 +41,7 @@ class Customised(Procedure):
     """
 
     METRICS: ClassVar = {"train/loss": "mean of the objective over all iterations"}
+    model: Any  # a module with conditions
 
     def __init__(
         self,
@@ -397,6 +398,7 @@ class Style(Customised):
         self.untouched: dict[str, tuple[float, float]] = {}
 
     KEPT = ("untouched",)
+    filters: Tensor
 
     @override
     def on_train_start(self) -> None:

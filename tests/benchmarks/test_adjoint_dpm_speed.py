@@ -125,7 +125,7 @@ def test_peak_memory_of_a_unet_of_50_million_weights(way: Any) -> None:
     for steps in (10, 50):
         x_T = torch.randn(4, 3, 64, 64, device=device, requires_grad=True)
         torch.cuda.reset_peak_memory_stats()
-        sample(net, x_T, time_grid(PROCESS, steps), PROCESS, gradient=way).sum().backward()  # type: ignore[no-untyped-call]
+        sample(net, x_T, time_grid(PROCESS, steps), PROCESS, gradient=way).sum().backward()
         peaks.append(torch.cuda.max_memory_allocated() / 2**20)
     print(f"\n{way}: {peaks[0]:.0f} MiB at 10 steps, {peaks[1]:.0f} at 50")
     if way != "naive":

@@ -268,7 +268,7 @@ def test_style_is_left_over_from_what_it_was(tmp_path: Path) -> None:
 
 
 def test_words_behind_the_prompt_are_what_is_found(tmp_path: Path) -> None:
-    knobs = {"sampling": SAMPLING, "way": "rho", "optimizer": lambda p: SGD(p, 1.0)}
+    knobs: dict[str, Any] = {"sampling": SAMPLING, "way": "rho", "optimizer": lambda p: SGD(p, 1.0)}
     model = SmallDiffusion(size=16, tokens=8, width=5)
     room: Any = PromptInversion(
         model=model, classifier=nn.Identity(), prompt="a street", effect=" in oil",

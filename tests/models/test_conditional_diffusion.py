@@ -16,7 +16,15 @@ from repro.models.diffusion.ddpm_unet import DDPMUNet
 from repro.models.diffusion.stable_diffusion import StableDiffusion
 from repro.toolbox.diffusion import Discrete
 
-SMALL_UNET = {"width": 8, "multipliers": [1, 1], "blocks": 1, "groups": 4, "dropout": 0.0}
+SMALL_UNET: dict[str, Any] = {
+    "width": 8, "multipliers": [1, 1], "blocks": 1, "groups": 4, "dropout": 0.0,
+}  # fmt: skip
+    "width": 8,
+    "multipliers": [1, 1],
+    "blocks": 1,
+    "groups": 4,
+    "dropout": 0.0,
+}
 
 
 @pytest.mark.parametrize("kind", [ConditionalMLP, ConditionalUNet])
@@ -38,7 +46,7 @@ def test_noise_depends_on_time_and_class(kind: Any) -> None:
 def test_a_unet_without_a_condition_is_the_old_one() -> None:
     torch.manual_seed(0)
     net = ConditionalUNet((1, 4, 4), 3, **SMALL_UNET)
-    plain = DDPMUNet((1, 4, 4), **SMALL_UNET)  # type: ignore[arg-type]
+    plain = DDPMUNet((1, 4, 4), **SMALL_UNET)
     plain.load_state_dict(net.state_dict(), strict=False)
     x, time = torch.randn(2, 1, 4, 4), torch.tensor([0.2, 0.7])
     told = net(x, time, torch.zeros(2, *net.condition_shape))

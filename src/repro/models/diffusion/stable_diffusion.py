@@ -7,6 +7,7 @@ decoder and the text need is loaded. Conditions are text embeddings (B, L, E), L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,7 @@ class StableDiffusion(nn.Module):
     def _loaded(self, name: str) -> Any:
         if find_spec("diffusers") is None or find_spec("transformers") is None:
             raise UserError(f"Stable Diffusion needs diffusers and transformers: {GET}")
-        import diffusers
-        import transformers
+        diffusers, transformers = map(import_module, ("diffusers", "transformers"))
 
         kinds = {
             "tokenizer": transformers.CLIPTokenizer,
@@ -123,13 +123,13 @@ class StableDiffusion(nn.Module):
         }
         knobs = {} if name == "tokenizer" else {"torch_dtype": self.dtype}
         try:
-            part = kinds[name].from_pretrained(self.source, subfolder=name, **knobs)
+            part: Any = kinds[name].from_pretrained(self.source, subfolder=name, **knobs)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"Stable Diffusion's {name} is missing: nothing at {self.source}. Fetch it with "
                 f"'hf download {self.name}', or name the folder that holds it with data.root=…."
             ) from error
-        if isinstance(part, nn.Module):
+        if name != "tokenizer":
             part.eval().requires_grad_(False)
             if self.checkpointing and name == "unet":
                 part.enable_gradient_checkpointing()
