@@ -17,8 +17,6 @@ from repro.models.diffusion.stable_diffusion import StableDiffusion
 from repro.toolbox.diffusion import Discrete
 
 SMALL_UNET: dict[str, Any] = {
-    "width": 8, "multipliers": [1, 1], "blocks": 1, "groups": 4, "dropout": 0.0,
-}  # fmt: skip
     "width": 8,
     "multipliers": [1, 1],
     "blocks": 1,
