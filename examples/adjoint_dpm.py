@@ -37,7 +37,7 @@ def gradient(
     return torch.autograd.grad(loss, noise)[0], len(kept)
 
 
-exact, _ = gradient(100, "rho", "checkpoint", "logsnr", "rk4")
+exact, _ = gradient(60, "rho", "checkpoint", "logsnr", "rk4")
 print("steps  form  way         cosine   norm   tensors kept")
 for steps in (10, 20, 50):
     for form, way in (
