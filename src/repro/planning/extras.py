@@ -18,6 +18,8 @@ EXTRAS = {  # importable package -> the extra that brings it
     "safetensors": "hf",
     "sionna": "sionna",
     "tokenizers": "hf",
+    "diffusers": "diffusers",
+    "transformers": "diffusers",
     "mpe2": "mpe",
     "optuna": "sweep",
     "tensorboard": "tensorboard",
