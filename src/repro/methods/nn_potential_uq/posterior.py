@@ -1,7 +1,7 @@
 """Force matching as a likelihood, for many parameter sets of one potential at once.
 
-Shapes: M parameter sets, B states in a batch, Q parameters of the posterior: those of the network and
-a log-scale for each kind of target.
+Shapes: M parameter sets, B states in a batch, Q parameters of the posterior: those of the
+network and a log-scale for each kind of target.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ With g = ∇Ũ, the gradient of minus the log-posterior of *all* data estimated 
 
 f = 1 is SGLD with RMSprop (Li et al., 2016, without its curvature term Γ), f < 1 is
 stochastic-gradient HMC (Chen et al., 2014). V is updated with the gradient that is stepped, and
-nothing corrects its start. T multiplies the noise's variance: up to λ and V₀ that equals dividing Ũ by T, as jax-sgmc
-does, and T = 0 is allowed: RMSprop.
+nothing corrects its start. T multiplies the noise's variance: up to λ and V₀ that equals dividing Ũ
+by T, as jax-sgmc does, and T = 0 is allowed: RMSprop.
 """
 
 from __future__ import annotations

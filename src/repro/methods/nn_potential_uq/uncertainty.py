@@ -105,7 +105,7 @@ def effective_size(draws_CSK: Tensor) -> Tensor:
     Autocorrelations are summed by Geyer's initial monotone sequence.
 
     Args:
-        draws_CSK: as for `rhat`.
+        draws_CSK: at least eight draws of each chain.
     """
     draws = _normal_ranks(_split(draws_CSK))
     chains, count, _ = draws.shape
