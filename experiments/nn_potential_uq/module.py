@@ -1,4 +1,4 @@
-"""Samples of a potential's parameters, the observables of each, and how good their intervals are."""
+"""Samples of a potential's parameters, observables of each, and how good their intervals are."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class PotentialUQ(Procedure):
     METRICS: ClassVar = {
         "train/loss": "mean loss of all chains: minus the log-posterior, or a squared error",
         "val/loss": "mean squared error of the forces, over chains",
-        "val/nll/*": "minus the log-likelihood of a state's forces under the mixture of all samples",
+        "val/nll/*": "minus the log-likelihood of a state's forces, mixture of all samples",
         "val/chosen/*": "the temperature that has the least of it",
         "val/gradients_to_end/*": "gradients until the validation error is within 1 % of its end",
         "test/coverage/*": "share of bins whose truth lies in mean ± 1.96 std",
@@ -160,6 +160,9 @@ class PotentialUQ(Procedure):
         most, there = max(cell.size for cell in self.cells), len(self.data.splits["train"][0])
         if most > there:
             raise UserError(f"module.sizes: {most} states are asked for, but there are {there}.")
+        fit_prior = getattr(getattr(self.model, "prior", None), "fit", None)
+        if fit_prior is not None:
+            fit_prior(self.split("train")[0])
         names = list(self.inference.names)
         self.name_M = self.per_chain([names.index(cell.name) for cell in self.cells])
         firsts = [0 if self.same_start else chain for chain in range(self.chain_count)]
@@ -297,6 +300,7 @@ class PotentialUQ(Procedure):
             samples_CSQ.flatten(0, 1),
             self.world.observe,
             generator_for(self.seed, SIMULATION),
+            self.split("train")[0],
             self.together,
         )
         density_SK, truth_K = observed["density"], truth["density"].to(self.device)

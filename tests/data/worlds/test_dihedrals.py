@@ -37,10 +37,12 @@ def test_the_known_free_energy() -> None:
 
 def test_a_flat_potential_and_a_constant() -> None:
     world = TwoDihedrals()
-    flat = world.observe(potentials(lambda x: torch.zeros(len(x))), generator())
+    flat = world.observe(potentials(lambda x: torch.zeros(len(x))), generator(), nowhere())
     assert torch.allclose(flat["density"], torch.tensor(1 / math.tau), atol=1e-6)
     assert float(flat["free_energy"]) == pytest.approx(0, abs=1e-5)
-    moved = world.observe(potentials(world.energy, lambda x: world.energy(x) + 50), generator())
+    moved = world.observe(
+        potentials(world.energy, lambda x: world.energy(x) + 50), generator(), nowhere()
+    )
     for name, value in moved.items():
         assert torch.allclose(value[0], value[1], atol=1e-3)
         assert torch.allclose(value[0], world.reference(nowhere())[name], atol=1e-5)

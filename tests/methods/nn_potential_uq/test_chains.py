@@ -87,8 +87,10 @@ def test_an_ensemble_of_linear_potentials_is_one_point() -> None:
 def test_every_sample_is_observed_by_itself() -> None:
     world = TwoDihedrals(bins=12)
     theta = torch.stack([POSTERIOR.start(seed) for seed in range(5)])
-    whole = propagate(POSTERIOR.at, theta, world.observe, generator())
-    parts = propagate(POSTERIOR.at, theta, world.observe, generator(), together=2)
+    whole = propagate(POSTERIOR.at, theta, world.observe, generator(), torch.zeros(1, 2))
+    parts = propagate(
+        POSTERIOR.at, theta, world.observe, generator(), torch.zeros(1, 2), together=2
+    )
     assert whole["density"].shape == (5, 12)
     for name, expected in whole.items():
         assert torch.allclose(parts[name], expected, atol=1e-5)

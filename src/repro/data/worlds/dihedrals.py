@@ -92,8 +92,8 @@ class TwoDihedrals:
         noise = torch.randn(count, 2, generator=generator)
         return q_N2, self.mean_force(q_N2) + self.noise_scale(q_N2) * noise
 
-    def observe(self, potentials: Potentials, _: torch.Generator) -> dict[str, Tensor]:
-        """Observables of potentials by quadrature, which needs no generator: nothing is simulated.
+    def observe(self, potentials: Potentials, _: torch.Generator, __: Tensor) -> dict[str, Tensor]:
+        """Observables of potentials by quadrature, which needs neither generator nor states.
 
         Args:
             potentials: M functions of the two angles.

@@ -19,7 +19,7 @@ simulations say.
 ...     losses_M = chains.step(chains.draw(generator))
 ...     if step >= 10:
 ...         samples.append(chains.theta_MQ.detach().clone())
->>> found = propagate(posterior.at, torch.cat(samples), world.observe, generator)
+>>> found = propagate(posterior.at, torch.cat(samples), world.observe, generator, data[0])
 >>> interval = Interval.of(found["density"])
 >>> 0 <= interval.coverage(world.reference(data[0])["density"]) <= 1
 True

@@ -70,8 +70,9 @@ class Chains:
 def propagate(
     at: Callable[[Tensor], BoundPotentials],
     theta_SQ: Tensor,
-    observe: Callable[[BoundPotentials, torch.Generator], dict[str, Tensor]],
+    observe: Callable[[BoundPotentials, torch.Generator, Tensor], dict[str, Tensor]],
     generator: torch.Generator,
+    states: Tensor,
     together: int = 256,
 ) -> dict[str, Tensor]:
     """Observables (S, bins) of S parameter samples, each simulated on its own.
@@ -79,9 +80,10 @@ def propagate(
     Args:
         at: such as `ForceMatching.at`.
         theta_SQ: samples, of all chains.
-        observe: potentials and a generator to observables (M, bins) by name.
+        observe: potentials, a generator and states to observables (M, bins) by name.
         generator: of the simulations' noise.
+        states: (N, …), of the data, for simulations to start from.
         together: most samples simulated at once.
     """
-    parts = [observe(at(part), generator) for part in theta_SQ.split(together)]
+    parts = [observe(at(part), generator, states) for part in theta_SQ.split(together)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
