@@ -16,6 +16,8 @@ EXTRAS = {  # importable package -> the extra that brings it
     "safetensors": "hf",
     "tokenizers": "hf",
     "mpe2": "mpe",
+    "openmm": "molecules",
+    "torch_geometric": "molecules",
     "optuna": "sweep",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",

@@ -67,7 +67,7 @@ class Simulated(ABC):
     def observe(
         self, potentials: Potentials, generator: torch.Generator, states: Tensor
     ) -> dict[str, Tensor]:
-        """Observables (M, bins) of M potentials, each simulated by itself from states of the data."""
+        """Observables (M, bins) of M potentials, each simulated from states of the data."""
         rows = torch.randint(len(states), (potentials.count, self.copies), generator=generator)
         start = states[rows.to(states.device)].to(potentials.device)
         path = langevin(

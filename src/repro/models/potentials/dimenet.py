@@ -15,7 +15,7 @@ from repro.data.worlds.mechanics import minimum_image
 from repro.errors import UserError
 from repro.knobs import Count, Natural, Positive, checked
 
-INSTALL = "torch_geometric is not installed. Get it with: pip install 'gradient-repro[molecules]'"
+INSTALL = "torch_geometric is missing. Get it with: pip install 'gradient-repro[molecules]'"
 
 
 class DimeNet(nn.Module):
