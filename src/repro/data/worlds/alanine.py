@@ -66,8 +66,8 @@ def relaxed(temperature: float, friction: float, dt: float, seed: int) -> Any:
     try:
         import openmm
         from openmm import app, unit
-    except ImportError as error:
-        raise UserError(INSTALL) from error
+    except ImportError:
+        raise UserError(INSTALL) from None
     topology = app.Topology()
     chain, atoms, residues = topology.addChain(), [], {}
     for name, residue, *_ in ATOMS:

@@ -62,8 +62,8 @@ class DimeNet(nn.Module):
         super().__init__()
         try:
             from torch_geometric.nn.models import DimeNetPlusPlus
-        except ImportError as error:
-            raise UserError(INSTALL) from error
+        except ImportError:
+            raise UserError(INSTALL) from None
         self.cutoff, self.box = cutoff, box
         numbers = [species] if isinstance(species, int) else list(species)
         self.register_buffer("species", torch.tensor(numbers), persistent=False)
