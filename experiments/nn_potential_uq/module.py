@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from repro.experiments.nn_potential_uq.inference import Ensembling, Sampling
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -17,8 +16,10 @@ from repro.errors import UserError
 from repro.knobs import Count, Positive, checked
 from repro.methods.nn_potential_uq import (
     Chains,
+    Ensembling,
     ForceMatching,
     Interval,
+    Sampling,
     crps,
     effective_size,
     propagate,

@@ -26,6 +26,7 @@ True
 """
 
 from repro.methods.nn_potential_uq.chains import Chains, propagate
+from repro.methods.nn_potential_uq.inference import Ensembling, Sampling
 from repro.methods.nn_potential_uq.posterior import BoundPotentials, ForceMatching
 from repro.methods.nn_potential_uq.sgmcmc import SGMCMC, accepted_steps, polynomial_rates
 from repro.methods.nn_potential_uq.uncertainty import (
@@ -41,8 +42,10 @@ __all__ = [
     "SGMCMC",
     "BoundPotentials",
     "Chains",
+    "Ensembling",
     "ForceMatching",
     "Interval",
+    "Sampling",
     "accepted_steps",
     "crps",
     "effective_size",

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from repro.errors import UserError
 from repro.knobs import Fraction, NonNegative, Positive, Share, checked
-from repro.methods.nn_potential_uq import (
+from repro.methods.nn_potential_uq.chains import Loss
+from repro.methods.nn_potential_uq.posterior import ForceMatching
+from repro.methods.nn_potential_uq.sgmcmc import (
     SGMCMC,
-    ForceMatching,
+    Noise,
     accepted_steps,
     polynomial_rates,
 )
-from repro.methods.nn_potential_uq.chains import Loss
-from repro.methods.nn_potential_uq.sgmcmc import Noise
 from repro.toolbox.method import Batch
 
 
