@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ZshComplete,
+    add_completion_class,
+)
 
 from repro.errors import UserError
 from repro.records.papers import Paper, config_folders, load_paper, paper_files
@@ -38,6 +43,18 @@ class RejoiningBash(BashComplete):
         return f"{item.type},{value if key and value else item.value}"
 
 
+@add_completion_class
+class KeysFirstZsh(ZshComplete):
+    """Zsh's completion, in which what ends with an equals sign goes on without a space."""
+
+    source_template = ZshComplete.source_template.replace(
+        "compadd -U -V unsorted -a completions",
+        "local -a keys=(${(M)completions:#*=}) others=(${completions:#*=})\n"
+        "        compadd -U -V unsorted -S '' -a keys\n"
+        "        compadd -U -V unsorted -a others",
+    )
+
+
 def papers(
     _context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
@@ -60,7 +77,10 @@ def overrides(
     paper = _paper(context.params.get("overrides") or ())
     if not equals:
         keys = [*_groups(), "paper", "arm", "scale", "seed", "seeds", *_knobs(paper)]
-        return [CompletionItem(f"{name}=") for name in dict.fromkeys(keys) if name.startswith(key)]
+        found = [f"{name}=" for name in dict.fromkeys(keys)]
+        if paper is None:  # `repro run dgc` does, too
+            found += paper_files()
+        return [CompletionItem(name) for name in found if name.startswith(key)]
     values = _options(key)
     if paper is not None and key in ("arm", "scale"):
         values = list(paper.arms if key == "arm" else paper.scales)

@@ -215,7 +215,7 @@ def run(
     from repro.launching import local, needs
 
     if dry_run:
-        render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), as_json)
+        render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), outputs, as_json)
         lacking = needs.lacking(plan)
         if lacking is not None:
             render.message(lacking)
@@ -326,10 +326,13 @@ def status(
 @outputs_option
 @click.option("--trust", "trusted", is_flag=True, help="It is my own, whatever it asks for.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
+@verbose_option
 @json_option
 @config_dir_option
 @people_readable
-def resume(folder: Path | None, outputs: Path, trusted: bool, quiet: bool, as_json: bool) -> None:
+def resume(
+    folder: Path | None, outputs: Path, trusted: bool, quiet: bool, verbose: bool, as_json: bool
+) -> None:
     """Continue a study or a run where it stopped (the latest study by default)."""
     from repro.planning import trust
     from repro.records.run import Run
@@ -344,8 +347,10 @@ def resume(folder: Path | None, outputs: Path, trusted: bool, quiet: bool, as_js
             sys.exit(workflow.continue_run(folder, as_json))
         study = Study.open(folder.absolute())
         with workflow.confined(study):
-            proceed = workflow.run_and_judge if study.about.search is None else workflow.search
-            sys.exit(proceed(study, quiet=quiet or as_json, as_json=as_json))
+            quiet = quiet or as_json
+            if study.about.search is not None:
+                sys.exit(workflow.search(study, quiet, as_json))
+            sys.exit(workflow.run_and_judge(study, quiet, as_json, verbose))
 
 
 @cli.command()

@@ -42,7 +42,7 @@ def run(plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
         if as_json:
             render.emit([arm.plain() for arm in arms])
         else:
-            _print(arms, full_scale.whole(study, arms))
+            _print(arms, full_scale.whole(study))
             render.message(f"This is no result. It lies in {workflow.short(study.folder)}")
     ended = [run.status() for run in study.runs]
     return 0 if all(status in (Status.FINISHED, Status.DIVERGED) for status in ended) else 1

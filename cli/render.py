@@ -133,7 +133,7 @@ def config(composed: DictConfig) -> None:
         click.echo(OmegaConf.to_yaml(composed), nl=False)
 
 
-def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
+def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool) -> None:
     """The runs that a command would start, and what they would cost."""
     layers = planned.layers()
     if as_json:
@@ -160,8 +160,10 @@ def plan(planned: Plan, seconds: dict[str, float], as_json: bool) -> None:
     for note in planned.notes:
         console.print(f"note: {note}", markup=False)
     known = [seconds[run.arm] for run in planned.runs if run.arm in seconds]
-    total = f"about {duration(sum(known))} of computing" if known else "cost not yet known"
-    console.print(f"{len(planned.runs)} runs, {total}. Nothing was started.")
+    total = f", about {duration(sum(known))} of computing" if known else ""
+    console.print(f"{len(planned.runs)} runs{total}. Nothing was started.")
+    if not known:
+        console.print(_rehearsed(planned.paper, planned.scale, outputs), highlight=False)
 
 
 def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
@@ -296,6 +298,19 @@ def study_starts(study: Study) -> None:
         console.print(f"note: {note}", markup=False)
 
 
+def _rehearsed(paper: Paper, scale: str, outputs: Path) -> str:
+    """What a scale takes that was never run here, by its rehearsal."""
+    from repro.records.rehearsal import rehearsed_cost
+
+    found = rehearsed_cost(paper, scale, outputs)
+    if found is not None:
+        return f"Rehearsed: {found.sentence}"
+    return (
+        "How long that takes is not known: no such run was made before. Measure it: "
+        f"repro run paper={paper.slug} scale={scale} --rehearse"
+    )
+
+
 def _expected(study: Study) -> str | None:
     """How long what is left of a study will take, as far as earlier runs of its arms tell."""
     from repro.launching.local import local_jobs
@@ -305,11 +320,12 @@ def _expected(study: Study) -> str | None:
     left = [run for run, end in ends.items() if end is None or not end.is_final]
     if not left:
         return None
-    known = typical_seconds(study.paper, study.scale, study.folder.parents[2])
+    outputs = study.folder.parents[2]
+    known = typical_seconds(study.paper, study.scale, outputs)
     arms = [run.folder.relative_to(study.folder).parts[0] for run in left]
     timed = [known[arm] for arm in arms if arm in known]
     if not timed:
-        return "How long that takes is not known: no such run was made before."
+        return _rehearsed(study.paper, study.scale, outputs)
     total = len(left) * sum(timed) / len(timed)  # an arm that is not known takes the mean
     config = left[0].plain_config()
     expected = f"Expected: {duration(total)} of computing"

@@ -15,6 +15,7 @@ from processes import repro
 from repro.cli.main import cli
 
 from repro.claims.studies import judge_study, read_verdicts, results
+from repro.errors import UserError
 from repro.launching import local
 from repro.launching.local import launcher_overrides
 from repro.planning import prepare
@@ -202,7 +203,21 @@ def test_claims_see_what_became_of_runs(toy: Path, serial: Study) -> None:
     assert {r.arm for r in results(serial)} == {"sgd", "adam", "tuned", "tuned_twice"}
     (verdict,) = read_verdicts(serial)
     assert verdict.id == "T1"
-    assert json.loads(serial.verdicts_file.read_text())[0]["verdict"] == str(verdict.verdict)
+    assert json.loads(serial.verdicts_file.read_text())["claims"][0]["verdict"] == str(
+        verdict.verdict
+    )
+
+
+def test_verdicts_that_were_changed_are_not_believed(serial: Study, tmp_path: Path) -> None:
+    copied = Study(Path(shutil.copytree(serial.folder, tmp_path / "copied")))
+    (before,) = read_verdicts(copied)
+    text = copied.verdicts_file.read_text()
+    copied.verdicts_file.write_text(text.replace(before.id, "T2"))
+    with pytest.raises(UserError, match="is damaged: its checksum is wrong"):
+        read_verdicts(copied)
+    claims = json.loads(text)["claims"]
+    copied.verdicts_file.write_text(json.dumps(claims))  # as earlier versions wrote it
+    assert read_verdicts(copied) == [before]
 
 
 def test_an_arm_that_equals_another_is_judged_by_its_runs(

@@ -152,10 +152,13 @@ def test_locked_database_is_named(toy: Path) -> None:
 def test_damaged_database_is_named(toy: Path) -> None:
     sweep(toy, *SMALL, "trials=1", "-q")
     study = only_study(toy)
-    (study.folder / "trials.db").write_text("this is no database at all")
-    code, output = repro(["resume"], toy)
-    assert code == 2
-    assert "damaged or not a database" in output
+    whole = (study.folder / "trials.db").read_bytes()
+    half = whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2)
+    for content in (b"this is no database at all", half):
+        (study.folder / "trials.db").write_bytes(content)
+        code, output = repro(["resume"], toy)
+        assert code == 2
+        assert "damaged or not a database" in output
     (study.folder / "trials.db").unlink()
     started = study.runs[0].record().started
     code, output = repro(["resume", "-q"], toy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.planning.rehearse import rehearsed
 from repro.records.papers import load_paper
-from repro.records.rehearsal import Rehearsal, rehearsal_of
+from repro.records.rehearsal import Cost, Rehearsal, rehearsal_of
 from repro.records.run import Status
 from repro.records.study import find_studies, typical_seconds
 from repro.report import full_scale, record
@@ -98,6 +99,22 @@ def test_the_command_prints_every_arm(toy: Path) -> None:
     shown = CliRunner().invoke(cli, typed)
     assert "hours" in shown.output
     assert not find_studies(Path("outputs"))
+    planned = CliRunner().invoke(cli, ["run", "paper=toy", "scale=smoke", "--dry-run"])
+    assert re.search(r"Rehearsed: 2 seeds of 2 arms: [\d.e-]+ hours on 1 × ", planned.output)
+
+
+def test_what_a_study_would_cost_is_one_sentence() -> None:
+    cost = Cost(
+        arms=1, seeds=3, hours=61.54, devices=8, device="H100", memory_mb=41_500.0, disk_bytes=10**9
+    )
+    assert cost.sentence == (
+        "3 seeds of 1 arm: 61.5 hours on 8 × H100 with 41.5 GB of memory, 1 GB of checkpoints."
+    )
+
+
+def test_what_was_never_run_says_how_to_find_out(toy: Path) -> None:
+    planned = CliRunner().invoke(cli, ["run", "paper=toy", "scale=smoke", "--dry-run"])
+    assert "repro run paper=toy scale=smoke --rehearse" in " ".join(planned.output.split())
 
 
 def test_processes_that_train_together_resume_together(tmp_path: Path) -> None:

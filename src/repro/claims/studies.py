@@ -13,6 +13,13 @@ from repro.records import files
 from repro.records.papers import Paper
 from repro.records.study import Study
 from repro.records.summary import recorded_study
+from repro.records.typed import Record, read_record, write_record
+
+
+class Verdicts(Record):
+    """The content of verdicts.json."""
+
+    claims: list[dict[str, Any]]  # as `ClaimVerdict` has them
 
 
 def results(study: Study) -> list[RunResult]:
@@ -56,7 +63,7 @@ def verdicts_of(study: Study) -> list[ClaimVerdict]:
 def judge_study(study: Study) -> list[ClaimVerdict]:
     """Judges a study, puts what is recorded beside it, and writes verdicts.json."""
     verdicts = beside(verdicts_of(study), recorded_claims(study.paper, study.scale))
-    files.write_json(study.verdicts_file, [verdict.to_dict() for verdict in verdicts])
+    write_record(study.verdicts_file, Verdicts(claims=[verdict.to_dict() for verdict in verdicts]))
     return verdicts
 
 
@@ -68,7 +75,14 @@ def recorded_claims(paper: Paper, scale: str) -> list[ClaimVerdict]:
 
 
 def read_verdicts(study: Study) -> list[ClaimVerdict]:
-    """The verdicts as they were written, or an empty list."""
-    if not study.verdicts_file.is_file():
+    """The verdicts as they were written, or an empty list.
+
+    A `UserError` says so if the file is damaged.
+    """
+    file = study.verdicts_file
+    if not file.is_file():
         return []
-    return [ClaimVerdict.from_dict(raw) for raw in files.read_json(study.verdicts_file)]
+    listed = files.read_json(file)
+    if not isinstance(listed, list):  # which earlier versions wrote
+        listed = read_record(Verdicts, file).claims
+    return [ClaimVerdict.from_dict(raw) for raw in listed]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro.errors import ReproError
 from repro.records import names
+from repro.records.papers import Paper
 from repro.records.run import Run
+from repro.records.study import Study
 from repro.records.typed import Record, read_record, write_record
 
 
@@ -52,6 +59,11 @@ class Rehearsal(Record):
         return None if rate is None or self.peak_flops is None else rate / self.peak_flops
 
     @property
+    def memory_mb(self) -> float | None:
+        """Peak on the accelerator; on a CPU that of all tensors in a step."""
+        return self.device_memory_mb or self.step_memory_mb
+
+    @property
     def hours(self) -> float | None:
         """Of the whole run, as far as it consists of steps and measured batches."""
         if self.step_ms is None or self.total_steps is None:
@@ -69,3 +81,63 @@ def rehearsal_of(run: Run) -> Rehearsal | None:
 def keep_rehearsal(run: Run, measured: Rehearsal) -> None:
     """Writes rehearsal.json."""
     write_record(run.folder / names.REHEARSAL, measured)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a whole study would take, by the rehearsal of its arms.
+
+    Attributes:
+        arms: that were rehearsed.
+        seeds: of each.
+        hours: of all arms and seeds, one after the other.
+        devices: that one run trains on.
+        device: the name of one.
+        memory_mb: peak of the largest arm on one device; None if no arm tells.
+        disk_bytes: of all checkpoints.
+    """
+
+    arms: int
+    seeds: int
+    hours: float
+    devices: int
+    device: str
+    memory_mb: float | None
+    disk_bytes: int
+
+    @property
+    def sentence(self) -> str:
+        """All of it, to print."""
+        memory = "" if self.memory_mb is None else f" with {self.memory_mb / 1e3:.3g} GB of memory"
+        return (
+            f"{self.seeds} seed{'s' * (self.seeds != 1)} of {self.arms} "
+            f"arm{'s' * (self.arms != 1)}: {self.hours:.3g} hours on {self.devices} × "
+            f"{self.device}{memory}, {self.disk_bytes / 1e9:.3g} GB of checkpoints."
+        )
+
+
+def cost(rehearsed: Study) -> Cost | None:
+    """What the study would take of which this is the rehearsal; None if nothing was measured."""
+    measured = [seen for seen in map(rehearsal_of, rehearsed.runs) if seen is not None]
+    if not measured:
+        return None
+    seeds = (rehearsed.about.rehearsal or {}).get("seeds", 1)
+    return Cost(
+        arms=len(rehearsed.runs),
+        seeds=seeds,
+        hours=seeds * sum(seen.hours for seen in measured if seen.hours is not None),
+        devices=max(seen.devices for seen in measured),
+        device=measured[0].device,
+        memory_mb=max((seen.memory_mb for seen in measured if seen.memory_mb), default=None),
+        disk_bytes=seeds * sum(seen.checkpoint_bytes for seen in measured),
+    )
+
+
+def rehearsed_cost(paper: Paper, scale: str, outputs: Path) -> Cost | None:
+    """What the newest rehearsal of a scale says; None if there is none."""
+    for folder in sorted(outputs.glob(f"{paper.slug}/rehearsal/{scale}/*"), reverse=True):
+        with suppress(ReproError):  # what is damaged says nothing
+            found = cost(Study.open(folder))
+            if found is not None:
+                return found
+    return None

@@ -25,7 +25,7 @@ from repro.planning.prepare import create_study
 from repro.planning.rehearse import rehearsed
 from repro.records import files
 from repro.records.papers import Paper, load_papers
-from repro.records.rehearsal import Rehearsal, rehearsal_of
+from repro.records.rehearsal import Rehearsal, cost, rehearsal_of
 from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study
@@ -75,7 +75,6 @@ class Row:
         if seen is None:
             return [self.arm, *[NOTHING] * (len(COLUMNS) - 2), "failed"]
         rate = seen.flops_per_second
-        memory = seen.device_memory_mb or seen.step_memory_mb
         return [
             self.arm,
             f"{seen.parameters:,}",
@@ -83,7 +82,7 @@ class Row:
             _number(seen.samples_per_second),
             _number(None if rate is None else rate / 1e12),
             NOTHING if seen.share_of_peak is None else f"{seen.share_of_peak:.0%}",
-            _number(memory),
+            _number(seen.memory_mb),
             _number(seen.checkpoint_bytes / 1e6),
             NOTHING if seen.total_steps is None else f"{seen.total_steps:,}",
             _number(seen.hours),
@@ -96,22 +95,14 @@ def rows(study: Study) -> list[Row]:
     return [Row(run.record().arm, rehearsal_of(run), list(_problems(run))) for run in study.runs]
 
 
-def whole(study: Study, arms: Sequence[Row]) -> list[str]:
+def whole(study: Study) -> list[str]:
     """What the whole study would take, all its seeds: lines to print."""
-    settings = study.about.rehearsal or {}
-    seeds = settings.get("seeds", 1)
-    measured = [arm.measured for arm in arms if arm.measured is not None]
-    hours = [each.hours for each in measured if each.hours is not None]
-    disk = seeds * sum(each.checkpoint_bytes for each in measured)
-    if not measured:
+    total = cost(study)
+    if total is None:
         return []
-    devices = max(each.devices for each in measured)
-    lines = [
-        f"{seeds} seed{'s' * (seeds != 1)} of {len(arms)} arms: {seeds * sum(hours):.3g} hours on "
-        f"{devices} × {measured[0].device}, {disk / 1e9:.3g} GB of checkpoints."
-    ]
+    lines = [total.sentence]
     free = shutil.disk_usage(study.folder).free
-    if disk > free:
+    if total.disk_bytes > free:
         lines.append(
             f"The disk of {study.folder.parent} has {free / 1e9:.3g} GB left: choose outputs=DIR, "
             "or training.checkpoint.best=false."

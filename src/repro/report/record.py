@@ -256,13 +256,21 @@ def _named(wanted: dict[str, str]) -> tuple[Paper, str]:
 
 
 def _latest(paper: Paper, scale: str, outputs: Path) -> Study:
-    for study in reversed(find_studies(outputs)):
-        is_plain = all(map(_is_plain, study.about.typed))
-        if study.about.paper == paper.slug and study.scale == scale and is_plain:
+    studies = [
+        study
+        for study in reversed(find_studies(outputs))
+        if study.about.paper == paper.slug and study.scale == scale
+    ]
+    for study in studies:
+        if all(map(_is_plain, study.about.typed)):
             return study
+    hint = f"Run one: repro run paper={paper.slug} scale={scale}"
+    if studies:
+        typed = " ".join(text for text in studies[0].about.typed if not _is_plain(text))
+        hint += f"\nThe newest was run with {typed}; record that: --study {studies[0].folder}"
     raise UserError(
         f"There is no study of {paper.slug} at scale={scale} without further overrides in "
-        f"{outputs}. Run one: repro run paper={paper.slug} scale={scale}"
+        f"{outputs}. {hint}"
     )
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from repro.errors import ReproError, UserError
@@ -22,6 +23,10 @@ from repro.search.request import Request
 
 FILE = "trials.db"
 NAME = "search"
+DAMAGED = (
+    "{} is damaged or not a database. Delete it to search again; the runs that are done are not "
+    "repeated."
+)
 
 
 class Trials(optuna.Study):
@@ -66,6 +71,7 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
         storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
         try:
+            _check(storage, file)
             is_loss = request.mode == "min"
             direction = StudyDirection.MINIMIZE if is_loss else StudyDirection.MAXIMIZE
             optuna.create_study(
@@ -82,6 +88,17 @@ def sampler(request: Request, number: int) -> Any:
     config = OmegaConf.create(request.settings["sampler"])
     config.seed = config.get("seed", 0) + number
     return instantiate(config, "sweep")
+
+
+def _check(storage: RDBStorage, file: Path) -> None:
+    """Has SQLite look through its pages, of which it reads only some otherwise.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    with storage.engine.connect() as connection:
+        if connection.execute(text("PRAGMA quick_check(1)")).scalar() != "ok":
+            raise UserError(DAMAGED.format(file))
 
 
 @contextmanager
@@ -104,10 +121,7 @@ def _explained(file: Path) -> Iterator[None]:
                 f"repro resume {file.parent}"
             ) from error
         if "not a database" in reason or "malformed" in reason:
-            raise UserError(
-                f"{file} is damaged or not a database. Delete it to search again; the runs that "
-                "are done are not repeated."
-            ) from error
+            raise UserError(DAMAGED.format(file)) from error
         raise ReproError(f"{file}: {reason}") from error
     finally:
         logger.disabled = before
