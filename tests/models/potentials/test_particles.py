@@ -146,7 +146,7 @@ def test_triplets_by_brute_force() -> None:
         for b in range(7)
         if target[a] == source[b] and source[a] != target[b]
     }
-    first, second = triplets(source, target)
+    first, second = triplets(source, target, 4)
     assert set(zip(first.tolist(), second.tolist(), strict=True)) == expected
     assert len(first) == len(expected)
 

@@ -85,7 +85,7 @@ class DimeNet(nn.Module):
         position = x_Bn3.reshape(B * n, 3)
         vector = position[target] - position[source] + shift
         distance = vector.norm(dim=-1)
-        first, second = triplets(source, target)  # edges k -> j and j -> i
+        first, second = triplets(source, target, B * n)  # edges k -> j and j -> i
         cross = torch.linalg.cross(vector[second], vector[first]).norm(dim=-1)
         angle = torch.atan2(cross, (vector[second] * vector[first]).sum(-1))
         net = self.blocks
@@ -116,10 +116,10 @@ class DimeNet(nn.Module):
         return source, target, (nearest - plain)[source, target]
 
 
-def triplets(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def triplets(source: Tensor, target: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """All pairs of edges k → j and j → i with k ≠ i, as two lists of edges."""
     order = target.argsort(stable=True)
-    count = torch.bincount(target, minlength=int(max(source.max(), target.max())) + 1)
+    count = torch.bincount(target, minlength=nodes)
     begin = count.cumsum(0) - count
     incoming = count[source]  # how many edges k -> j there are for each j -> i
     second = torch.arange(len(source), device=source.device).repeat_interleave(incoming)
