@@ -175,7 +175,7 @@ def test_noise_and_starts_are_shared_where_the_arm_says_so() -> None:
 
 
 def test_the_network_has_its_size() -> None:
-    room = build_module(configs("paper=nn_potential_uq", "arm=sgmcmc")["sgmcmc"])
+    room: Any = build_module(configs("paper=nn_potential_uq", "arm=sgmcmc")["sgmcmc"])
     assert sum(each.numel() for each in room.model.parameters()) == 8 * 32 + 32 * 33 + 32 + 33
     assert len(room.cells) * room.chain_count == 90
 

@@ -74,7 +74,8 @@ class Simulated(ABC):
             potentials.forces, start, mass=self.mass, steps=self.equilibration + self.steps,
             generator=generator, **self.knobs,
         )  # fmt: skip
-        skipped, count, total = self.equilibration // self.knobs["every"], 0, {}
+        skipped, count = self.equilibration // self.knobs["every"], 0
+        total: dict[str, Tensor] = {}
         for number, x in enumerate(path):
             if number >= skipped:
                 measured, count = self.measure(x), count + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Sampling:
                 raise UserError(f"sampling.names: '{name}' is none of {', '.join(table)}.")
         self.names, self.burn_in = list(names), burn_in
         self.rows = [table[name] for name in names]
-        self.knobs = {
+        self.knobs: dict[str, Any] = {
             "friction": friction,
             "preconditioned": preconditioned,
             "alpha": alpha,

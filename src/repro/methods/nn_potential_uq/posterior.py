@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,9 @@ class ForceMatching:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for part in reversed(list(model.modules())):  # what contains others resets them last
-                if hasattr(part, "reset_parameters"):
-                    part.reset_parameters()
+                reset: Any = getattr(part, "reset_parameters", None)
+                if reset is not None:
+                    reset()
         return torch.cat([self.layout.vector(model), torch.zeros(len(self.scales))])
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -109,13 +109,14 @@ class MolecularPrior(nn.Module):
     ) -> None:
         super().__init__()
         self.kT, self.box = kT, box
-        bonded = [tuple(bond) for bond in bonds]
+        bonded = [(i, j) for i, j in bonds]
         both = bonded + [(j, i) for i, j in bonded]
         angles = [(i, j, k) for i, j in both for a, k in both if a == j and i < k]
         chains = [(i, j, k, end) for i, j, k in _paths(both) for a, end in both if a == k]
         dihedrals = [chain for chain in chains if len(set(chain)) == 4 and chain[0] < chain[3]]
-        for name, rows in {"bonds": bonded, "angles": angles, "dihedrals": dihedrals}.items():
-            self.register_buffer(name, torch.tensor(rows).T, persistent=False)
+        kinds = {"bonds": bonded, "angles": angles, "dihedrals": dihedrals}
+        for name, rows in ((name, torch.tensor(terms)) for name, terms in kinds.items()):
+            self.register_buffer(name, rows.T, persistent=False)
             for fact in ("means", "stiffness"):
                 self.register_buffer(f"{name}_{fact}", torch.zeros(len(rows)))
 
