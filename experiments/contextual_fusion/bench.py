@@ -92,16 +92,16 @@ class HeadSettings:
     """How linear classifiers are trained, those of arms and those that are attacked.
 
     Attributes:
-        decays: by classifier: penalty on all its weights, of each square.
         streams: by classifier: whose features it reads.
         epochs: passes over the training features.
         batch_size: examples in an update.
+        decay: penalty on all weights, of each square.
     """
 
-    decays: Mapping[str, float]
     streams: Mapping[str, Sequence[str]]
     epochs: int
     batch_size: int
+    decay: float
 
 
 class Bench:
@@ -203,14 +203,14 @@ class Bench:
         return fusion
 
     def training(
-        self, head: str, fusion: FeatureFusion, z_ND: Tensor, penalties: Mapping[str, float]
+        self, fusion: FeatureFusion, z_ND: Tensor, penalties: Mapping[str, float]
     ) -> HeadTraining:
         """The training of a classifier, with penalties besides its decay."""
-        decay = self.settings.decays.get(head, 0.0)
-        decayed = {name: decay + penalties.get(name, 0.0) for name in fusion.widths}
-        alphas = dict(penalties) | decayed
-        batch_size = self.settings.batch_size
-        return HeadTraining(fusion, z_ND, self.labels("train"), batch_size, alphas, self.seed)
+        settings, alphas = self.settings, dict(penalties)
+        for name in fusion.widths:
+            alphas[name] = settings.decay + penalties.get(name, 0.0)
+        y_N = self.labels("train")
+        return HeadTraining(fusion, z_ND, y_N, settings.batch_size, alphas, self.seed)
 
     def head(self, name: str) -> FeatureFusion:
         """A trained classifier without penalties: what is attacked, or compared with."""
@@ -219,7 +219,7 @@ class Bench:
                 features = self.features("train", CLEAN)
                 z_ND = torch.cat([features[stream] for stream in self.reads(name)], 1)
                 fusion = self.fusion(name, z_ND, {})
-                training = self.training(name, fusion, z_ND, {})
+                training = self.training(fusion, z_ND, {})
                 optimizer = self.optimizer(fusion.head.parameters())
                 for epoch in range(self.settings.epochs):
                     training.epoch(optimizer, epoch)

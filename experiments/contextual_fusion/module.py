@@ -125,7 +125,7 @@ class Fusion(Procedure):
             self.own_streams[name] = stream
         z_ND = self.features("train", CLEAN)
         fusion = self.bench.fusion(self.head_name, z_ND, self.own_streams)
-        self.head_training = self.bench.training(self.head_name, fusion, z_ND, self.penalty)
+        self.head_training = self.bench.training(fusion, z_ND, self.penalty)
         self.fusion = fusion
 
     def trained(self) -> list[torch.nn.Parameter]:

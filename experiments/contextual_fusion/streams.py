@@ -88,6 +88,7 @@ class TrainedStreams(Source):
             torch.manual_seed(1000 * seed + draw)  # weights are drawn on the CPU
             classes = len(SCENES) if task == "scene" else data.classes
             model = self.network(input_shape=data.input_shape, classes=classes, **settings)
+        model = model.to(memory_format=torch.channels_last)  # nearly twice as fast on a CPU
         learnt = TASKS[task]
         if learnt is not None:
             tensors = (data.splits["source"][0], data.splits["source"][learnt])

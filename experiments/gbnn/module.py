@@ -223,22 +223,25 @@ class Comparison(Procedure):
         self.choice: dict[str, int] = {}
         self.by_width: dict[str, dict[int, int]] = {}
         for name, (x, y) in self._whole("val").items():
-            rivals, sign = self._rivals(name), self.tasks[name].sign
-            scores = [sign * score for score in self._scores(name, x, y)]
-            losses = [
-                float(self.tasks[name].loss(rivals.network(i)(x.double()), y))
-                for i in range(rivals.size)
-            ]
-            # Small validation sets know few different accuracies; the lower loss breaks ties.
-            ranks = [(score, -loss) for score, loss in zip(scores, losses, strict=True)]
-            self.choice[name] = max(self._eligible(name), key=ranks.__getitem__)
+            rivals = self._rivals(name)
+            self.choice[name] = self._best(name, self._eligible(name), x, y)
             self.by_width[name] = {}
             for width in self.comparison.widths:
                 able = [i for i in range(rivals.size) if self._has_width(rivals, i, width)]
                 if able:
-                    cut = {i: self._score(name, rivals.network(i, width), x, y)
-                           for i in able}  # fmt: skip
-                    self.by_width[name][width] = max(able, key=lambda i: sign * cut[i])
+                    self.by_width[name][width] = self._best(name, able, x, y, width)
+
+    def _best(
+        self, name: str, able: list[int], x: Tensor, y: Tensor, units: int | None = None
+    ) -> int:
+        """The try with the best score. Small sets know few of them; the lower loss breaks ties."""
+        task = self.tasks[name]
+
+        def rank(index: int) -> tuple[float, float]:
+            outputs = self._rivals(name).network(index, units)(x.double())
+            return task.sign * task.score(outputs, y), -float(task.loss(outputs, y))
+
+        return max(able, key=rank)
 
     @override
     @torch.inference_mode(False)  # refit-k trains, which tensors of that mode cannot

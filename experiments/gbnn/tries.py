@@ -105,7 +105,7 @@ class Rivals(nn.Module, ABC):
 
 
 class Boosted(Rivals):
-    """Tries of boosting; those that share a block size are trained in one batch.
+    """Tries of boosting.
 
     Args:
         settings: one for each try.
@@ -113,7 +113,7 @@ class Boosted(Rivals):
         inputs: features.
 
     Attributes:
-        seconds: of every stage of the first group (claim C8).
+        seconds: of every stage of the first try (claim C8).
     """
 
     seconds: Tensor
@@ -121,30 +121,27 @@ class Boosted(Rivals):
     def __init__(self, settings: Sequence[GradientBoosting], task: Task, inputs: int) -> None:
         super().__init__()
         kind = "regression" if task.classes is None else "classification"
-        self.boosters = nn.ModuleList()
-        self.groups: dict[tuple[Any, ...], list[Booster]] = {}
-        for how in settings:
-            loss = loss_for(kind, task.classes, how.prior)
-            outputs = 1 if task.classes == 2 else task.outputs
-            booster = Booster(how, loss, inputs, outputs)
-            self.boosters.append(booster)
-            shared = (how.per_step, how.subsample, how.iterations, how.alpha, how.restarts)
-            self.groups.setdefault((*shared, how.prior), []).append(booster)
+        outputs = 1 if task.classes == 2 else task.outputs
+        self.boosters = nn.ModuleList(
+            Booster(each, loss_for(kind, task.classes, each.prior), inputs, outputs)
+            for each in settings
+        )
         self.size = len(settings)
         self.register_buffer("seconds", torch.zeros(settings[0].blocks, dtype=torch.float64))
 
     @override
     def step(self, x: Tensor, y: Tensor, tick: int) -> Tensor:
         """One stage of every try that is not done."""
-        for number, group in enumerate(self.groups.values()):
-            if group[0].done:
+        first: Any = self.boosters[0]
+        for booster in self.boosters:
+            assert isinstance(booster, Booster)
+            if booster.done:
                 continue
             started = time.perf_counter()
-            stage(group, x, y)
-            if number == 0:
-                t = int(group[0].network.trained)
+            stage(booster, x, y)
+            if booster is first:
+                t = int(booster.network.trained)
                 self.seconds[t - 1] = time.perf_counter() - started
-        first: Any = self.boosters[0]
         return first.loss.value(first.loss.encode(y), first.scores_NK).mean()
 
     def network(self, index: int, units: int | None = None) -> nn.Module:

@@ -24,6 +24,15 @@ def require_inception() -> None:
         )
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as bytes, rounded to the nearest as image files are, not cut.
+
+    Args:
+        images: of any shape; values beyond the range are cut.
+    """
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
 def frechet_inception_distance(
     reals: Iterable[Tensor], fakes: Iterable[Tensor], device: torch.device, network: Any = 2048
 ) -> float:
@@ -41,8 +50,8 @@ def frechet_inception_distance(
 
     if not isinstance(network, nn.Module):
         require_inception()
-    metric = FrechetInceptionDistance(feature=network, normalize=True).to(device)
+    metric = FrechetInceptionDistance(feature=network).to(device)
     for images, real in ((reals, True), (fakes, False)):
         for batch in images:
-            metric.update(((batch + 1) / 2).clamp(0, 1), real=real)
+            metric.update(as_bytes(batch), real=real)
     return float(metric.compute())

@@ -269,7 +269,7 @@ class Denoising(Supervised):
         generator = self._generator(PICTURES, self.seed, number)
         steps = self.sampling["steps"]
         if self.sampling["method"] == "euler_maruyama":
-            return self.process.euler_maruyama(self._predict, shape, steps, generator)
+            return self.process.euler_maruyama(self._predict, shape, steps, generator, to_zero=True)
         limits = float(real.min()), float(real.max())
         return self.process.ddim(self._predict, shape, steps, generator, limits=limits)
 

@@ -1,4 +1,4 @@
-"""One convolution for all orientations against one for each, forward and backward."""
+"""What is fused, and looks only where a deletion may be, against a convolution for each test."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def test_ten_times_as_fast_as_one_convolution_per_orientation(name: str, kind: s
     for reference, (run, factor) in references.items():
         work = (lambda: both_ways(fused)), (lambda run=run: both_ways(run))
         faster(f"{kind}, {name}, against {reference}", *work, factor, repeats=1)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "euler"])
+def test_a_forward_pass_of_a_volume(kind: str) -> None:
+    x = (F.avg_pool3d(torch.rand(1, 1, 64, 64, 64), 5, 1, 2) > 0.5).float()
+    ours = Skeletonize(5, kind, probabilistic=False)  # type: ignore[arg-type]
+    name = f"{kind}, one volume of 64 x 64 x 64, forward, against orientations"
+    faster(name, lambda: ours(x), lambda: one_by_one.skeletonize(x, 5, kind), 20, repeats=1)

@@ -75,8 +75,8 @@ def bench(**settings: Any) -> Bench:
     judged = [0.5, 1.0, 2.0]
     perturbations = Perturbations(budgets, {"fg": judged}, [0.3, 0.6], 1, 10, 0.25, judged)
     how: dict[str, Any] = {
-        "source": source, "names": ["fg", "fg2", "bg"], "heads": HeadSettings({}, streams, 60, 800),
-        "optimizer": ADAM, "perturbations": perturbations, "chunk": 100,
+        "source": source, "names": ["fg", "fg2", "bg"], "optimizer": ADAM,
+        "heads": HeadSettings(streams, 60, 800, 0.0), "perturbations": perturbations, "chunk": 100,
     }  # fmt: skip
     return Bench(data, CPU, **how | settings)
 
@@ -93,7 +93,7 @@ def arm(head: str, made: Bench | None = None, kind: Any = Fusion, **settings: An
     module.bench, module.data = made, made.data
     module.fusion = made.head(head).requires_grad_()
     z_ND = module.features("train", CLEAN)
-    module.head_training = made.training(head, module.fusion, z_ND, {})
+    module.head_training = made.training(module.fusion, z_ND, {})
     return module
 
 

@@ -51,6 +51,17 @@ def test_full_scales_build_the_published_models(scale: str, parameters: int) -> 
     assert sum(p.numel() for p in module.model.parameters()) == parameters
 
 
+def test_the_authors_later_recipe() -> None:
+    runs = configs("paper=dgc", "scale=full_imagenet_official")
+    assert list(runs) == ["dense", "dgc"]
+    method = runs["dgc"].method
+    assert (method.workers, method.warmup_epochs, method.nesterov) == (8, 0, False)
+    for config in runs.values():
+        assert config.model.zero_init_last_gamma
+        assert (config.optimizer.weight_decay, config.optimizer.nesterov) == (1e-4, True)
+        assert config.optimizer.lr / config.dataset.batch_size == pytest.approx(0.05 / 128)
+
+
 def test_published_compression_ratios_follow_from_shapes_alone() -> None:
     # ResNet-50: 25,502,912 weights, 54,120 others; AlexNet: 60,954,656 weights, 10,568 others.
     assert counted_ratio("resnet50", 0.001) == pytest.approx(277, abs=1.5)

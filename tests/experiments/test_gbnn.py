@@ -32,7 +32,8 @@ def test_smoke_runs_and_cuts(study: Study) -> None:
         assert set(PAPER.report) <= found[arm].keys()
     assert found["gbnn"]["test/merge_error"] < 1e-9
     assert 0.2 < found["gbnn"]["test/cost_of_a_quarter"] <= 0.25
-    assert found["cnn_gbnn"]["test/accuracy"] > 0.8  # the backbone came with its weights
+    for arm in ("cnn_gbnn", "cnn_refit"):
+        assert found[arm]["test/accuracy"] > 0.8  # the backbone came with its weights
     verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
     assert verdicts["C4"] is Verdict.SUPPORTED
 
@@ -279,6 +280,20 @@ def test_errors_per_doubling_are_slopes(comparison: Any) -> None:
     outputs = [torch.full((10, 1), error, dtype=torch.float64) for error in (3.0, 2.0, 1.0)]
     logged = outcome_of(comparison, Given(*map(Constant, outputs), cuttable=False), x, x)
     assert logged["test/rmse_per_doubling"] == pytest.approx(-1)
+
+
+def test_the_lower_loss_breaks_ties_of_accuracy_at_every_width(comparison: Any) -> None:
+    sure, unsure = (torch.stack([-z, z], 1).double() for z in (torch.ones(4), torch.ones(4) / 9))
+    rivals = Given(Constant(unsure), Constant(sure), cuttable=False)
+    rivals.size = 2
+    x, y = torch.zeros(4, 1), torch.ones(4, dtype=torch.long)
+    comparison.rivals["set"], comparison.tasks = rivals, {"set": Task.of(y)}
+    comparison._whole = lambda split: {"set": (x, y)}
+    comparison._eligible = lambda name: [0, 1]
+    comparison.comparison.widths = (8,)
+    comparison.on_test_start()
+    assert comparison.choice == {"set": 1}
+    assert comparison.by_width == {"set": {8: 1}}
 
 
 def test_costs_of_a_boosted_network(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:

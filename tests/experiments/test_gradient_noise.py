@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from interruptions import same_after_a_kill
+from repro.experiments.gradient_noise.module import RestartTraining
 from rooms import configs, evaluated, finished, plan, refusal, summaries
 from torch import nn
 
@@ -15,6 +16,7 @@ from repro.claims.studies import judge_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
+from repro.training.supervised import Supervised
 
 PAPER = load_paper("gradient_noise")
 SMALL = ["paper=gradient_noise", "seed=0"]
@@ -94,6 +96,33 @@ def test_shares_of_networks_by_their_accuracies() -> None:
     assert found["test/share_above_0.5"] == 3 / 4
     assert found["test/share_above_0.95"] == 3 / 4
     assert found["test/share_above_0.99"] == 2 / 4
+
+
+def test_steps_until_networks_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smoothed by a half, 3, 0.2, 0.2 are 3, 1.6, 0.9: below 1 after three steps; 3, 3, 3 never."""
+    (config,) = configs("paper=gradient_noise", "scale=smoke", "arm=simple").values()
+    module: Any = build_module(config)
+    module.smoothing, module.escape_loss = 0.5, 1.0
+    found: dict[str, float] = {}
+    monkeypatch.setattr(RestartTraining, "global_step", property(lambda self: self.done))
+    monkeypatch.setattr(RestartTraining, "log", lambda _, name, value: found.update({name: value}))
+    monkeypatch.setattr(Supervised, "on_train_epoch_end", lambda self: None)
+    for module.done, loss in enumerate((3.0, 0.2, 0.2)):
+        module._watch(torch.tensor([loss, 3.0]))
+    module.done = 3
+    module.on_train_epoch_end()
+    assert found["train/steps_to_escape"] == (3 + 4) / 2
+
+
+def test_good_starts_are_judged_at_the_published_noise() -> None:
+    runs = configs("paper=gradient_noise", "scale=mini_table1")
+    assert runs["zero_noise"].method.eta == 0.05
+    for arm, config in runs.items():
+        if arm.endswith(("_published_noise", "_d10_noise")):
+            plain = arm.removesuffix("_noise").removesuffix("_published")
+            assert (config.method.eta, config.method.schedule) == (0.01, "poly")
+            assert config.model == runs[plain if plain in runs else "simple_d10"].model
+    assert runs["unclipped_d10_noise"].training.clip_norm is None
 
 
 def test_a_network_that_diverges_does_not_disturb_the_others() -> None:

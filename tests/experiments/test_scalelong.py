@@ -14,7 +14,7 @@ import torch
 from interruptions import stop_after, timeless, unplugged
 from repro.experiments.scalelong import module as scalelong_module
 from repro.experiments.scalelong import probes
-from repro.experiments.scalelong.fid import frechet_inception_distance
+from repro.experiments.scalelong.fid import as_bytes, frechet_inception_distance
 from repro.experiments.scalelong.module import Denoising
 from rooms import configs, finished, prepared, refusal, summaries
 from torch import Tensor, nn
@@ -176,6 +176,22 @@ def test_vectors_can_be_denoised_too(tmp_path: Path) -> None:
 def test_missing_data_are_one_clear_message(tmp_path: Path) -> None:
     typed = ["paper=scalelong", "scale=full", "arm=org", "seed=0", f"data.root={tmp_path}"]
     assert "cifar10" in refusal(tmp_path / "outputs", *typed, lines=3)
+
+
+def test_all_bytes_survive_the_normalisation_of_images() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8)
+    normalised = (pixels.float() / 255 - 0.5) / 0.5
+    assert torch.equal(as_bytes(normalised), pixels)
+    assert as_bytes(torch.tensor([-2.0, 1.4 / 127.5 - 1, 1.6 / 127.5 - 1, 2.0])).tolist() == [
+        0, 1, 2, 255,
+    ]  # fmt: skip
+
+
+def test_the_full_scale_has_the_official_optimizer_and_sampler() -> None:
+    for scale in ("full", "full_unet"):
+        (config,) = configs("paper=scalelong", f"scale={scale}", "arm=org").values()
+        assert list(config.optimizer.betas) == [0.99, 0.999]
+        assert config.module.sampling.method == "euler_maruyama"
 
 
 def test_fid_of_equal_images_is_nought_and_its_package_is_named(

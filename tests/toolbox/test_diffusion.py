@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,6 +42,21 @@ def test_samplers_recover_gaussian_data(sampler: str) -> None:
     samples = getattr(PROCESS, sampler)(exact, (20_000, 1), 200, generator)
     assert float(samples.std()) == pytest.approx(STD, rel=0.03)
     assert abs(float(samples.mean())) < 0.02
+
+
+def test_the_step_to_zero_takes_away_the_noise_that_is_left() -> None:
+    """At a point mass in 0: in one step less to 1e-3, then ``x + h beta (x / 2 + score)`` there."""
+
+    def point(x: Tensor, time_B: Tensor) -> Tensor:
+        return x / (1 - PROCESS.alpha_bar(time_B)).sqrt()[:, None]
+
+    def sample(steps: int, **kwargs: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return PROCESS.euler_maruyama(point, (4_000, 1), steps, generator, **kwargs)
+
+    before, after = sample(1000), sample(1000, to_zero=True)
+    assert float(before.std()) == pytest.approx(0.0075, rel=0.05)
+    assert float(after.std()) == pytest.approx(0.00125, rel=0.05)
 
 
 def test_samples_are_a_function_of_the_generator() -> None:

@@ -328,7 +328,7 @@ def local_jobs(hardware: Mapping[str, Any], n_jobs: int | str, runs: int) -> int
     if n_jobs == "auto":
         is_light = hardware["accelerator"] in ("auto", "cpu") and hardware["strategy"] == "auto"
         # A worker takes seconds to import torch: worth it for some runs, not for a handful.
-        return min(cores, runs // 4) if is_light and not _has_gpu() else 1
+        return max(1, min(cores, runs // 4)) if is_light and not _has_gpu() else 1
     return min(int(n_jobs), runs)
 
 

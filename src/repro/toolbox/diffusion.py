@@ -53,6 +53,7 @@ class VPProcess:
         end: float = 1e-3,
         start: float = 1.0,
         first: Tensor | None = None,
+        to_zero: bool = False,
     ) -> Tensor:
         """Samples with the reverse SDE, from ``start`` to ``end``; the last step adds no noise.
 
@@ -64,11 +65,15 @@ class VPProcess:
             end: where to stop, as the score is not defined at 0.
             start: the time of the first noise, for processes that do not end at 1.
             first: what to start from; None: standard normal noise.
+            to_zero: the last of the steps goes from ``end`` to 0, which takes away most of the
+                noise that is left at ``end``.
         """
         x = _noise(shape, generator) if first is None else first
-        h = (start - end) / steps
+        even = steps - 1 if to_zero else steps
+        width = (start - end) / max(even, 1)
         for step in range(steps):
-            time = torch.tensor(start - step * h, dtype=x.dtype, device=x.device)
+            h = width if step < even else end
+            time = torch.tensor(start - step * width, dtype=x.dtype, device=x.device)
             beta = self.beta(time)
             score = -predict(x, time.expand(len(x))) / (1 - self.alpha_bar(time)).sqrt()
             x = x + h * beta * (0.5 * x + score)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from repro.errors import UserError
 from repro.methods.dgc import ErrorFeedbackMemory, MomentumBuffer, TopKCompressor
+from repro.methods.dgc import memory as memory_module
 
 
 def send(memory, gradient, ratio):
@@ -133,6 +134,20 @@ def test_momentum_buffer_is_torch_sgd(nesterov):
     torch.testing.assert_close(mine, theirs.detach(), rtol=0, atol=1e-12)
     assert set(buffer.state_dict()) == {"w"}
     assert MomentumBuffer(0.0).state_dict() == {}
+
+
+@pytest.mark.parametrize("mode", ["gradient", "velocity", "nesterov"])
+def test_working_in_pieces_changes_nothing(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = [torch.randn(3, 100), torch.randn(100, 3).T, torch.randn(3, 1)]
+    pieces, whole = ErrorFeedbackMemory(mode), ErrorFeedbackMemory(mode)
+    for _ in range(2):
+        monkeypatch.setattr(memory_module, "_PIECE", 64)
+        pieces.accumulate(["a", "b", "c"], gradients)
+        monkeypatch.setattr(memory_module, "_PIECE", 1000)
+        whole.accumulate(["a", "b", "c"], gradients)
+    for kind, rows in whole.state_dict().items():
+        for name, state in rows.items():
+            assert torch.equal(state, pieces.state_dict()[kind][name])
 
 
 def test_state_round_trip_is_a_copy():

@@ -14,6 +14,7 @@ def test_paper_schedule():
 
 def test_official_schedule():
     densities = density_schedule(0.001, 5, "official")
+    assert (densities[1], densities[3]) == (0.1, 0.01)  # exactly, or an entry more is sent
     assert [round(density, 5) for density in densities] == [
         0.31623,
         0.1,

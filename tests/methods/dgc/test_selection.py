@@ -57,6 +57,50 @@ def test_exact_selector_returns_the_largest_entries(rows, numel, density, seed):
         assert sorted(picks.index[row].tolist()) == sorted(expected)
 
 
+@pytest.mark.parametrize("density", [0.002, 0.01, 0.2])
+@pytest.mark.parametrize(
+    "kind", ["normal", "double", "bfloat16", "cauchy", "kernels", "zeros", "seen too well"]
+)
+def test_exact_selector_of_large_tensors(kind: str, density: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, divisor = torch.randn(2, 2, 40_000, generator=generator)
+    if kind == "cauchy":
+        x = x / divisor
+    elif kind == "kernels":  # every ninth entry is larger
+        x[:, ::9] *= 10
+    elif kind == "zeros":  # fewer others than are wanted
+        x[divisor < 3.5] = 0
+    elif kind == "seen too well":  # any sample sees large ones alone: too few reach its threshold
+        for stride in range(7, 98, 6):
+            x[:, ::stride] += 100
+    elif kind in ("double", "bfloat16"):
+        x = x.to(getattr(torch, kind))
+    picks = ExactSelector()(x, density, RandomKey())
+    count = entries_to_send(40_000, density)
+    assert picks.counts == (count, count)
+    for row, index in zip(x, picks.index, strict=True):
+        assert len(index.unique()) == count
+        expected = row.abs().sort(descending=True).values[:count]
+        assert torch.equal(row[index].abs().sort(descending=True).values, expected)
+
+
+def test_large_tensors_are_sorted_whole_only_when_the_sample_misleads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(1, 40_000, generator=torch.Generator().manual_seed(0))
+    sizes = []
+
+    def sorted_out(x_Kn: torch.Tensor, count: int) -> torch.Tensor:
+        sizes.append(x_Kn.shape[-1])
+        return x_Kn.abs().topk(count).indices
+
+    monkeypatch.setattr(selection_module, "_sorted_out", sorted_out)
+    ExactSelector()(x, 0.01, RandomKey())
+    assert 400 <= sizes.pop() < 1600
+    ExactSelector()(torch.ones(1, 40_000), 0.01, RandomKey())
+    assert sizes == [40_000]
+
+
 def test_random_selector_draws_distinct_entries_independently_of_the_values():
     x = torch.randn(3, 1000)
     key = RandomKey(seed=1, step=2, tensor=3)

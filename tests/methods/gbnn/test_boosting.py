@@ -1,13 +1,15 @@
 """The algorithm against closed forms, limits, a slow second version and the published example."""
 
 import doctest
+import warnings
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits, load_iris, make_moons
+from sklearn.datasets import load_digits, make_moons
+from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import StandardScaler
 
 import repro.methods.gbnn
@@ -19,7 +21,7 @@ from repro.methods.gbnn import (
     GradientBoosting,
     Multinomial,
     SquaredError,
-    fit_blocks,
+    fit_block,
     loss_for,
     newton_step,
     penultimate_features,
@@ -75,12 +77,12 @@ def test_equals_a_slow_version_written_from_the_algorithm(kind):
     F = loss.constant(y).expand_as(y)
     for t in range(2):
         generator = generator_for(5, t)
-        start = random_starts(1, 4, 2, y.shape[1], generator)
+        (start,) = random_starts(1, 4, 2, y.shape[1], generator)
         subset = torch.randperm(80, generator=generator)[:40]
         scores = F.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss.value(y, scores).sum(), scores)
-        h, _ = fit_blocks(x[None, subset], -gradient[None, subset], start, 2, 1e-4, 15)
-        f = h(x[None])[0]
+        h, _ = fit_block(x[subset], -gradient[subset], start, 2, 1e-4, 15)
+        f = h(x)
         rho = 1.0
         if kind != "regression":  # Newton: minimise the second-order model of the loss along f
             step = torch.zeros((), dtype=D64, requires_grad=True)
@@ -129,10 +131,43 @@ def test_one_block_is_an_ordinary_network_fitted_to_the_centred_target():
         units=6, per_step=6, shrinkage=1, subsample=1, iterations=50, seed=1
     )
     network = boosting.fit(x, target, loss)
-    start = random_starts(1, 4, 6, 1, generator_for(1, 0))
-    centred = (target - target.mean())[None, :, None]
-    block, _ = fit_blocks(x[None], centred, start, 6, 1e-4, 50)
-    torch.testing.assert_close(network(x), block(x[None])[0] + target.mean())
+    (start,) = random_starts(1, 4, 6, 1, generator_for(1, 0))
+    block, _ = fit_block(x, (target - target.mean())[:, None], start, 6, 1e-4, 50)
+    torch.testing.assert_close(network(x), block(x) + target.mean())
+
+
+def test_a_block_is_scikit_learns_network_from_the_same_start() -> None:
+    x, target, _ = sample("regression")
+    (start,) = random_starts(1, 4, 3, 1, torch.Generator().manual_seed(2))
+    block, value = fit_block(x, target[:, None], start, 3, 0.1, 25)
+    network = MLPRegressor(
+        hidden_layer_sizes=(3,), activation="logistic", solver="lbfgs", alpha=0.1, tol=0.0,
+        max_iter=1, warm_start=True,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it stops at max_iter, as it should
+        network.fit(x.numpy(), target.numpy())
+        V, W = start[:15].view(3, 5).numpy(), start[15:].view(1, 4).numpy()
+        network.coefs_ = [V[:, :4].T.copy(), W[:, :3].T.copy()]
+        network.intercepts_ = [V[:, 4].copy(), W[:, 3].copy()]
+        network.set_params(max_iter=25).fit(x.numpy(), target.numpy())
+    np.testing.assert_allclose(block(x)[:, 0], network.predict(x.numpy()), atol=1e-6)
+    assert value == pytest.approx(network.loss_, rel=1e-6)
+
+
+def test_the_objective_of_a_block_written_anew_with_autograd() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(120, 5, dtype=D64, generator=generator)
+    target = torch.stack([torch.sin(x.sum(1)), x[:, 0]], 1)
+    (start,) = random_starts(1, 5, 2, 2, generator)
+    block, value = fit_block(x, target, start, J=2, alpha=0.1, iterations=2000)
+    parts = [part.clone().requires_grad_() for part in block]
+    V, c, W, b = parts
+    error = torch.sigmoid(x @ V + c) @ W + b - target
+    loss = 0.5 * error.square().sum() / 120 + 0.1 / 240 * (V.square().sum() + W.square().sum())
+    assert loss.item() == pytest.approx(value)
+    for gradient in torch.autograd.grad(loss, parts):
+        assert gradient.abs().max() < 1e-3  # a minimum
 
 
 def test_a_linear_learner_converges_in_one_step():
@@ -169,20 +204,8 @@ def test_first_newton_step_on_digits():
     x = torch.from_numpy(StandardScaler().fit_transform(images))[:600]
     target = torch.from_numpy(labels)[:600]
     booster = Booster(GradientBoosting(units=4, per_step=4, shrinkage=1), Multinomial(10), 64, 10)
-    stage([booster], x, target)
+    stage(booster, x, target)
     assert 9.5 < booster.network.factor[0] < 11.2  # 1 / p(1 − p) = 11.1 for a perfect fit
-
-
-def test_networks_trained_together_equal_those_trained_alone():
-    features, labels = load_iris(return_X_y=True)
-    x = torch.from_numpy(StandardScaler().fit_transform(features))
-    target, loss = torch.from_numpy(labels), Multinomial(3)
-    hows = [GradientBoosting(4, 2, eta, iterations=10, seed=3) for eta in (0.1, 1.0)]
-    together = [Booster(how, loss, 4, 3) for how in hows]
-    while not together[0].done:
-        stage(together, x, target)
-    for how, booster in zip(hows, together, strict=True):
-        torch.testing.assert_close(how.fit(x, target, loss)(x), booster.network(x))
 
 
 def test_restarts_keep_the_best_fit():
@@ -200,13 +223,13 @@ def test_a_continued_training_ends_with_the_same_bits():
     how = GradientBoosting(units=6, shrinkage=0.5, iterations=10)
     straight = Booster(how, loss, 4, 3)
     for _ in range(6):
-        stage([straight], x, target)
+        stage(straight, x, target)
     first, second = Booster(how, loss, 4, 3), Booster(how, loss, 4, 3)
     for _ in range(3):
-        stage([first], x, target)
+        stage(first, x, target)
     second.load_state_dict(first.state_dict())
     for _ in range(3):
-        stage([second], x, target)
+        stage(second, x, target)
     for name, value in straight.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
 

@@ -230,6 +230,64 @@ def test_fisher_gradients_are_those_of_the_output() -> None:
     torch.testing.assert_close(found, torch.autograd.grad(loss, out)[0])
 
 
+def test_fisher_gradients_behind_an_activation_are_those_of_its_output() -> None:
+    """Also where the model uses one activation in all places."""
+    model, x = small_cnn(), pictures(8)
+    shared = nn.ReLU()
+    first, second = (nn.Sequential(stage[0], shared, stage[2], shared) for stage in model.stages)
+    model.stages = nn.Sequential(first, second)
+    ptq = PostTrainingQuantization(copy.deepcopy(model), Recipe(), x, torch.arange(8))
+    copied = ptq.reference.stages[0][1]
+    name = "stages.1.0"
+    found = output_gradients(ptq.reference, name, x, ptq.task_loss, batch=3, activation=copied)
+    out = shared(second[0](first(x))).detach().requires_grad_()
+    loss = nn.functional.cross_entropy(
+        model.head(shared(second[2](out))), torch.arange(8), reduction="sum"
+    )
+    torch.testing.assert_close(found, torch.autograd.grad(loss, out)[0])
+
+
+@pytest.mark.parametrize("loss", ["l2", "fisher"])
+def test_a_layer_is_compared_behind_its_activation(loss: str) -> None:
+    """Outputs that the activation sets to zero do not matter, however far they are off."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    ptq = PostTrainingQuantization(model, Recipe(loss=loss), x)
+    first, last = ptq.units
+    loss_of = ptq._loss(first, ptq._following(first))
+    index = torch.arange(64)
+    target = model[0](x)
+    off = torch.where(target < 0, target - 5, target)
+    assert float(loss_of(off, target, index)) == 0.0
+    assert float(loss_of(target + 1, target, index)) > 0.0
+    assert ptq._following(last) is None
+    before = PostTrainingQuantization(model, Recipe(loss=loss, include_activation=False), x)
+    in_front = float(before._loss(first, before._following(first))(off, target, index))
+    assert (in_front > 0) == (loss == "l2")  # Fisher weights are zero there, too
+
+
+def test_learned_rounding_minimises_what_the_activation_lets_pass() -> None:
+    """Where the two targets differ, each way of comparing wins by its own measure."""
+    torch.manual_seed(1)
+    x = torch.randn(256, 6) @ torch.randn(6, 6)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        model[0].bias -= 3  # most outputs are negative
+
+    def error(behind: bool) -> float:
+        ptq = PostTrainingQuantization(
+            copy.deepcopy(model),
+            Recipe(bits=2, variable="free", lr=1e-2, iterations=150, include_activation=behind),
+            x,
+        )
+        ptq.step(0)
+        with torch.no_grad():
+            return float((ptq.model[0](x).relu() - model[0](x).relu()).square().mean())
+
+    assert error(True) < error(False)
+
+
 def test_activation_steps_are_learned_only_when_asked() -> None:
     x = pictures()
     ptq = PostTrainingQuantization(

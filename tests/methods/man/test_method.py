@@ -200,11 +200,26 @@ def test_the_network_stays_the_plain_network():
     assert torch.equal(model.eval()(x), plain.eval()(x))
 
 
-def test_infopro_weights_fall_along_the_blocks():
+def test_infopro_paints_less_and_classifies_more_along_the_blocks():
     method = attached(network(), loss="infopro")
     criteria = [local.criterion for local in method.auxiliary]
-    assert [c.weight_x for c in criteria] == pytest.approx([5, 4, 3, 2, 1])
-    assert [c.weight_y for c in criteria] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [c.weight_x for c in criteria] == pytest.approx([5, 4.1, 3.2, 2.3, 1.4])
+    assert [c.weight_y for c in criteria] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+
+
+@pytest.mark.parametrize("cut", [{"modules": 3}, {"borders": [1, 4]}])
+def test_infopro_trains_every_block_of_any_cut(cut):
+    model = network()
+    method = attached(model, loss="infopro", **cut)
+    method.backward(None, batch(), Tensor.backward)
+    for block in method.blocks:
+        assert max(p.grad.abs().max() for p in block.parameters() if p.grad is not None) > 0
+
+
+@pytest.mark.parametrize("cut", [{"modules": 3}, {"borders": [1, 4]}])
+def test_a_block_without_a_weight_is_refused(cut):
+    with pytest.raises(UserError, match="both 0 at block 2 of 3"):
+        attached(network(), loss="infopro", weight_x=[5.0, 0.0], weight_y=[0.5, 0.0], **cut)
 
 
 def test_infopro_paints_denormalised_pixels(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -92,10 +93,49 @@ def test_tangent_kernel_against_the_gradients_of_a_wide_network() -> None:
     torch.testing.assert_close(torch.stack(found).mean(0), theta, atol=0.05, rtol=0.04)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_convolutional_kernel_against_wide_random_networks(residual: bool) -> None:
+def test_dense_residual_blocks_have_one_layer() -> None:
+    w, b, last, depth = 1.2, 0.2, 0.7, 3
+    k = float(w**2 * X[2].square().mean() + b**2)
+    for _ in range(depth):
+        k += w**2 * k / 2 + b**2
+    kernel = NNGPKernel(depth, w_std=w, b_std=b, last_w_std=last, residual=True)
+    assert float(kernel(X).detach()[2, 2]) == pytest.approx(last**2 * k / 2)
+
+
+@pytest.mark.parametrize("size", [(4, 5), (7, 8)])
+def test_convolutional_residual_kernel_position_by_position(size: tuple[int, int]) -> None:
+    w, b, last = 1.2, 0.2, 0.7
+    x = random(2, 3, *size)
+    K = torch.einsum("nchw,mchw->nmhw", x, x).numpy() / 3
+
+    def conv(K: np.ndarray, stride: int = 1) -> np.ndarray:
+        H, W = K.shape[-2:]
+        out = np.zeros((2, 2, -(-H // stride), -(-W // stride)))
+        for i, j in np.ndindex(*out.shape[-2:]):
+            # An image of even size is padded behind its end alone where the stride is two.
+            top, left = (stride * p - (stride == 1 or n % 2) for p, n in ((i, H), (j, W)))
+            window = K[:, :, max(top, 0) : top + 3, max(left, 0) : left + 3]
+            out[:, :, i, j] = w**2 * window.sum((2, 3)) / 9 + b**2
+        return out
+
+    def relu(K: np.ndarray) -> np.ndarray:
+        norms = np.sqrt(K[[0, 1], [0, 1]][:, None] * K[[0, 1], [0, 1]][None])
+        cosine = np.clip(K / norms, -1, 1)
+        angle = np.arccos(cosine)
+        return norms * (np.sin(angle) + (np.pi - angle) * cosine) / (2 * np.pi)
+
+    K = conv(K)
+    for stride in (1, 2, 2, 2):
+        K = conv(K, stride) + conv(relu(conv(relu(K), stride)))
+        K = K + conv(relu(conv(relu(K))))
+    kernel = NNGPKernel(2, kind="conv", w_std=w, b_std=b, last_w_std=last, residual=True)
+    expected = torch.as_tensor(last**2 * K.mean((2, 3)))
+    torch.testing.assert_close(kernel(x).detach(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_convolutional_kernel_against_wide_random_networks() -> None:
     x = random(3, 2, 4, 4)
-    kernel = NNGPKernel(depth=2, kind="conv", w_std=1.2, b_std=0.2, residual=residual)
+    kernel = NNGPKernel(depth=2, kind="conv", w_std=1.2, b_std=0.2)
     generator = torch.Generator().manual_seed(1)
     n, networks = 100, 60
 
@@ -107,12 +147,7 @@ def test_convolutional_kernel_against_wide_random_networks(residual: bool) -> No
     covariance = torch.zeros(3, 3, dtype=torch.float64)
     for _ in range(networks):
         h = conv(x)
-        if residual:
-            for _ in range(2):
-                h = h + conv(conv(h.relu()).relu())
-            features = h.relu().flatten(1)
-        else:
-            features = conv(h.relu()).relu().flatten(1)
+        features = conv(h.relu()).relu().flatten(1)
         covariance += features @ features.T / features.shape[1] / networks  # given the features
     expected = kernel(x).detach()
     torch.testing.assert_close(covariance, expected, atol=0.03 * float(expected.max()), rtol=0)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 from skimage.morphology import skeletonize as skimage_skeletonize
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from repro.errors import UserError
 from repro.methods.skeleton import (
@@ -13,6 +14,7 @@ from repro.methods.skeleton import (
     LearnedSkeleton,
     Skeletonize,
     SoftSkeleton,
+    baselines,
     binarise,
     cldice,
     dice,
@@ -135,3 +137,41 @@ def test_the_loss_weighs_both_terms():
     torch.testing.assert_close(overlap_loss(p, g, soft, 0.3), 0.7 * area + 0.3 * centre)
     assert torch.equal(overlap_loss(p, g, None, 0.3), area)
     torch.testing.assert_close(overlap_loss(p, g, soft, 1.0, soft(g)), centre)
+
+
+def test_a_soft_skeleton_ends_with_its_shape_and_loses_nothing_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    shape = torch.zeros_like(values)
+    shape[:, :, 3:9, 2:10] = values[:, :, 3:9, 2:10]
+    weights = torch.randn(shape.shape, generator=torch.Generator().manual_seed(1))
+    eroded, erode = [], baselines._erode
+
+    def counted(x: Tensor) -> Tensor:
+        eroded.append(x)
+        return erode(x)
+
+    monkeypatch.setattr(baselines, "_erode", counted)
+
+    def all_rounds(x: Tensor) -> Tensor:
+        skeleton = F.relu(x - baselines._open(x))
+        for _ in range(20):
+            x = baselines._erode(x)
+            removed = F.relu(x - baselines._open(x))
+            skeleton = skeleton + F.relu(removed - skeleton * removed)
+        return skeleton
+
+    found = []
+    for skeletonise in (SoftSkeleton(20), all_rounds):
+        x = shape.clone().requires_grad_()
+        eroded.clear()
+        out = skeletonise(x)
+        (out * weights).sum().backward()
+        assert x.grad is not None
+        found.append((out.detach(), x.grad, len(eroded)))
+    (ours, gradient, calls), (reference, its_gradient, its_calls) = found
+    assert torch.equal(ours, reference)
+    assert torch.equal(gradient, its_gradient)
+    # Six points wide: the third erosion leaves nothing, and nothing is opened then.
+    assert (calls, its_calls) == (1 + 2 * 2 + 1, 1 + 2 * 20)

@@ -132,14 +132,14 @@ def compose(
     Args:
         y_N: digit of each.
         scene_N: number of the scene of each.
-        scenes: photographs (3, H, W) in [0, 1].
+        scenes: photographs (3, H, W), uint8.
         digits: images (M, 16, 16) in [0, 1], and their labels (M,).
         contrast: see `digits_in_scenes`.
         generator: of places, of which image shows a digit, and of bright or dark.
     """
     N = len(y_N)
     place_2N = torch.rand(2, N, generator=generator)
-    x_NCHW = torch.empty(N, 3, SIDE, SIDE)
+    x_NCHW = torch.empty(N, 3, SIDE, SIDE, dtype=torch.uint8)
     steps = STEP * torch.arange(SIDE)
     for number, scene in enumerate(scenes):
         chosen = (scene_N == number).nonzero().squeeze(1)
@@ -153,24 +153,25 @@ def compose(
     at_2N = torch.randint(SIDE - DIGIT + 1, (2, N), generator=generator)
     sign_N = torch.randint(2, (N,), generator=generator) * 2 - 1
     # Which of a class's images each picture shows: the choice-th of them.
-    by_class = [(labels == k).nonzero().squeeze(1) for k in range(CLASSES)]
-    index_N = torch.stack(
-        [by_class[k][int(c * len(by_class[k]))] for k, c in zip(y_N, choice_N, strict=True)]
-    ) if N else torch.empty(0, dtype=torch.long)  # fmt: skip
+    by_class, count_K = labels.argsort(stable=True), torch.bincount(labels, minlength=CLASSES)
+    first_N = (count_K.cumsum(0) - count_K)[y_N]
+    index_N = by_class[first_N + (choice_N * count_K[y_N]).long()]
     rows = at_2N[0, :, None, None, None] + torch.arange(DIGIT)[:, None]
     columns = at_2N[1, :, None, None, None] + torch.arange(DIGIT)
     places = torch.arange(N)[:, None, None, None], torch.arange(3)[:, None, None], rows, columns
-    covered = x_NCHW[places]
+    covered = x_NCHW[places] / 255
     colour = covered.mean((2, 3), keepdim=True) + contrast * sign_N[:, None, None, None]
     mask = images[index_N][:, None]
-    x_NCHW[places] = covered * (1 - mask) + colour.clamp(0, 1) * mask
-    return (x_NCHW * 255).round().to(torch.uint8)
+    shown = covered * (1 - mask) + colour.clamp(0, 1) * mask
+    x_NCHW[places] = (shown * 255).round().to(torch.uint8)
+    return x_NCHW
 
 
 def _halves() -> tuple[list[Tensor], list[Tensor]]:
-    """Left and right halves of all scenes, (3, H, W) in [0, 1]."""
+    """Left and right halves of all scenes, (3, H, W), uint8."""
     left, right = [], []
-    for image in map(photograph, SCENES):
+    for name in SCENES:
+        image = (photograph(name) * 255).round().to(torch.uint8)
         middle = image.shape[2] // 2
         left.append(image[:, :, :middle])
         right.append(image[:, :, middle:])

@@ -5,7 +5,7 @@ Shapes: K rows (one per worker), n entries of one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from repro.internals import foreach_add_, foreach_copy_, foreach_mul_
 from repro.knobs import Fraction, checked
 
+_PIECE = 1 << 17  # entries of U, V and g that stay in cache together
 MemoryMode = Literal["gradient", "velocity", "nesterov"]
 
 
@@ -54,21 +55,22 @@ class ErrorFeedbackMemory:
         Returns:
             The accumulators V themselves (not copies), each of shape [K, n].
         """
-        grads = list(grads_Kn)
-        unsent = [_slot(self.unsent, n, g) for n, g in zip(names, grads, strict=True)]
+        unsent_Kn = [_slot(self.unsent, n, g) for n, g in zip(names, grads_Kn, strict=True)]
         if self.mode == "gradient":
-            foreach_add_(unsent, grads)
-            return unsent
-        velocity = [_slot(self.velocity, n, g) for n, g in zip(names, grads, strict=True)]
-        if self.mode == "nesterov":
-            foreach_add_(velocity, grads)
-            foreach_mul_(velocity, self.momentum)
-            foreach_add_(unsent, grads)
-        else:
-            foreach_mul_(velocity, self.momentum)
-            foreach_add_(velocity, grads)
-        foreach_add_(unsent, velocity)
-        return unsent
+            foreach_add_(unsent_Kn, list(grads_Kn))
+            return unsent_Kn
+        velocity_Kn = [_slot(self.velocity, n, g) for n, g in zip(names, grads_Kn, strict=True)]
+        whole_Kn = [g.contiguous() for g in grads_Kn]
+        for unsent, velocity, grads in _cached(unsent_Kn, velocity_Kn, whole_Kn):
+            if self.mode == "nesterov":
+                foreach_add_(velocity, grads)
+                foreach_mul_(velocity, self.momentum)
+                foreach_add_(unsent, grads)
+            else:
+                foreach_mul_(velocity, self.momentum)
+                foreach_add_(velocity, grads)
+            foreach_add_(unsent, velocity)
+        return unsent_Kn
 
     def release(self, name: str, index_KM: Tensor) -> None:
         """Forgets what was sent: ``V = 0`` and, with masking, ``U = 0`` at these positions."""
@@ -144,3 +146,16 @@ def _slot(store: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     if name not in store:
         store[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
     return store[name]
+
+
+def _cached(*tensors_Kn: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:
+    """Yields lists of tensors, each with its pieces of all, to be worked on one after the other.
+
+    On a CPU a piece is read from memory once for several operations.
+    """
+    if tensors_Kn[0][0].device.type != "cpu":
+        yield tuple(map(list, tensors_Kn))
+        return
+    for of_name_Kn in zip(*tensors_Kn, strict=True):
+        for pieces in zip(*(x_Kn.view(-1).split(_PIECE) for x_Kn in of_name_Kn), strict=True):
+            yield tuple([piece] for piece in pieces)

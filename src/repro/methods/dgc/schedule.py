@@ -43,7 +43,8 @@ def density_schedule(
     if warmup_densities == "paper":
         warmup = [max(4.0 ** -(e + 1), ratio) for e in epochs]
     elif warmup_densities == "official":
-        warmup = [max(ratio ** ((e + 1) / (warmup_epochs + 1)), ratio) for e in epochs]
+        factor = ratio ** (1 / (warmup_epochs + 1))  # powers of it, to the authors' last bit
+        warmup = [max(factor ** (e + 1), ratio) for e in epochs]
     elif warmup_densities == "dense":
         warmup = [1.0 for _ in epochs]
     else:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -18,9 +19,11 @@ from typing_extensions import override
 from repro.knobs import Share, check_choice, checked
 from repro.methods.dgc.random_key import RandomKey
 
-# On a CPU, large tensors are scanned in pieces that stay in cache: three times faster than at once,
-# and |x| is never stored whole. Elsewhere every piece would wait for the device.
-_PIECE = 1 << 18
+# On a CPU, large tensors are scanned in pieces that stay in cache, and |x| is never stored whole.
+# Elsewhere every piece would wait for the device.
+_PIECE = 1 << 17
+# Fewer entries are sorted faster than they are sampled and scanned.
+_SAMPLED = 1 << 14
 
 
 def entries_to_send(numel: int, density: float) -> int:
@@ -294,8 +297,34 @@ class TopKCompressor:
 
 
 def _largest(x_Kn: Tensor, count: int) -> Tensor:
-    """Returns the positions [K, count] of the largest magnitudes of each row."""
-    return x_Kn.abs().topk(count, dim=1, sorted=False).indices
+    """Returns the positions [K, count] of the largest magnitudes of each row.
+
+    Large rows on a CPU are first cut down to the entries above a threshold that more than ``count``
+    should reach, by a regular sample: sorting only those is many times faster, and finds the same.
+    """
+    if x_Kn.device.type == "cpu" and x_Kn.shape[1] >= _SAMPLED:
+        return torch.stack([_largest_of_many(x_n, count) for x_n in x_Kn])
+    return _sorted_out(x_Kn, count)
+
+
+def _largest_of_many(x_n: Tensor, count: int) -> Tensor:
+    numel = x_n.numel()
+    # About 8 wanted entries in the sample at least. The step shares no factor 2 or 3 with the sides
+    # of weights, whose kernels may differ from place to place.
+    stride = min(100, count // 8) // 6 * 6 + 1
+    sample = x_n[::stride]
+    wanted = sample.numel() * count / numel
+    low = math.ceil(wanted + 4 * math.sqrt(wanted))  # by four standard deviations
+    if stride > 1 and 2 * low < sample.numel():
+        index = _reaching(x_n, _kth_largest(sample.abs(), low))
+        # Too few are bad luck, too many all zero or alike: then all are sorted.
+        if count <= index.numel() <= numel // 2:
+            return index[_sorted_out(x_n[index], count)]
+    return _sorted_out(x_n, count)
+
+
+def _sorted_out(x_n: Tensor, count: int) -> Tensor:
+    return x_n.abs().topk(count, sorted=False).indices
 
 
 def _kth_largest(magnitude_n: Tensor, k: int) -> Tensor:
@@ -304,12 +333,12 @@ def _kth_largest(magnitude_n: Tensor, k: int) -> Tensor:
 
 def _reaching(x_n: Tensor, threshold: Tensor) -> Tensor:
     """Returns the positions whose magnitude is at least the threshold, in index order."""
-    if x_n.numel() <= _PIECE or x_n.device.type != "cpu":
+    if x_n.device.type != "cpu" or x_n.dtype not in (torch.float32, torch.float64):
         return (x_n.abs() >= threshold).nonzero().view(-1)
-    magnitude = x_n.new_empty(_PIECE)  # reused: fresh ones would scatter over the heap
-    found = []
-    for start, piece in zip(range(0, x_n.numel(), _PIECE), x_n.split(_PIECE), strict=True):
-        torch.abs(piece, out=magnitude[: piece.numel()])
-        reaching = magnitude[: piece.numel()] >= threshold
-        found.append(reaching.nonzero().view(-1).add_(start))
-    return torch.cat(found)
+    # NumPy compares and lists several times faster than PyTorch.
+    x, least = x_n.detach().numpy(), threshold.detach().numpy()
+    found = [
+        np.flatnonzero(np.abs(x[start : start + _PIECE]) >= least) + start
+        for start in range(0, len(x), _PIECE)
+    ]
+    return torch.from_numpy(np.concatenate(found))

@@ -18,34 +18,31 @@ True
 >>> network.merge(blocks=5)[1].out_features  # fewer units, a cheaper prediction, no new training
 10
 
-`stage` trains several networks (of different shrinkage, or seed) in one batch; `keep_units` and
-`refit_output` cut any network of one hidden layer; `penultimate_features` gives the inputs for
-boosting on top of a deep network.
+`stage` trains one block more; `keep_units` and `refit_output` cut any network of one hidden layer;
+`penultimate_features` gives the inputs for boosting on top of a deep network.
 """
 
-from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
+from repro.methods.gbnn.block import Block, fit_block, random_starts
 from repro.methods.gbnn.boosting import Booster, GradientBoosting, newton_step, stage
 from repro.methods.gbnn.features import penultimate_features
 from repro.methods.gbnn.losses import BinaryLogistic, Loss, Multinomial, SquaredError, loss_for
 from repro.methods.gbnn.network import BoostedNetwork
 from repro.methods.gbnn.truncation import ORDERS, keep_units, layers, order_units, refit_output
-from repro.toolbox.linear_algebra.lbfgs import minimise
 
 __all__ = [
     "ORDERS",
     "BinaryLogistic",
-    "Blocks",
+    "Block",
     "BoostedNetwork",
     "Booster",
     "GradientBoosting",
     "Loss",
     "Multinomial",
     "SquaredError",
-    "fit_blocks",
+    "fit_block",
     "keep_units",
     "layers",
     "loss_for",
-    "minimise",
     "newton_step",
     "order_units",
     "penultimate_features",

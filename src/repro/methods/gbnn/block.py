@@ -1,24 +1,28 @@
-"""The inner learner: networks of J logistic units, many of them fitted at once."""
+"""The inner learner: a network of J logistic units."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
-from repro.toolbox.linear_algebra.lbfgs import minimise
+Array = NDArray[np.float64]
 
 
-class Blocks(NamedTuple):
-    """B networks D → J logistic → K linear.
+class Block(NamedTuple):
+    """A network D → J logistic → K linear.
 
     Attributes:
-        input: weights of the hidden units (B, D, J).
-        hidden_bias: their biases (B, J).
-        output: weights of the outputs (B, J, K).
-        output_bias: their biases (B, K).
+        input: weights of the hidden units (D, J).
+        hidden_bias: their biases (J,).
+        output: weights of the outputs (J, K).
+        output_bias: their biases (K,).
     """
 
     input: Tensor
@@ -26,14 +30,14 @@ class Blocks(NamedTuple):
     output: Tensor
     output_bias: Tensor
 
-    def __call__(self, x_BND: Tensor) -> Tensor:
-        """Outputs (B, N, K); the inputs may also be (1, N, D), the same for all."""
-        hidden_BNJ = torch.sigmoid(x_BND @ self.input + self.hidden_bias[:, None])
-        return hidden_BNJ @ self.output + self.output_bias[:, None]
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        """Outputs (N, K)."""
+        hidden_NJ = torch.sigmoid(x_ND @ self.input + self.hidden_bias)
+        return hidden_NJ @ self.output + self.output_bias
 
 
 def random_starts(rows: int, D: int, J: int, K: int, generator: torch.Generator) -> Tensor:
-    """Starting points for `fit_blocks`, (rows, P), float64.
+    """Starting points for `fit_block`, (rows, P), float64.
 
     Glorot's uniform range for logistic units, ±√(2 / (fan-in + fan-out)), biases included, as
     scikit-learn does it.
@@ -43,54 +47,53 @@ def random_starts(rows: int, D: int, J: int, K: int, generator: torch.Generator)
     return (2 * unit - 1) * torch.tensor(limits, dtype=torch.float64)
 
 
-def fit_blocks(
-    x_BND: Tensor, target_BNK: Tensor, start_BP: Tensor, J: int, alpha: float, iterations: int
-) -> tuple[Blocks, Tensor]:
-    """Fits B networks of J units by least squares, all in one L-BFGS.
+def fit_block(
+    x_ND: Tensor, target_NK: Tensor, start_P: Tensor, J: int, alpha: float, iterations: int
+) -> tuple[Block, float]:
+    """Fits J units by least squares, with SciPy's L-BFGS.
 
-    Minimises ½ Σ_k mean_n (h(x) − r)² + α ‖weights‖² / 2n for every row (biases are free).
+    Minimises ½ Σ_k mean_n (h(x) − r)² + α ‖weights‖² / 2n (biases are free). A network this small
+    is bound by the cost of calls: NumPy's are a third of PyTorch's, so it is fitted on the CPU.
 
     Args:
-        x_BND: inputs of each row, or (1, N, D) for all.
-        target_BNK: what to fit; its rows may be fewer if they are broadcast to B.
-        start_BP: from `random_starts`, P = J (D + 1) + K (J + 1).
+        x_ND: inputs, float64.
+        target_NK: what to fit, float64.
+        start_P: from `random_starts`, P = J (D + 1) + K (J + 1).
         J: hidden units.
         alpha: weight decay.
         iterations: most steps of L-BFGS.
 
     Returns:
-        The networks, and the value of the objective of each row (B,).
+        The network, on the device of the inputs, and the value of the objective.
     """
-    N, D = x_BND.shape[1:]
-    B, K = len(start_BP), target_BNK.shape[2]
-    # Points come last and biases are the weights of a row of ones: few products, long rows. Inputs
-    # that all networks share make one product of matrices out of B.
-    x_BEN = torch.cat([x_BND, torch.ones_like(x_BND[..., :1])], 2).mT.contiguous()
-    x_EN = x_BEN[0] if len(x_BEN) == 1 else x_BEN
-    x_NE = x_EN.mT.contiguous()
-    target_BKN = target_BNK.mT.contiguous()
+    (N, D), K = x_ND.shape, target_NK.shape[1]
+    # Points come last and biases are the weights of a row of ones: few products, long rows.
+    x_NE: Array = torch.cat([x_ND, torch.ones_like(x_ND[:, :1])], 1).cpu().numpy()
+    x_EN = np.ascontiguousarray(x_NE.T)
+    target_KN = np.ascontiguousarray(target_NK.cpu().numpy().T)
     hidden = J * (D + 1)
 
-    def unpack(p_BP: Tensor) -> tuple[Tensor, Tensor]:
-        return p_BP[:, :hidden].view(B, J, D + 1), p_BP[:, hidden:].view(B, K, J + 1)
+    def unpack(p_P: Array) -> tuple[Array, Array]:
+        return p_P[:hidden].reshape(J, D + 1), p_P[hidden:].reshape(K, J + 1)
 
-    penalty_BP = start_BP.new_full(start_BP.shape, alpha / N)
-    for part in unpack(penalty_BP):
-        part[:, :, -1] = 0
+    penalty_P = np.full(len(start_P), alpha / N)
+    for part in unpack(penalty_P):
+        part[:, -1] = 0
 
-    def objective(p_BP: Tensor) -> tuple[Tensor, Tensor]:
-        V_BJE, W_BKI = unpack(p_BP)
-        W_BKJ = W_BKI[:, :, :-1]
-        h_BJN = torch.sigmoid(V_BJE @ x_EN)
-        error_BKN = torch.baddbmm(W_BKI[:, :, -1:], W_BKJ, h_BJN) - target_BKN
-        decayed_BP = penalty_BP * p_BP
-        value_B = 0.5 * (error_BKN.square().sum((1, 2)) / N + (decayed_BP * p_BP).sum(1))
-        error_BKN = error_BKN / N
-        d_hidden_BJN = (W_BKJ.mT @ error_BKN) * h_BJN * (1 - h_BJN)
-        d_V_BJE = d_hidden_BJN @ x_NE
-        d_W_BKI = torch.cat([error_BKN @ h_BJN.mT, error_BKN.sum(2, keepdim=True)], 2)
-        return value_B, torch.cat([d_V_BJE.flatten(1), d_W_BKI.flatten(1)], 1) + decayed_BP
+    def objective(p_P: Array) -> tuple[float, Array]:
+        V_JE, W_KI = unpack(p_P)
+        W_KJ = W_KI[:, :-1]
+        h_JN = expit(V_JE @ x_EN)
+        error_KN = W_KJ @ h_JN + W_KI[:, -1:] - target_KN
+        decayed_P = penalty_P * p_P
+        value = 0.5 * (np.vdot(error_KN, error_KN) / N + decayed_P @ p_P)
+        error_KN /= N
+        d_V_JE = (W_KJ.T @ error_KN * h_JN * (1 - h_JN)) @ x_NE
+        d_W_KI = np.column_stack([error_KN @ h_JN.T, error_KN.sum(1)])
+        return float(value), np.concatenate([d_V_JE.ravel(), d_W_KI.ravel()]) + decayed_P
 
-    p_BP, value_B = minimise(objective, start_BP, iterations)
-    V_BEJ, W_BIK = (part.mT for part in unpack(p_BP))
-    return Blocks(V_BEJ[:, :-1], V_BEJ[:, -1], W_BIK[:, :-1], W_BIK[:, -1]), value_B
+    # As scikit-learn asks for with tol=0: until the value falls no more.
+    options = {"maxiter": iterations, "gtol": 0.0}
+    found = minimize(objective, start_P.numpy(), jac=True, method="L-BFGS-B", options=options)
+    V_EJ, W_IK = (torch.from_numpy(part).to(x_ND.device).mT for part in unpack(found.x))
+    return Block(V_EJ[:-1], V_EJ[-1], W_IK[:-1], W_IK[-1]), float(found.fun)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -11,7 +9,7 @@ from typing_extensions import override
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
 from repro.knobs import Count, NonNegative, Share, checked
-from repro.methods.gbnn.block import Blocks, fit_blocks, random_starts
+from repro.methods.gbnn.block import fit_block, random_starts
 from repro.methods.gbnn.losses import Loss, Prior
 from repro.methods.gbnn.network import BoostedNetwork
 from repro.toolbox.method import Method
@@ -31,8 +29,8 @@ class GradientBoosting(Method):
             replacement; residuals, line search and scores use all points.
         iterations: most L-BFGS steps of a block.
         alpha: weight decay of a block, as in scikit-learn.
-        restarts: starting points of a block, fitted in one batch; the best fit is kept. The
-            published algorithm has one.
+        restarts: starting points of a block; the best fit is kept. The published algorithm has
+            one.
         prior: F_0 with three or more classes, see `repro.methods.gbnn.losses.Multinomial`.
         seed: decides starting points and subsamples: stage t draws from (seed, t) alone, so a
             continued training needs no state of a generator.
@@ -87,7 +85,7 @@ class GradientBoosting(Method):
         """
         booster = Booster(self, loss, x[0].numel(), loss.encode(target).shape[1])
         for _ in range(self.blocks):
-            stage([booster], x, target)
+            stage(booster, x, target)
         return booster.network
 
 
@@ -126,60 +124,38 @@ class Booster(nn.Module):
 
 
 @torch.no_grad()
-def stage(boosters: Sequence[Booster], x: Tensor, target: Tensor) -> None:
-    """One boosting stage of several networks on the same points, in one batch.
+def stage(booster: Booster, x: Tensor, target: Tensor) -> None:
+    """One boosting stage.
 
-    For each: pseudo-residuals of all points; a block fitted to those of a random subset; the
-    Newton line search ρ = Σ f r / Σ f² h over all points and outputs; F ← F + η ρ f.
+    Pseudo-residuals of all points; a block fitted to those of a random subset; the Newton line
+    search ρ = Σ f r / Σ f² h over all points and outputs; F ← F + η ρ f.
 
     Args:
-        boosters: networks that share per_step, subsample, iterations, alpha and restarts; they
-            may differ in shrinkage and seed.
+        booster: the network in training.
         x: inputs (N, …) of all training points.
         target: their targets, as ``loss.encode`` takes them.
     """
-    how, loss = boosters[0].settings, boosters[0].loss
+    settings, loss, network = booster.settings, booster.loss, booster.network
     x_ND, y_NK = x.double().flatten(1), loss.encode(target)
-    N, D, K = *x_ND.shape, y_NK.shape[1]
-    size = max(1, int(how.subsample * N))
-    scores_MNK = torch.stack([booster.scores(x_ND, y_NK) for booster in boosters])
-    residual_MNK = torch.stack([loss.residual(y_NK, scores_NK) for scores_NK in scores_MNK])
+    N, D, K, J = *x_ND.shape, y_NK.shape[1], settings.per_step
+    scores_NK = booster.scores(x_ND, y_NK)
+    residual_NK = loss.residual(y_NK, scores_NK)
 
-    starts, picks = [], []
-    for booster in boosters:
-        generator = generator_for(booster.settings.seed, int(booster.network.trained))
-        starts.append(random_starts(how.restarts, D, how.per_step, K, generator))
-        picks.append(torch.randperm(N, generator=generator)[:size])
-    start_BP = torch.cat(starts).to(x_ND)  # B = M × restarts
-    if size < N:
-        picks_MS = torch.stack(picks).to(x_ND.device)
-        shared = bool((picks_MS == picks_MS[0]).all())  # those of one seed
-        x_MSD = x_ND[picks_MS[:1] if shared else picks_MS]
-        fitted_MSK = residual_MNK.gather(1, picks_MS[:, :, None].expand(-1, -1, K))
-    else:
-        x_MSD, fitted_MSK = x_ND[None], residual_MNK
-    if how.restarts > 1:
-        fitted_MSK = fitted_MSK.repeat_interleave(how.restarts, 0)
-        x_MSD = x_MSD if len(x_MSD) == 1 else x_MSD.repeat_interleave(how.restarts, 0)
-    blocks, value_B = fit_blocks(
-        x_MSD, fitted_MSK, start_BP, how.per_step, how.alpha, how.iterations
-    )
-    if how.restarts > 1:
-        best_M = value_B.view(len(boosters), how.restarts).argmin(1)
-        rows_M = best_M + how.restarts * torch.arange(len(boosters), device=best_M.device)
-        blocks = Blocks(*(part[rows_M] for part in blocks))
+    generator = generator_for(settings.seed, int(network.trained))
+    start_RP = random_starts(settings.restarts, D, J, K, generator)
+    subset = torch.randperm(N, generator=generator)[: max(1, int(settings.subsample * N))]
+    points = (x_ND[subset], residual_NK[subset]) if len(subset) < N else (x_ND, residual_NK)
+    fits = [
+        fit_block(*points, start_P, J, settings.alpha, settings.iterations) for start_P in start_RP
+    ]
+    network.add(min(fits, key=lambda fit: fit[1])[0])
 
-    for row, booster in enumerate(boosters):
-        network, factor = booster.network, x_ND.new_tensor(booster.settings.shrinkage)
-        network.add(blocks, row)
-        # By the network itself and not in the batch, which may differ in the last bit: a training
-        # that is continued computes its scores anew, in this way.
-        step_NK = network.contribution(int(network.trained) - 1, x_ND)
-        if loss.newton:
-            h_NK = loss.hessian(y_NK, scores_MNK[row])
-            factor = factor * newton_step(step_NK, residual_MNK[row], h_NK)
-        network.factor[int(network.trained) - 1] = factor
-        booster.scores_NK = scores_MNK[row] + factor * step_NK
+    step_NK = network.contribution(int(network.trained) - 1, x_ND)
+    factor = x_ND.new_tensor(settings.shrinkage)
+    if loss.newton:
+        factor = factor * newton_step(step_NK, residual_NK, loss.hessian(y_NK, scores_NK))
+    network.factor[int(network.trained) - 1] = factor
+    booster.scores_NK = scores_NK + factor * step_NK
 
 
 def newton_step(f_NK: Tensor, r_NK: Tensor, h_NK: Tensor) -> Tensor:

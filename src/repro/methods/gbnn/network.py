@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import UserError
-from repro.methods.gbnn.block import Blocks
+from repro.methods.gbnn.block import Block
 
 
 class BoostedNetwork(nn.Module):
@@ -58,13 +58,13 @@ class BoostedNetwork(nn.Module):
         self.register_buffer("trained", torch.tensor(0))
         self.blocks, self.per_step, self.output_scale = blocks, per_step, output_scale
 
-    def add(self, blocks: Blocks, row: int) -> None:
-        """Appends row ``row`` of fitted blocks; its ``factor`` is zero until it is set."""
+    def add(self, block: Block) -> None:
+        """Appends a fitted block; its ``factor`` is zero until it is set."""
         t = int(self.trained)
-        self.input[t] = blocks.input[row]
-        self.hidden_bias[t] = blocks.hidden_bias[row]
-        self.output[t] = blocks.output[row]
-        self.output_bias[t] = blocks.output_bias[row]
+        self.input[t] = block.input
+        self.hidden_bias[t] = block.hidden_bias
+        self.output[t] = block.output
+        self.output_bias[t] = block.output_bias
         self.trained += 1
 
     def contribution(self, t: int, x_ND: Tensor) -> Tensor:

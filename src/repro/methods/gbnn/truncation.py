@@ -6,12 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Annotated
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from repro.errors import UserError
 from repro.knobs import Known, checked
-from repro.toolbox.linear_algebra.lbfgs import minimise
 
 ORDERS = ("first", "random", "norm")
 
@@ -84,17 +86,19 @@ def refit_output(
         hook.remove()
     h_NJ, (K, J) = features[0], output.weight.shape
 
-    def objective(p_1P: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            p_P = p_1P[0].requires_grad_()
-            weight_KJ = p_P[: K * J].view(K, J)
-            outputs = (h_NJ @ weight_KJ.T + p_P[K * J :]).view_as(model_out)
-            value = loss_of(outputs) + alpha / (2 * len(x)) * weight_KJ.square().sum()
-            (gradient_P,) = torch.autograd.grad(value, p_P)
-        return value.detach()[None], gradient_P[None]
+    @torch.enable_grad()
+    def objective(p: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        p_P = torch.from_numpy(p).to(h_NJ).requires_grad_()
+        weight_KJ = p_P[: K * J].view(K, J)
+        outputs = (h_NJ @ weight_KJ.T + p_P[K * J :]).view_as(model_out)
+        value = loss_of(outputs) + alpha / (2 * len(x)) * weight_KJ.square().sum()
+        (gradient_P,) = torch.autograd.grad(value, p_P)
+        return value.item(), gradient_P.double().cpu().numpy()
 
-    start_P = torch.cat([output.weight.detach().flatten(), output.bias.detach()])
-    p_P = minimise(objective, start_P[None], iterations)[0][0]
+    start_P = torch.cat([output.weight.detach().flatten(), output.bias.detach()]).double()
+    options = {"maxiter": iterations, "gtol": 0.0}
+    found = minimize(objective, start_P.cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
+    p_P = torch.from_numpy(found.x).to(output.weight)
     with torch.no_grad():
         output.weight.copy_(p_P[: K * J].view(K, J))
         output.bias.copy_(p_P[K * J :])

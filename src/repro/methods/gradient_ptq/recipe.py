@@ -101,6 +101,8 @@ class Recipe:
         bits: of a weight.
         rounding: ``nearest``, ``gradient`` or ``hessian`` (Frantar et al.).
         unit: what is reconstructed at a time, ``layer`` or ``block``.
+        include_activation: compare a layer's outputs behind the activation that takes them, as
+            AdaRound (its equation 25), BRECQ and QDrop do; false: in front of it.
         skip: patterns of layer names to leave alone.
         edge_bits: bits of the first and the last layer, and of the latter's input; None: as others.
         quantizer: ``uniform`` or ``power``.
@@ -136,6 +138,7 @@ class Recipe:
     bits: Bits = 4
     rounding: Literal["nearest", "gradient", "hessian"] = "gradient"
     unit: Literal["layer", "block"] = "layer"
+    include_activation: bool = True
     skip: Sequence[str] = ()
     edge_bits: Bits | None = None
     quantizer: Literal["uniform", "power"] = "uniform"

@@ -26,6 +26,7 @@ from repro.toolbox.reconstruction import (
     best_exponent,
     capture,
     fit_grid,
+    following_activation,
     on_device,
     output_gradients,
     precise,
@@ -122,6 +123,7 @@ class PostTrainingQuantization(UnitByUnit):
     def _learn_weights(self, unit: Unit, generator: torch.Generator) -> Report:
         recipe, module = self.recipe, self.model.get_submodule(unit.name)
         quantised, flow = self.flows(unit)
+        activation = self._following(unit)
         variables = {
             unit.inside(layer): variable_for(recipe.variable)(
                 self.float_weight(layer),
@@ -142,7 +144,7 @@ class PostTrainingQuantization(UnitByUnit):
             steps = torch.optim.Adam([q.step for q in inside], lr=recipe.activations.lr)
             optimizers.append(steps)
             schedulers.append(scheduler(steps, "cosine", recipe.iterations))
-        loss_of = self._loss(unit)
+        loss_of = self._loss(unit, activation)
         order = batches(len(self.x), recipe.batch_size, recipe.iterations, generator)
         device_generator = on_device(generator, self.x.device)
         with self._dropping(inside, device_generator), _learnable(inside):
@@ -180,6 +182,7 @@ class PostTrainingQuantization(UnitByUnit):
         if not inside:
             return self.report(unit)
         quantised, flow = self.flows(unit)
+        behind = self._following(unit) or nn.Identity()
         module, optimizer = (
             self.model.get_submodule(unit.name),
             torch.optim.Adam([q.step for q in inside], lr=how.lr),
@@ -189,7 +192,7 @@ class PostTrainingQuantization(UnitByUnit):
         with _learnable(inside):
             for index in batches(len(self.x), self.recipe.batch_size, how.iterations, generator):
                 out = module(quantised[index], *flow.rest, **flow.named)
-                loss = lp(precise(out), precise(flow.output[index]))
+                loss = lp(precise(behind(out)), precise(behind(flow.output[index])))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -333,7 +336,17 @@ class PostTrainingQuantization(UnitByUnit):
             for quantizer in quantizers:
                 quantizer.enabled, quantizer.keep, quantizer.generator = True, 1.0, None
 
-    def _loss(self, unit: Unit) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _following(self, unit: Unit) -> nn.Module | None:
+        """The activation behind which a layer's outputs are compared; None where there is none."""
+        if not self.recipe.include_activation or unit.layers != [unit.name]:
+            return None
+        return following_activation(self.reference, unit.name, self.x_reference[:1])
+
+    def _loss(
+        self, unit: Unit, activation: nn.Module | None
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The loss of a unit's outputs, their targets, and the indices of their examples."""
+        behind = activation or nn.Identity()
         name = self.recipe.loss
         if name == "kl" and unit is not self.units[-1]:
             name = "l2"  # a softmax means something only for logits
@@ -341,11 +354,15 @@ class PostTrainingQuantization(UnitByUnit):
         if name in WITH_GRADIENTS:
             gradients = scaled_gradients(
                 precise(
-                    output_gradients(self.reference, unit.name, self.x, self.task_loss, self.batch)
+                    output_gradients(
+                        self.reference, unit.name, self.x, self.task_loss, self.batch, activation
+                    )
                 )
             )
         return lambda o, t, index: loss(
-            precise(o), precise(t), None if gradients is None else gradients[index]
+            precise(behind(o)),
+            precise(behind(t)),
+            None if gradients is None else gradients[index],
         )
 
     def _selected(self, layer: str, generator: torch.Generator) -> Tensor | None:

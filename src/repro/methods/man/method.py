@@ -91,7 +91,9 @@ class LocalLearning(Method):
         features: width of its hidden linear layers.
         widen: factor on its channels.
         decoder: of ``infopro``: ``cifar`` or ``imagenet``.
-        weight_x: lambda_x of ``infopro`` at the first and at the last auxiliary block.
+        weight_x: lambda_x of ``infopro`` at the first and at the last auxiliary block. Both weights
+            default to those that InfoPro's authors publish for K = 16; with K = 2 only the first
+            of a pair is read, and theirs are 5 and 0.5.
         weight_y: lambda_y, likewise.
         weight_schedule: see `loss_weight`.
         beta: of ``predsim``, see `PredSim`.
@@ -124,8 +126,8 @@ class LocalLearning(Method):
         features: Count = 128,
         widen: Positive = 1.0,
         decoder: Literal["cifar", "imagenet"] = "cifar",
-        weight_x: Sequence[float] = (5.0, 0.0),
-        weight_y: Sequence[float] = (0.5, 0.0),
+        weight_x: Sequence[float] = (5.0, 0.5),
+        weight_y: Sequence[float] = (0.0, 1.0),
         weight_schedule: Literal["linear", "official_quirk"] = "linear",
         beta: Probability = 0.99,
         normalise: Mapping[str, Sequence[float]] | None = None,
@@ -204,7 +206,7 @@ class LocalLearning(Method):
         """What block number ``block`` is trained with, given the unit that follows it.
 
         Raises:
-            UserError: the features cannot be painted from.
+            UserError: the features cannot be painted from, or InfoPro's weights are both zero.
         """
         unit = chain.units[next_unit]
         bridged = self.ema or self.bias
@@ -230,6 +232,11 @@ class LocalLearning(Method):
             loss_weight(block, chain.stages[next_unit], modules, first, last, self.weight_schedule)
             for first, last in (self.weight_x, self.weight_y)
         )
+        if weight_x == weight_y == 0:
+            raise UserError(
+                f"method.weight_x and method.weight_y are both 0 at block {block} of {blocks},"
+                " which would never be trained: give one of them a first or last value above 0."
+            )
         decoder = Decoder(shape[0], self.input_shape, self.decoder)
         return LocalLoss(bridge, InfoPro(head, decoder, weight_x, weight_y))
 

@@ -22,6 +22,7 @@ from repro.knobs import Count, NonNegative, Positive, check_choice, checked
 
 # Keeps arccos and the square root away from where their gradients are infinite.
 CLAMP = 1e-9
+GROUPS = (1, 2, 2, 2)  # strides of the groups of convolutional residual blocks
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,15 @@ class NNGPKernel(nn.Module):
     """The kernel of an infinitely wide network with σ_v = `last_w_std`, its scales trainable.
 
     Dense: `depth` times (affine, φ), then the readout. With ``residual``, an affine layer, `depth`
-    blocks h + affine(φ(affine(φ(h)))), φ, readout. Convolutional: the affine layers are 3 × 3
-    convolutions with zero padding, and all positions are flattened into the readout without
-    pooling, so that only the covariances between equal positions are needed.
+    blocks h + affine(φ(h)), φ, readout. Convolutional: the affine layers are 3 × 3 convolutions
+    with zero padding, and all positions are flattened into the readout without pooling, so that
+    only the covariances between equal positions are needed. With ``residual``, as the authors' code
+    has it, a convolution and four groups of `depth` blocks h + affine(φ(affine(φ(h)))), no φ before
+    the readout; the first block of a group has an affine shortcut, and in all groups but the first
+    it halves the image.
 
     Args:
-        depth: hidden layers, or residual blocks.
+        depth: hidden layers, or residual blocks (of each group).
         act: ``relu`` or ``erf``.
         w_std: standard deviation of hidden weights, positive.
         b_std: of hidden biases, positive or zero.
@@ -200,9 +204,14 @@ class NNGPKernel(nn.Module):
 
     def _readout(self, x: Tensor, z: Tensor) -> Covariance:
         k = self._affine(_inputs(x, z, images=self.kind == "conv"))
-        if self.residual:
+        if self.residual and self.kind == "conv":
+            for stride in GROUPS:
+                k = self._affine(k, stride) + self._twice(k, stride)
+                for _ in range(self.depth - 1):
+                    k = k + self._twice(k)
+        elif self.residual:
             for _ in range(self.depth):
-                k = k + self._affine(self._activate(self._affine(self._activate(k))))
+                k = k + self._affine(self._activate(k))
             k = self._activate(k)
         else:
             for layer in range(self.depth):
@@ -214,10 +223,14 @@ class NNGPKernel(nn.Module):
             k = Covariance(k.xz.mean((-1, -2)), k.xx.mean((-1, -2)), k.zz.mean((-1, -2)))
         return k.map(lambda e: last**2 * e)
 
-    def _affine(self, k: Covariance) -> Covariance:
+    def _twice(self, k: Covariance, stride: int = 1) -> Covariance:
+        """The branch of a convolutional block: affine(φ(affine(φ(h))))."""
+        return self._affine(self._activate(self._affine(self._activate(k), stride)))
+
+    def _affine(self, k: Covariance, stride: int = 1) -> Covariance:
         w_std, b_std, _ = self.scales()
         if self.kind == "conv":
-            k = k.map(_neighbours)
+            k = k.map(lambda e: _neighbours(e, stride))
         return k.map(lambda e: w_std**2 * e + b_std**2)
 
     def _activate(self, k: Covariance) -> Covariance:
@@ -240,10 +253,16 @@ def _sides(k: Covariance) -> tuple[Tensor, Tensor]:
     return k.xx[:, None], k.zz[None, :]
 
 
-def _neighbours(k: Tensor) -> Tensor:
-    """Mean over 3 × 3 windows, zeros outside: what a convolution does to covariances."""
+def _neighbours(k: Tensor, stride: int) -> Tensor:
+    """Mean over 3 × 3 windows, zeros outside: what a convolution does to covariances.
+
+    The last window ends where the image does, or one position behind ("SAME" padding).
+    """
     *rest, H, W = k.shape
-    return F.avg_pool2d(k.reshape(-1, 1, H, W), 3, stride=1, padding=1).reshape(*rest, H, W)
+    outside = [max(-(-size // stride) * stride - stride + 3 - size, 0) for size in (W, H)]
+    padding = [side for both in outside for side in (both // 2, both - both // 2)]
+    pooled = F.avg_pool2d(F.pad(k.reshape(-1, 1, H, W), padding), 3, stride)
+    return pooled.reshape(*rest, *pooled.shape[-2:])
 
 
 def unsoftplus(values: Sequence[float] | Tensor) -> Tensor:

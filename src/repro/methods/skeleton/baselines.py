@@ -20,10 +20,11 @@ class SoftSkeleton(SkeletonLayer):
     """The morphological skeleton of the clDice loss (Shit et al. 2021): differentiable, no more.
 
     The union, over successive erosions, of what an opening removes. Erosion takes the minimum over
-    a cross, dilation the maximum over a box of 3 points a side.
+    a cross, dilation the maximum over a box of 3 points a side. It ends with the last point: what
+    an empty image would add is nothing, and so is its gradient.
 
     Args:
-        num_iter: erosions; at least half the width of the thickest part.
+        num_iter: erosions at most; at least half the width of the thickest part.
     """
 
     @checked
@@ -36,6 +37,8 @@ class SoftSkeleton(SkeletonLayer):
         skeleton = F.relu(x - _open(x))
         for _ in range(self.num_iter):
             x = _erode(x)
+            if not x.any():
+                break
             removed = F.relu(x - _open(x))
             skeleton = skeleton + F.relu(removed - skeleton * removed)
         return skeleton

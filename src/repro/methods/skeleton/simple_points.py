@@ -103,10 +103,14 @@ def euler_detectors() -> Detectors:
 class BooleanTest(nn.Module):
     """Bertrand's exact characterisation of simple points.
 
+    Attributes:
+        tells_background: whether the answer differs among background points.
+
     Args:
         dims: 2 or 3.
     """
 
+    tells_background = True
     weight: Tensor
     bias: Tensor
     mix: Tensor
@@ -123,7 +127,15 @@ class BooleanTest(nn.Module):
         one on each side, and only every ``stride``-th of those. A foreground point is meant;
         at background points the answer is that of the same neighbourhood around foreground.
         """
-        a6, a18, a26, b26, b18, n6, n18, n26 = _counts(self, 2 * x - 1, stride).unbind(1)
+        return self._simple(_counts(self, 2 * x - 1, stride))
+
+    def of_windows(self, x: Tensor) -> Tensor:
+        """The same of single neighbourhoods: (n, 3^dims), point by point, to (n, 1)."""
+        return self._simple(_counts_of_windows(self, x))
+
+    @staticmethod
+    def _simple(counts: Tensor) -> Tensor:
+        a6, a18, a26, b26, b18, n6, n18, n26 = counts.unbind(1)
         isolated = _is0(b26)
         simple = torch.stack(
             [
@@ -142,10 +154,14 @@ class EulerTest(nn.Module):
 
     In 3-D one deletion can change two Betti numbers at once and keep their alternating sum.
 
+    Attributes:
+        tells_background: whether the answer differs among background points.
+
     Args:
         dims: 2 or 3.
     """
 
+    tells_background = False
     weight: Tensor
     bias: Tensor
     mix: Tensor
@@ -159,8 +175,16 @@ class EulerTest(nn.Module):
         """As `BooleanTest.forward`, but 1 at every background point: nothing changes there."""
         x = 2 * x - 1
         centre = (x[last_axes([slice(1, -1, stride)] * self.dims)] + 1) / 2
-        change = centre * (1 + _counts(self, x, stride))
-        return 1 - _clip(change.abs())
+        return self._simple(centre, _counts(self, x, stride))
+
+    def of_windows(self, x: Tensor) -> Tensor:
+        """The same of single neighbourhoods: (n, 3^dims), point by point, to (n, 1)."""
+        centre = x.shape[1] // 2
+        return self._simple(x[:, centre, None], _counts_of_windows(self, x))
+
+    @staticmethod
+    def _simple(centre: Tensor, gain: Tensor) -> Tensor:
+        return 1 - _clip((centre * (1 + gain)).abs())
 
 
 def last_axes(slices: Iterable[slice]) -> Any:
@@ -173,6 +197,13 @@ def _counts(test: BooleanTest | EulerTest, x: Tensor, stride: int) -> Tensor:
     convolve = CONVOLUTIONS[test.dims]
     found = F.relu(convolve(x, test.weight, test.bias, stride))
     return convolve(found, test.mix)
+
+
+def _counts_of_windows(test: BooleanTest | EulerTest, x: Tensor) -> Tensor:
+    """The same counts (n, M) of windows (n, 3^dims) in [0, 1]."""
+    weight_KW = test.weight.flatten(1)  # of 2x − 1
+    found = F.relu(torch.addmm(test.bias - weight_KW.sum(1), x, 2 * weight_KW.T))
+    return found @ test.mix.flatten(1).T
 
 
 def _register(test: nn.Module, detectors: Detectors, dims: int) -> None:

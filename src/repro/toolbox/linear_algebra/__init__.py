@@ -1,1 +1,1 @@
-"""Solvers that several papers use: batched conjugate gradients and batched L-BFGS."""
+"""Solvers that several papers use: batched conjugate gradients, Lanczos, curvature."""

@@ -236,7 +236,12 @@ def _until_stopped() -> Iterator[None]:
 
 
 def output_gradients(
-    model: nn.Module, name: str, x: Tensor, task_loss: Callable[[Tensor, slice], Tensor], batch: int
+    model: nn.Module,
+    name: str,
+    x: Tensor,
+    task_loss: Callable[[Tensor, slice], Tensor],
+    batch: int,
+    activation: nn.Module | None = None,
 ) -> Tensor:
     """Gradients (N, …) of the task's loss with respect to a module's output.
 
@@ -246,16 +251,28 @@ def output_gradients(
         x: (N, …) inputs.
         task_loss: maps the model's output for a slice of the inputs to their *summed* loss.
         batch: examples at a time.
+        activation: see `following_activation`: the gradients are with respect to its output then.
     """
+    outputs: list[Tensor] = []  # the module's latest
     kept: list[Tensor] = []
 
-    def after(_: nn.Module, _args: Any, result: Tensor) -> Tensor:
-        # A leaf of its own: nothing before the module needs a backward pass.
+    def leaf_of(result: Tensor) -> Tensor:
+        # Nothing before it needs a backward pass.
         leaf = result.detach().requires_grad_()
         kept.append(leaf)
         return leaf
 
-    hook = model.get_submodule(name).register_forward_hook(after)
+    def after(_: nn.Module, _args: Any, result: Tensor) -> Tensor | None:
+        outputs[:] = [result]
+        return leaf_of(result) if activation is None else None
+
+    def after_activation(_: nn.Module, args: Any, result: Tensor) -> Tensor | None:
+        # A model may use one activation in several places.
+        return leaf_of(result) if outputs and args[0] is outputs[0] else None
+
+    hooks = [model.get_submodule(name).register_forward_hook(after)]
+    if activation is not None:
+        hooks.append(activation.register_forward_hook(after_activation))
     gradients = []
     try:
         with torch.enable_grad():
@@ -264,5 +281,6 @@ def output_gradients(
                 loss = task_loss(model(x[part]), part)
                 gradients.append(torch.autograd.grad(loss, kept.pop())[0])
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
     return torch.cat(gradients)
