@@ -21,6 +21,8 @@ EXTRAS = {  # importable package -> the extra that brings it
     "diffusers": "diffusers",
     "transformers": "diffusers",
     "mpe2": "mpe",
+    "openmm": "molecules",
+    "torch_geometric": "molecules",
     "optuna": "sweep",
     "tensorboard": "tensorboard",
     "metaworld": "metaworld",
