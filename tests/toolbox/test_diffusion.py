@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from repro.toolbox.diffusion import VPProcess
+from repro.toolbox.diffusion import Discrete, ScaledLinear, VPProcess
 
 PROCESS = VPProcess()
 STD = 0.5
@@ -81,4 +82,28 @@ def test_ddim_keeps_within_limits() -> None:
     )
     torch.testing.assert_close(
         exactly, PROCESS.ddim(exact, (500, 1), 50, torch.Generator().manual_seed(0))
+    )
+
+
+@pytest.mark.parametrize(
+    "process", [PROCESS, ScaledLinear(), Discrete(), Discrete(0.1, 20.0, scaled=False)]
+)
+def test_processes_agree_with_their_rates_and_find_times_again(process: VPProcess) -> None:
+    time = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    integral = torch.cumulative_trapezoid(process.beta(time), time)
+    torch.testing.assert_close(process.log_alpha_bar(time[1:]), -integral, rtol=1e-4, atol=1e-5)
+    for t in (1e-3, 0.01, 0.5, 1.0):
+        alpha, sigma = process.signal(t)
+        assert alpha**2 + sigma**2 == pytest.approx(1)
+        assert process.time_at(2 * math.log(alpha)) == pytest.approx(t, abs=1e-9)
+
+
+def test_stable_diffusions_noise_levels() -> None:
+    """Least and most σ / α of its scheduler, from the published betas 0.00085 to 0.012."""
+    alpha, sigma = Discrete().signal(1.0)
+    assert sigma / alpha == pytest.approx(14.6146, abs=1e-3)
+    alpha, sigma = Discrete().signal(1e-3)
+    assert sigma / alpha == pytest.approx(0.02917, abs=1e-5)
+    assert ScaledLinear().signal(1.0)[1] / ScaledLinear().signal(1.0)[0] == pytest.approx(
+        14.5, abs=0.1
     )

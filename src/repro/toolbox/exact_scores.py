@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repro.knobs import NonNegative, checked
+from repro.toolbox.diffusion import Predictor, VPProcess
 
 
 @checked
@@ -87,3 +88,15 @@ class PointMixture:
 def tweedie(mean_BD: Tensor, x_BD: Tensor, alpha_B: Tensor, h_B: Tensor) -> Tensor:
     """The score, (B, D), that belongs to a posterior mean of x_0."""
     return (alpha_B[:, None] * mean_BD - x_BD) / h_B[:, None]
+
+
+def noise_in(law: PointMixture, process: VPProcess) -> Predictor:
+    """The best predictor of the noise in x_t, (B, D), at times (B,): ``-σ`` times the score."""
+
+    def predict(x_BD: Tensor, time_B: Tensor) -> Tensor:
+        alpha_bar_B = process.alpha_bar(time_B)
+        alpha_B, h_B = alpha_bar_B.sqrt(), 1 - alpha_bar_B
+        mean_BD = law.posterior_mean(x_BD, alpha_B, h_B)
+        return (x_BD - alpha_B[:, None] * mean_BD) / h_B.sqrt()[:, None]
+
+    return predict

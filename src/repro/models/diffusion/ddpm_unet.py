@@ -160,9 +160,11 @@ class DDPMUNet(nn.Module):
         )
         self.scaler: nn.Module = PlainSkips()
 
-    def forward(self, x: Tensor, time_B: Tensor) -> Tensor:
-        """The predicted noise, of the shape of ``x``."""
+    def forward(self, x: Tensor, time_B: Tensor, condition_BT: Tensor | None = None) -> Tensor:
+        """The predicted noise, of the shape of ``x``; a condition is added to the time."""
         time_BT = self.time(sinusoidal(time_B, self.width).to(x.dtype))
+        if condition_BT is not None:
+            time_BT = time_BT + condition_BT
         h = x
         skips = []
         for step in self.encoder:

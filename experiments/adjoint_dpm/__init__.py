@@ -1,0 +1,1 @@
+"""Score estimation by tangent-kernel regression (Han, Razaviyayn, Xu; arXiv 2401.15604)."""

@@ -1,0 +1,1 @@
+"""Room of the paper on Bayesian uncertainty of neural-network potentials."""
