@@ -30,7 +30,8 @@ LAYERS = (
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # The only files that touch private parts of other packages: Lightning's, and PyTorch's.
 PRIVATE_PARTS = ("repro.training.lightning", "repro.internals")
-DOCUMENTED = ("_exit", "_replace", "_fields", "_asdict")  # of `os` and of named tuples: public all the same
+# Of `os` and of named tuples: public all the same.
+DOCUMENTED = ("_exit", "_replace", "_fields", "_asdict")
 
 
 @cache
