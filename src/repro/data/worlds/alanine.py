@@ -157,6 +157,7 @@ def alanine_dipeptide(
     every: Count = 500,
     val_size: Inside = 0.08,
     test_size: Inside = 0.12,
+    box: Positive | None = None,  # noqa: ARG001 - read from the config
     seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -168,6 +169,7 @@ def alanine_dipeptide(
         every: steps of 2 fs between two of them.
         val_size: share of validation, after the training frames.
         test_size: share of the test, at the end.
+        box: none, for models; not used here.
         seed: of the dynamics.
         facts: see `TensorData`.
     """

@@ -208,6 +208,7 @@ def lennard_jones(
     *,
     world: LennardJones,
     examples: Mapping[str, Count],
+    box: Positive | None = None,  # noqa: ARG001 - read from the config
     seed: int = 0,
     **facts: Any,
 ) -> TensorData:
@@ -217,6 +218,7 @@ def lennard_jones(
         name: of the data set.
         world: simulates them.
         examples: how many of them by split.
+        box: of the world, for models; not used here.
         seed: of the simulation.
         facts: see `TensorData`.
     """
