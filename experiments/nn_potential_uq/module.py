@@ -213,7 +213,7 @@ class PotentialUQ(Procedure):
         self.generator = generator_for(self.seed, NOISE, first)
         draws = generator_for(self.seed, BATCHES, first)
         loss = torch.zeros((), device=self.device)
-        for step in range(0 if self.from_prior else first, 0 if self.from_prior else last):
+        for step in range(0) if self.from_prior else range(first, last):
             rates_M1 = self.rates[step][self.name_M, None].to(self.chains.theta_MQ)
             for group in self.chains.optimizer.param_groups:
                 group["lr"] = float(rates_M1[0]) if len(self.rates[0]) == 1 else rates_M1

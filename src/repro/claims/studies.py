@@ -13,7 +13,7 @@ from repro.records import files
 from repro.records.papers import Paper
 from repro.records.study import Study
 from repro.records.summary import recorded_study
-from repro.records.typed import Record, read_record, write_record
+from repro.records.typed import Record, record_in, write_record
 
 
 class Verdicts(Record):
@@ -82,7 +82,7 @@ def read_verdicts(study: Study) -> list[ClaimVerdict]:
     file = study.verdicts_file
     if not file.is_file():
         return []
-    listed = files.read_json(file)
-    if not isinstance(listed, list):  # which earlier versions wrote
-        listed = read_record(Verdicts, file).claims
+    content = files.read_json(file)
+    is_old = isinstance(content, list)  # of earlier versions
+    listed = content if is_old else record_in(Verdicts, file, content).claims
     return [ClaimVerdict.from_dict(raw) for raw in listed]

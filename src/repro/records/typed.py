@@ -37,7 +37,12 @@ def read_record(kind: type[RecordType], file: Path) -> RecordType:
     A `UserError` says so if the file is missing, damaged or not JSON, or a value in it is of the
     wrong kind.
     """
-    return _validated(kind, file, _read(file))
+    return record_in(kind, file, files.read_json(file))
+
+
+def record_in(kind: type[RecordType], file: Path, content: Any) -> RecordType:
+    """The record that a file's JSON holds, where that was read already; see `read_record`."""
+    return _validated(kind, file, _unsealed(file, content))
 
 
 def write_record(file: Path, record: Record) -> None:
@@ -57,18 +62,17 @@ def update_record(kind: type[Record], file: Path, changes: dict[str, Any]) -> No
     if unknown:
         raise TypeError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
     with files.replacing(file):
-        before = _read(file)
+        before = _unsealed(file, files.read_json(file))
         after = _validated(kind, file, {**before, **changes}).content()
         _write(file, before | {key: after[key] for key in changes})
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """A record's file as JSON has it, without the checksum.
+def _unsealed(file: Path, content: Any) -> dict[str, Any]:
+    """A record's content as JSON has it, without the checksum.
 
     Raises:
         UserError: it is damaged.
     """
-    content = files.read_json(file)
     if not isinstance(content, dict):
         raise UserError(f"{file} cannot be read: it holds no mapping.")
     expected = content.pop(CHECKSUM, None)

@@ -50,6 +50,16 @@ class Trials(optuna.Study):
         """Writes a value that a trial has reached, from which its pruner judges."""
         self.storage.set_trial_intermediate_value(self._id_of(number), epoch, value)
 
+    def check(self) -> None:
+        """Has SQLite look through its pages, of which it reads only some otherwise.
+
+        Raises:
+            UserError: they do not fit together.
+        """
+        with self.storage.engine.connect() as connection:
+            if connection.execute(text("PRAGMA quick_check(1)")).scalar() != "ok":
+                raise UserError(DAMAGED.format(self.storage.engine.url.database))
+
     def _id_of(self, number: int) -> int:
         study = self.storage.get_study_id_from_name(NAME)
         return self.storage.get_trial_id_from_study_id_trial_number(study, number)
@@ -71,7 +81,6 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
         storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
         try:
-            _check(storage, file)
             is_loss = request.mode == "min"
             direction = StudyDirection.MINIMIZE if is_loss else StudyDirection.MAXIMIZE
             optuna.create_study(
@@ -88,17 +97,6 @@ def sampler(request: Request, number: int) -> Any:
     config = OmegaConf.create(request.settings["sampler"])
     config.seed = config.get("seed", 0) + number
     return instantiate(config, "sweep")
-
-
-def _check(storage: RDBStorage, file: Path) -> None:
-    """Has SQLite look through its pages, of which it reads only some otherwise.
-
-    Raises:
-        UserError: they do not fit together.
-    """
-    with storage.engine.connect() as connection:
-        if connection.execute(text("PRAGMA quick_check(1)")).scalar() != "ok":
-            raise UserError(DAMAGED.format(file))
 
 
 @contextmanager

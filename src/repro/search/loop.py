@@ -84,6 +84,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
         study.held(),
         database.opened(study.folder, request) as trials,
     ):
+        trials.check()
         while batch := _next_batch(trials, request, side_by_side):
             executed = _execute(study, request, batch, side_by_side)
             for trial, runs in zip(batch, executed, strict=True):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.data.base.modules import SPLIT_NAMES, Splits, TensorData
+from repro.data.base.modules import Splits, TensorData
+from repro.data.worlds.particles import in_order
 from repro.errors import UserError
 from repro.knobs import Count, Inside, Positive, checked
 
@@ -175,10 +176,6 @@ def alanine_dipeptide(
     """
 
     def load() -> Splits:
-        x, forces = simulate(frames, every, seed=seed)
-        val, test = int(val_size * len(x)), int(test_size * len(x))
-        cuts = [len(x) - val - test, val, test]
-        pairs = zip(x.split(cuts), forces.split(cuts), strict=True)
-        return dict(zip(SPLIT_NAMES, pairs, strict=True))
+        return in_order(simulate(frames, every, seed=seed), val_size, test_size)
 
     return TensorData(name, load, seed=seed, **facts)

@@ -232,6 +232,20 @@ def lennard_jones(
     return TensorData(name, load, seed=seed, **facts)
 
 
+def in_order(tensors: Sequence[Tensor], val_size: float, test_size: float) -> Splits:
+    """Splits frames as they come: training, validation, test.
+
+    Args:
+        tensors: (N, …) each.
+        val_size: share of validation.
+        test_size: share of the test.
+    """
+    total = len(tensors[0])
+    val, test = int(val_size * total), int(test_size * total)
+    parts = zip(*(each.split([total - val - test, val, test]) for each in tensors), strict=True)
+    return dict(zip(SPLIT_NAMES, parts, strict=True))
+
+
 @checked
 def snapshots(
     name: str,
@@ -276,10 +290,7 @@ def snapshots(
             torch.from_numpy(np.load(paths[kind], mmap_mode="r")[:frames].astype(np.float32))
             for kind in ("positions", "forces")
         )
-        val, test = int(val_size * len(x)), int(test_size * len(x))
-        cuts = [len(x) - val - test, val, test]
-        pairs = zip(x.split(cuts), forces.split(cuts), strict=True)
-        return dict(zip(SPLIT_NAMES, pairs, strict=True))
+        return in_order((x, forces), val_size, test_size)
 
     def digest() -> str:
         return sha256_of(list(paths.values()))
@@ -324,10 +335,10 @@ def snapshots_stand_in(
         lattice = torch.cartesian_prod(line, line, line)[:particles]
         x = lattice + 0.02 * torch.randn(min(count, 100), particles, 3, generator=draws)
         x = x[torch.arange(count) % len(x)]
-        val, test = int(val_size * count), int(test_size * count)
-        parts = x.split([count - val - test, val, test])
-        forces = [100 * torch.randn(part.shape, generator=draws) for part in parts]
-        return dict(zip(SPLIT_NAMES, zip(parts, forces, strict=True), strict=True))
+        return {
+            split: (part, 100 * torch.randn(part.shape, generator=draws))
+            for split, (part,) in in_order((x,), val_size, test_size).items()
+        }
 
     for reading in ("root", "folder", "files"):
         facts.pop(reading, None)
