@@ -68,7 +68,7 @@ class PotentialUQ(Procedure):
         from_prior: nothing is trained; samples come from the prior.
         source: what drew the data, where the true scatter of the forces (its ``sigma``) is known.
         global_std: one standard deviation by N in the place of all others, for a single network.
-        reference_size: N at which T = 1 sets the score that others need some N to beat.
+        reference_size: N at which T = 1 sets the score that others need some N to reach.
         together: most samples that are simulated at once.
         seed: of the chains; the data have theirs.
     """
@@ -97,7 +97,7 @@ class PotentialUQ(Procedure):
         "test/sigma/*": "learned scatter of the forces; of an ensemble its validation RMSE",
         "test/sigma_ratio/*": "that over the true one",
         "test/slope_std/*": "log-log slope of std over N",
-        "test/log2_size/*": "log2 of the smallest N that beats T = 1 at the reference N",
+        "test/log2_size/*": "log2 of the smallest N as good as T = 1 at the reference N",
         "cost/gradients": "batch gradients of a cell, all chains together",
     }
     KEPT: ClassVar = ("progress",)
@@ -392,6 +392,6 @@ class PotentialUQ(Procedure):
                 known[f"test/slope_std/{label}"] = float(slope)
             if goal is not None:
                 scores = [found[f"test/score/{label}/n{size}"] for size in sizes]
-                beating = [n for n, score in zip(sizes, scores, strict=True) if score < goal]
-                known[f"test/log2_size/{label}"] = math.log2(min(beating, default=2 * sizes[-1]))
+                there = [n for n, score in zip(sizes, scores, strict=True) if score <= goal]
+                known[f"test/log2_size/{label}"] = math.log2(min(there, default=2 * sizes[-1]))
         return known
