@@ -300,7 +300,7 @@ class Accuracy(Procedure):
                 with PeakMemory(self.device) as memory:
                     run(way, steps)
                 peaks.append(memory.peak)
-            slope = float(np.polyfit(self.memory_steps, peaks, 1)[0])
+            slope = round(float(np.polyfit(self.memory_steps, peaks, 1)[0]), 3)  # of whole bytes
             self.table[f"test/bytes/{way}"] = slope
             self.table[f"test/activations/{way}"] = slope - x_T.nbytes
         for way in WAYS:
