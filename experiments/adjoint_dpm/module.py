@@ -20,13 +20,13 @@ from repro.toolbox.costs import PeakMemory
 from repro.toolbox.diffusion import Predictor, VPProcess
 from repro.toolbox.exact_scores import PointMixture, noise_in
 from repro.toolbox.method import OptimizerFactory
-from repro.training.procedure import Procedure, ScheduleFactory
+from repro.training.procedure import Evaluated, Procedure, ScheduleFactory
 
 # Keys of the random streams: what is drawn for evaluation does not depend on the arm.
 TRAINING, EVALUATION, POINTS, NOISE = 1, 2, 3, 4
 
 
-class Networks(Procedure):
+class Networks(Evaluated):
     """Trains the noise predictor on images of all classes, and a classifier on noisy ones.
 
     Args:
@@ -91,21 +91,12 @@ class Networks(Procedure):
         """Logs the mean loss."""
         self.log("train/loss", self.running_loss.take())
 
-    def _evaluate(self, split: str, batch: Sequence[Tensor], batch_idx: int) -> None:
+    @override
+    def evaluate(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        """Measures both."""
         error, logits = self.losses(batch, EVALUATION, batch_idx)
         right = (logits.argmax(1) == batch[1]).float().mean()
-        values = {f"{split}/loss": error, f"{split}/accuracy": right}
-        self.log_dict(values, on_epoch=True, batch_size=len(batch[0]))
-
-    @override
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Measures both."""
-        self._evaluate("val", batch, batch_idx)
-
-    @override
-    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        """Measures both."""
-        self._evaluate("test", batch, batch_idx)
+        self.note({"loss": error, "accuracy": right}, len(batch[0]))
 
 
 @checked
@@ -155,7 +146,6 @@ class Accuracy(Procedure):
     """
 
     METRICS: ClassVar = {  # …/<way>/<cell>/n<steps>
-        "val/loss": "0: nothing is trained",
         "test/gradient/*": "relative error of the gradient of x_T; of identity at its best scale",
         "test/condition/*": "relative error of the gradient of the condition",
         "test/forward/*": "relative error of x_0",
@@ -300,7 +290,7 @@ class Accuracy(Procedure):
                 with PeakMemory(self.device) as memory:
                     run(way, steps)
                 peaks.append(memory.peak)
-            slope = float(np.polyfit(self.memory_steps, peaks, 1)[0])
+            slope = round(float(np.polyfit(self.memory_steps, peaks, 1)[0]), 3)  # of whole bytes
             self.table[f"test/bytes/{way}"] = slope
             self.table[f"test/activations/{way}"] = slope - x_T.nbytes
         for way in WAYS:
@@ -308,14 +298,6 @@ class Accuracy(Procedure):
             run(way, 20)
             self.table[f"test/calls/{way}"] = len(calls)
             self.table[f"test/products/{way}"] = sum(calls)
-
-    @override
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: no cell has a choice to make."""
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs what best.ckpt would be chosen by."""
-        self.log("val/loss", 0.0)
 
     @override
     def test_step(self, batch: Any, batch_idx: int) -> None:

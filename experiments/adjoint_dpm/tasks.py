@@ -146,10 +146,13 @@ class Customised(Procedure):
 
 
 def gallery(rows: Sequence[Tensor], columns: int = 10) -> NDArray[np.float32]:
-    """One grey picture of rows of images (B, C, H, W), some of each spread over its batch."""
-    chosen = [row[:: max(1, len(row) // columns)][:columns].mean(1) for row in rows]
+    """One grey picture of rows of images (B, C, H, W), some of each, from the first to the last.
+
+    Samples leave the range of images in single pixels, which would take all contrast from the rest.
+    """
+    chosen = [row[torch.linspace(0, len(row) - 1, columns).round().long()].mean(1) for row in rows]
     picture = torch.cat([torch.cat(list(row), dim=1) for row in chosen])
-    return picture.detach().cpu().float().numpy()
+    return picture.clamp(-1, 1).detach().cpu().float().numpy()
 
 
 class Audit(Customised):
@@ -434,7 +437,7 @@ class Style(Customised):
         with torch.no_grad():
             x_0 = self.sampling.draw(self._conditioned(len(x_T)), x_T, self.way)
             right = self.classifier(x_0).argmax(1) == self.labels(len(x_0))
-            self.pictures = [x_0]
+            self.pictures = [self._thickened(x_0).expand_as(x_0), x_0]
             return float(self._style_loss(x_0)), float(right.float().mean())
 
     def _conditioned(self, size: int) -> Predictor:
@@ -443,9 +446,12 @@ class Style(Customised):
 
     def _style_loss(self, x_0: Tensor) -> Tensor:
         """Squared distance of the samples' styles to the reference's, mean."""
+        return (self.style(x_0) - self.style(self._thickened(x_0))).square().sum(1).mean()
+
+    def _thickened(self, x_0: Tensor) -> Tensor:
+        """The reference (1, C, H, W), where the samples are."""
         image = self.data.take("train", torch.tensor([self.reference]))[0]
-        thick = F.max_pool2d(scaled(self.data, image).to(x_0), 3, 1, 1)
-        return (self.style(x_0) - self.style(thick)).square().sum(1).mean()
+        return F.max_pool2d(scaled(self.data, image).to(x_0), 3, 1, 1)
 
     def style(self, x: Tensor) -> Tensor:
         """Ink and Gram matrix of images, (B, 5)."""
