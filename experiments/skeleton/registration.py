@@ -102,11 +102,6 @@ class Registration(Procedure):
         # Weights of interpolation sum to one up to rounding.
         return F.grid_sample(self.moving, grid, align_corners=False).clamp(0, 1)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Everything is measured at the end of the epoch."""
-
-    test_step = validation_step
-
     def on_validation_epoch_end(self) -> None:
         """Logs the errors of the pairs that choices may be made by."""
         self._measure("val")
