@@ -30,7 +30,7 @@ torture: $(DEV)
 # theirs notices: an hour. It fails if 10 % of those in rooms, or 5 % in methods, are not noticed.
 # More of one paper: make mutants paper=dgc.
 mutants: $(DEV)
-	$(BIN)/python tests/mutants.py $(if $(paper),--count 40 $(paper))
+	$(BIN)/python tests/support/mutants.py $(if $(paper),--count 40 $(paper))
 
 check: lint types
 

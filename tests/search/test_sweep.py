@@ -234,6 +234,14 @@ def test_a_damaged_trial_is_named(searched: tuple[Path, Request], change: str, n
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_search_that_lost_its_name_is_not_begun_anew(searched: tuple[Path, Request]) -> None:
+    folder, request = searched
+    with closing(sqlite3.connect(folder / database.FILE)) as other, other:
+        other.execute("UPDATE studies SET study_name = 'searbh'")
+    with pytest.raises(UserError, match="damaged or not a database"):
+        checked(folder, request)
+
+
 def test_trials_of_earlier_versions_are_believed(searched: tuple[Path, Request]) -> None:
     folder, request = searched
     before = checked(folder, request)

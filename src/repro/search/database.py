@@ -90,7 +90,9 @@ class Trials(optuna.Study):
             if connection.execute(text("PRAGMA quick_check(1)")).scalar() != "ok":
                 raise UserError(DAMAGED.format(file))
         with _making_sense(file):
-            trials = self.get_trials(deepcopy=False)
+            studies, trials = self.storage.get_all_studies(), self.get_trials(deepcopy=False)
+        if [study.study_name for study in studies] != [NAME]:  # what was there lost its name
+            raise UserError(DAMAGED.format(file))
         for trial in trials:
             if trial.state.is_finished() and not _is_whole(trial):
                 raise UserError(
