@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from alembic.util import CommandError
 from omegaconf import OmegaConf
 from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -29,8 +30,16 @@ NAME = "search"
 AGAIN = "Delete it to search again; the runs that are done are not repeated."
 DAMAGED = f"{{}} is damaged or not a database. {AGAIN}"
 CHECKSUM = "checksum"  # the attribute of a finished trial; those of earlier versions have none
-# What Optuna raises where the database holds what it never wrote.
-SENSELESS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What Optuna and its Alembic raise where the database holds what they never wrote.
+SENSELESS = (
+    AssertionError,
+    AttributeError,
+    CommandError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class Trials(optuna.Study):
