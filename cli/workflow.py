@@ -155,13 +155,24 @@ def _execute(study: Study, quiet: bool) -> int | None:
             render.message(f"The jobs go on. Come back: repro resume {short(study.folder)}")
             return INTERRUPTED
         interrupted = True
+        if not study.record_file.is_file():
+            _say_stopped(study)
+            return INTERRUPTED
     statuses = {current_record(run).status for run in study.runs}
     if not interrupted and statuses.isdisjoint((Status.INTERRUPTED, Status.WAITING)):
         return None
     report_failures(study)
     _report_lost_jobs(study)
-    render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
+    _say_stopped(study)
     return INTERRUPTED if interrupted else 1
+
+
+def _say_stopped(study: Study) -> None:
+    """Says that a study was stopped, and how to continue it where that is possible."""
+    if study.record_file.is_file():
+        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
+    else:
+        render.message(f"Stopped. {short(study.folder)} was deleted meanwhile.")
 
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
@@ -199,10 +210,10 @@ def search(study: Study, quiet: bool, as_json: bool) -> int:
     try:
         is_done = loop.run(study, announce)
     except KeyboardInterrupt:
-        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
+        _say_stopped(study)
         return INTERRUPTED
     if not is_done:
-        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
+        _say_stopped(study)
         return 1
     result = results.conclude(study)
     _publish(study, [])

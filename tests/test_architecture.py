@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -105,6 +106,22 @@ def test_no_paper_imports_another() -> None:
     for module in rooms:
         slugs = {name.split(".")[2] for name in imported(module) if name in rooms}
         assert slugs <= {module.split(".")[2]}, module
+
+
+def texts(module: str) -> Iterator[str]:
+    """The strings of a module that are no documentation."""
+    said = {id(node.value) for node in ast.walk(tree(module)) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.value
+
+
+def test_only_what_belongs_to_a_paper_names_it() -> None:
+    slugs = "|".join(file.stem for file in (PROJECT / "conf" / "paper").glob("*.yaml"))
+    named = re.compile(rf"({slugs})|.*\bpaper=({slugs})\b.*", re.DOTALL)
+    house = [module for module in sources() if room(module) not in ("methods", "experiments")]
+    found = {(module, text) for module in house for text in texts(module) if named.fullmatch(text)}
+    assert not found
 
 
 def private_names(module: str) -> Iterator[str]:

@@ -74,6 +74,12 @@ def scaled(optimizer: object, factor: Fraction = 0.5) -> object:
     return optimizer, factor
 
 
+@checked
+def joined(count: Count, *names: str, share: Share = 1.0, **others: float) -> tuple[object, ...]:
+    """A function that collects arguments."""
+    return count, names, share, others
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -126,6 +132,14 @@ def test_positional_arguments_and_data_classes_are_checked_too() -> None:
         Settings(2)
     with pytest.raises(UserError, match=r"^scaled\.factor lies in \[0, 1\), not 1\.$"):
         functools.partial(scaled, factor=1)(None)
+
+
+def test_what_a_function_collects_is_no_knob_of_it() -> None:
+    assert joined(2, "a", "b", share=0.5, names=3) == (2, ("a", "b"), 0.5, {"names": 3})
+    with pytest.raises(UserError, match=r"^joined\.share lies in \(0, 1\], not 2\.$"):
+        joined(2, "a", "b", share=2)
+    with pytest.raises(UserError, match=r"^joined\.count is a whole"):
+        joined(0, "a")
 
 
 def test_signature_docstring_and_pickling_stay() -> None:

@@ -76,12 +76,6 @@ class Play(Procedure):
         measured = {f"val/{name}": value for name, value in self.player.measure().items()}
         self.log_dict({**measured, "train/updates": self.player.progress.float()})
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: there is no data."""
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: there is no data."""
-
     def on_test_epoch_end(self) -> None:
         """Logs what the player is worth at the end."""
         self.log_dict({f"test/{name}": value for name, value in self.player.measure().items()})

@@ -172,9 +172,6 @@ class Benchmark(Procedure):
         if soft is not None and name in soft.shapes and isinstance(self.skeletonizer, Skeletonize):
             self.soft_rows.append(self._skeletons_of_soft(mask, int(number), soft))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Everything was measured while training."""
-
     def on_test_epoch_end(self) -> None:
         """Logs the means over shapes.
 

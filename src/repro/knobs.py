@@ -38,6 +38,7 @@ Inside = Annotated[float, Gt(0), Lt(1)]  # (0, 1)
 
 # Strict: 2.0 is no whole number, "0.1" no number, and NaN lies within no bounds.
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 Target = TypeVar("Target", bound=Callable[..., Any])
 
 
@@ -74,12 +75,14 @@ def checked(target: Target) -> Target:
 
     Only arguments with a bounded number, a `Known` or a Literal in their annotation are looked at,
     and they are passed on as they came: nothing is converted. A call with another argument than its
-    annotation says is a `KnobError`.
+    annotation says is a `KnobError`. What ``*args`` and ``**kwargs`` collect is not looked at.
     """
     if isinstance(target, type):
         target.__init__ = checked(target.__init__)  # type: ignore[misc]
         return target
-    names = list(inspect.signature(target).parameters)
+    kinds = {name: each.kind for name, each in inspect.signature(target).parameters.items()}
+    names = [name for name, kind in kinds.items() if kind not in VARIADIC]
+    positional = [name for name in names if kinds[name] is not inspect.Parameter.KEYWORD_ONLY]
 
     @functools.cache
     def rules() -> dict[str, tuple[Any, TypeAdapter[Any]]]:
@@ -92,7 +95,7 @@ def checked(target: Target) -> Target:
 
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = dict(zip(positional, args, strict=False)) | kwargs
         for name, (hint, adapter) in rules().items():
             if name in given and not _allows(adapter, given[name]):
                 is_constructor = target.__name__ == "__init__"

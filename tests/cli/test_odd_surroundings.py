@@ -187,11 +187,11 @@ def test_a_closed_terminal_is_heard_unless_nohup_asked_otherwise() -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with _StopRequest() as stop:
+        with _StopRequest(Path()) as stop:
             signal.raise_signal(signal.SIGHUP)
         assert not stop.requested
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with _StopRequest() as stop:
+        with _StopRequest(Path()) as stop:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGHUP)  # shells say so once more
         assert stop.requested

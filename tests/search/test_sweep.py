@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
 from processes import repro
+from torture import note, torture, tries
 
-from repro.errors import UserError
+from repro.errors import ReproError, UserError
 from repro.planning import extras
 from repro.planning.compose import Layer
 from repro.records.papers import load_paper
@@ -20,10 +24,11 @@ from repro.records.series import read_series
 from repro.records.study import Study, find_studies
 from repro.records.summary import Scored, best_first
 from repro.search import database
-from repro.search.loop import create, request_of
-from repro.search.request import read_request
+from repro.search.loop import create, request_of, settled
+from repro.search.request import Request, read_request
 from repro.search.space import read_space
 
+CONFIG = Path(__file__).parents[1] / "support/toy_project/conf"
 BASE = ["paper=toy", "scale=smoke", "n_jobs=1"]
 RATE = "optimizer.lr=tag(log, interval(1e-4,0.5))"
 SMALL = [*BASE, "seed=0", "training.epochs=2", RATE]
@@ -164,6 +169,106 @@ def test_damaged_database_is_named(toy: Path) -> None:
     code, output = repro(["resume", "-q"], toy)
     assert code == 0, output
     assert study.runs[0].record().started == started, "the run was not repeated"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Request]:
+    """A search of which two trials came to their end, one was pruned and one failed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_CONFIG_DIR", str(CONFIG))
+        request, plan = read_request([*SMALL, "trials=4"])
+        study = create(request, plan, tmp_path_factory.mktemp("ended"))
+    with database.opened(study.folder, request) as known:
+        for state, values in [
+            (TrialState.COMPLETE, [0.5, 0.25]),
+            (TrialState.PRUNED, [0.125]),
+            (TrialState.FAIL, []),
+            (TrialState.COMPLETE, [0.75, 0.5]),
+        ]:
+            trial = known.ask({each.key: each.distribution for each in request.parameters})
+            for epoch, value in enumerate(values):
+                known.report(trial.number, epoch, value)
+            objective = sum(values) / 2 if state is TrialState.COMPLETE else None
+            known.finish(trial.number, state, objective, reason="as told", values=values)
+    return study.folder, request
+
+
+@pytest.fixture
+def searched(ended: tuple[Path, Request], tmp_path: Path) -> tuple[Path, Request]:
+    """The same, to be damaged."""
+    folder, request = ended
+    shutil.copy(folder / database.FILE, tmp_path)
+    return tmp_path, request
+
+
+def checked(folder: Path, request: Request) -> list[Any]:
+    """What a search that goes on knows of its trials, times left out."""
+    with database.opened(folder, request) as known:
+        known.check()
+        return [
+            (each.number, each.state, each.values, each.params, each.user_attrs.get("values"))
+            for each in settled(known)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "number"),
+    [
+        ("trial_params SET param_value = param_value * 1.0001 WHERE trial_id = 1", 0),
+        ("trial_params SET distribution_json = replace(distribution_json, '0.5', '0.7')", 0),
+        ("trial_values SET value = 0.374 WHERE trial_id = 1", 0),
+        ("trial_values SET value = 0.126 WHERE trial_id = 2", 1),
+        ("trial_intermediate_values SET intermediate_value = 0.9 WHERE trial_id = 2", 1),
+        ("trial_user_attributes SET value_json = '[0.5, 0.35]' WHERE key = 'values'", 0),
+        ("trials SET state = 'COMPLETE' WHERE state = 'FAIL'", 2),
+        ("trial_user_attributes SET key = 'value' WHERE key = 'values' AND trial_id = 4", 3),
+    ],
+)
+def test_a_damaged_trial_is_named(searched: tuple[Path, Request], change: str, number: int) -> None:
+    folder, request = searched
+    assert len(checked(folder, request)) == 4
+    with closing(sqlite3.connect(folder / database.FILE)) as other, other:
+        other.execute(f"UPDATE {change}")
+    with pytest.raises(UserError, match=f"trials.db is damaged: trial {number} is not") as error:
+        checked(folder, request)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_search_that_lost_its_name_is_not_begun_anew(searched: tuple[Path, Request]) -> None:
+    folder, request = searched
+    with closing(sqlite3.connect(folder / database.FILE)) as other, other:
+        other.execute("UPDATE studies SET study_name = 'searbh'")
+    with pytest.raises(UserError, match="damaged or not a database"):
+        checked(folder, request)
+
+
+def test_trials_of_earlier_versions_are_believed(searched: tuple[Path, Request]) -> None:
+    folder, request = searched
+    before = checked(folder, request)
+    with closing(sqlite3.connect(folder / database.FILE)) as other, other:
+        other.execute("DELETE FROM trial_user_attributes WHERE key = 'checksum'")
+    assert checked(folder, request) == before
+
+
+@torture
+def test_a_flipped_bit_in_a_search_is_noticed_or_does_no_harm(
+    searched: tuple[Path, Request],
+) -> None:
+    folder, request = searched
+    before = checked(folder, request)
+    file = folder / database.FILE
+    whole = file.read_bytes()
+    noise = random.Random(0)
+    used = [place for place, byte in enumerate(whole) if byte]
+    tried = tries(30, 300)
+    for _ in range(tried):
+        place, bit = noise.choice(used), noise.randrange(8)
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        with suppress(ReproError):
+            assert checked(folder, request) == before, (place, bit)
+        for left in folder.glob(f"{database.FILE}-*"):
+            left.unlink()
+    note("bit flips refused or harmless", tried, tried)
 
 
 def test_a_search_is_not_run_twice_at_a_time(toy: Path) -> None:

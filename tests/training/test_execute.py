@@ -385,6 +385,13 @@ def test_arguments_that_a_target_does_not_take_are_named(toy: Path) -> None:
         instantiate(config)
 
 
+def test_a_line_for_people_is_not_hidden_by_what_caused_it(tmp_path: Path) -> None:
+    table = {"_target_": "repro.data.tables.own.csv_table", "name": "mine", "task": "regression"}
+    config = OmegaConf.create({**table, "path": str(tmp_path / "none.csv"), "target": "y"})
+    with pytest.raises(UserError, match=r"none\.csv cannot be read as CSV: .*No such file"):
+        instantiate(OmegaConf.create({"_target_": "torch.nn.Sequential", "_args_": [config]}))
+
+
 @pytest.mark.parametrize("content", ["", "a: [", "training: {epochs: 1}", "[1, 2]"])
 def test_a_damaged_config_is_named(toy: Path, finished: Run, content: str) -> None:
     run = Run(toy / "run")

@@ -33,6 +33,16 @@ class Counting(Procedure):
             self.trainer.should_stop = True
 
 
+class Telling(Counting):
+    """Says at once what it found, without steps that measure."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/seen", float(len(self.seen)))
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test/seen", float(len(self.seen)))
+
+
 class Reaching(Evaluated):
     """Descends to a target, and measures how far away it is."""
 
@@ -101,6 +111,14 @@ def test_steps_are_counted_where_nothing_is_trained(fit: Any) -> None:
     assert trainer.global_step == 3
     assert module.seen == [0, 1, 2]
     assert module.state_dict() == {}
+
+
+def test_what_is_told_at_once_needs_no_steps_that_measure(fit: Any) -> None:
+    module = Telling()
+    trainer = fit(module)
+    assert trainer.callback_metrics["val/seen"] == 3
+    trainer.test(module, datamodule=trainer.datamodule, verbose=False)
+    assert trainer.callback_metrics["test/seen"] == 3
 
 
 def test_what_is_kept_returns(fit: Any, toy: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from processes import repro, start, until
 
 from repro.records.series import read_series
 from repro.records.study import Study, find_studies
+from repro.training.execute import _StopRequest
 
 ONE_RUN = ["run", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "n_jobs=1", "-q"]
 OFTEN = ["training.checkpoint.every_seconds=0"]
@@ -208,6 +210,36 @@ def test_parallel_workers_stop_with_the_command(toy: Path, what: str, exit_code:
     assert command.wait() == exit_code, command.output()
     until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
     until(lambda: [run.status() for run in studies(toy)] == ["interrupted", "interrupted"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_study_whose_folder_is_deleted_stops_and_leaves_it_deleted(
+    toy: Path, n_jobs: int
+) -> None:
+    typed = ["run", "paper=toy", "scale=smoke", "arm=sgd", "training.epochs=100000"]
+    command = start([*typed, "seeds=[0,1,2,3]", f"n_jobs={n_jobs}", "-q"], toy)
+    until(lambda: [run.status() for run in studies(toy)][:n_jobs] == ["running"] * n_jobs)
+    processes = [run.record().pid for run in studies(toy)[:n_jobs]]
+    study = only_study(toy).folder
+    while study.exists():  # they still write
+        shutil.rmtree(study, ignore_errors=True)
+    command.send(signal.SIGTERM)
+    code = command.wait()
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process in processes))
+    assert not study.exists()
+    (line,) = command.output().splitlines()
+    if code == 130:
+        assert line == f"repro: Stopped. {study.relative_to(toy)} was deleted meanwhile."
+    else:  # it missed run.json before the signal came
+        assert code in (1, 2)
+        assert str(study.relative_to(toy)) in line
+
+
+def test_without_a_folder_there_is_nothing_to_be_polite_about(tmp_path: Path) -> None:
+    with _StopRequest(tmp_path / "deleted") as stop, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.requested
 
 
 def studies(folder: Path) -> list[Any]:

@@ -54,7 +54,7 @@ def instantiate(config: DictConfig, role: trust.Role | None = None, **extra: Any
     try:
         return hydra_instantiate(config, **extra)
     except (InstantiationException, OmegaConfBaseException) as error:
-        cause = _root_cause(error)
+        cause = _cause(error)
         if isinstance(cause, KnobError):
             cause = _as_typed(cause, str(error), nodes)
         if isinstance(cause, ReproError):
@@ -134,7 +134,8 @@ def _as_typed(error: KnobError, report: str, nodes: Iterable[dict[str, Any]]) ->
     return KnobError(found[2], error.knob, error.rule) if typed else error
 
 
-def _root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+def _cause(error: BaseException) -> BaseException:
+    """The outermost error of a chain that is meant for people; the root of it if there is none."""
+    while not isinstance(error, ReproError) and error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -26,6 +26,7 @@ YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times fas
 SEAL = b"sha256: "  # stands between a content and its checksum
 
 _allowed: ContextVar[tuple[Path, ...] | None] = ContextVar("allowed", default=None)
+_anchor: ContextVar[Path | None] = ContextVar("anchor", default=None)
 
 
 @contextmanager
@@ -53,6 +54,16 @@ def check_allowed(path: Path) -> None:
             f"{path} lies outside of {allowed[0]}, and a study writes only below its own folder. "
             "If it is your own, say so: repro resume --trust."
         )
+
+
+@contextmanager
+def anchored(folder: Path) -> Iterator[None]:
+    """Meanwhile no folder is made below ``folder`` if that was deleted: it stays deleted."""
+    token = _anchor.set(folder)
+    try:
+        yield
+    finally:
+        _anchor.reset(token)
 
 
 def parse_yaml(text: str) -> Any:
@@ -214,9 +225,12 @@ def make_folder(path: Path, exist_ok: bool = True) -> None:
 
     Raises:
         FileExistsError: it exists and ``exist_ok`` is false.
-        UserError: it cannot be created there.
+        UserError: it cannot be created there, or was deleted with all around it; see `anchored`.
     """
     check_allowed(path)
+    anchor = _anchor.get()
+    if anchor is not None and path.is_relative_to(anchor) and not anchor.is_dir():
+        raise UserError(f"{anchor} was deleted while it was being written.")
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:

@@ -381,7 +381,7 @@ class Run:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Marks the run as being executed by this process, for as long as the process lives."""
-        with files.exclusive_lock(self.folder / names.LOCK):
+        with files.exclusive_lock(self.folder / names.LOCK), files.anchored(self.folder):
             files.remove_leftovers(self.folder)
             yield
 

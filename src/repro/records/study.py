@@ -159,7 +159,7 @@ class Study:
 
         A `UserError` says so if another one does.
         """
-        with held_alone(self.folder / names.LOCK):
+        with held_alone(self.folder / names.LOCK), files.anchored(self.folder):
             files.remove_leftovers(self.figures_folder)
             yield
 

@@ -31,7 +31,7 @@ from repro.training.execute import build_module
 from repro.training.supervised import Supervised
 
 EXAMPLES = 16  # of the batch that a combination is tried on
-# Models on data of their kind, in the supervised room of paper=dgc: small, and nothing to fetch.
+# Models on data of their kind, in supervised training without a paper: small, nothing to fetch.
 MODELS = {
     "mlp on digits": ["model=mlp", "dataset=digits"],
     "mlp on diabetes": ["model=mlp", "dataset=diabetes"],
@@ -102,7 +102,9 @@ def try_paper(methods: Mapping[str, DictConfig], paper: Paper) -> Combinations:
 
 def try_model(methods: Mapping[str, DictConfig], name: str) -> dict[str, str]:
     """Tries the methods on one of `MODELS`, in plain supervised training."""
-    return try_methods(config_of("dgc", ["arm=dense", *MODELS[name]]), methods)
+    with compose.hydra_ready():
+        config = compose.compose_config(["~paper", "seed=0", *MODELS[name]])
+    return try_methods(config, methods)
 
 
 def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[str, str]:

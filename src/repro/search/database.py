@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from alembic.util import CommandError
 from omegaconf import OmegaConf
+from optuna.distributions import distribution_to_json
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -23,9 +27,18 @@ from repro.search.request import Request
 
 FILE = "trials.db"
 NAME = "search"
-DAMAGED = (
-    "{} is damaged or not a database. Delete it to search again; the runs that are done are not "
-    "repeated."
+AGAIN = "Delete it to search again; the runs that are done are not repeated."
+DAMAGED = f"{{}} is damaged or not a database. {AGAIN}"
+CHECKSUM = "checksum"  # the attribute of a finished trial; those of earlier versions have none
+# What Optuna and its Alembic raise where the database holds what they never wrote.
+SENSELESS = (
+    AssertionError,
+    AttributeError,
+    CommandError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -41,24 +54,59 @@ class Trials(optuna.Study):
         super().__init__(NAME, storage, **settings)
         self.storage = storage
 
-    def note(self, number: int, **attributes: Any) -> None:
-        """Writes attributes of a trial."""
-        for key, value in attributes.items():
-            self.storage.set_trial_user_attr(self._id_of(number), key, value)
+    def finish(
+        self,
+        number: int,
+        state: TrialState,
+        objective: float | None,
+        reason: str,
+        values: list[float],
+    ) -> FrozenTrial:
+        """Writes the outcome of a trial down, with a checksum of all that is known of it.
+
+        Args:
+            number: of the trial.
+            state: how it ended.
+            objective: what it reached, if it came to its end.
+            reason: why there is no objective; empty if there is one.
+            values: the metric of each seed, as far as it was measured.
+
+        Returns:
+            The trial as it stands then.
+        """
+        trial = self.get_trials(deepcopy=False)[number]
+        if state is TrialState.PRUNED and trial.last_step is not None:
+            value: float | None = trial.intermediate_values[trial.last_step]  # as `tell` takes it
+        else:
+            value = objective
+        told = {"reason": reason, "values": values}
+        for key, each in (told | {CHECKSUM: _checksum(trial, state, value, told)}).items():
+            self.storage.set_trial_user_attr(self._id_of(number), key, each)
+        return self.tell(number, objective, state=state)
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """Writes a value that a trial has reached, from which its pruner judges."""
         self.storage.set_trial_intermediate_value(self._id_of(number), epoch, value)
 
     def check(self) -> None:
-        """Has SQLite look through its pages, of which it reads only some otherwise.
+        """Looks through all pages, of which SQLite reads only some otherwise, and all trials.
 
         Raises:
-            UserError: they do not fit together.
+            UserError: the pages do not fit together, or a trial is not what was written.
         """
+        file = self.storage.engine.url.database
         with self.storage.engine.connect() as connection:
             if connection.execute(text("PRAGMA quick_check(1)")).scalar() != "ok":
-                raise UserError(DAMAGED.format(self.storage.engine.url.database))
+                raise UserError(DAMAGED.format(file))
+        with _making_sense(file):
+            studies, trials = self.storage.get_all_studies(), self.get_trials(deepcopy=False)
+        if [study.study_name for study in studies] != [NAME]:  # what was there lost its name
+            raise UserError(DAMAGED.format(file))
+        for trial in trials:
+            if trial.state.is_finished() and not _is_whole(trial):
+                raise UserError(
+                    f"{file} is damaged: trial {trial.number} is not what was written. {AGAIN}"
+                )
 
     def _id_of(self, number: int) -> int:
         study = self.storage.get_study_id_from_name(NAME)
@@ -79,15 +127,18 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
         warnings.simplefilter("ignore", ExperimentalWarning)
         # NullPool-like care is not needed, but a lock must not be waited for without end.
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
-        storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
+        pruner = instantiate(OmegaConf.create(request.settings["pruner"]), "sweep")
+        with _making_sense(file):
+            storage = RDBStorage(f"sqlite:///{file}", engine_kwargs=connect)
         try:
-            is_loss = request.mode == "min"
-            direction = StudyDirection.MINIMIZE if is_loss else StudyDirection.MAXIMIZE
-            optuna.create_study(
-                storage=storage, study_name=NAME, direction=direction, load_if_exists=True
-            )
-            pruner = instantiate(OmegaConf.create(request.settings["pruner"]), "sweep")
-            yield Trials(storage, sampler=sampler(request, 0), pruner=pruner)
+            with _making_sense(file):
+                is_loss = request.mode == "min"
+                direction = StudyDirection.MINIMIZE if is_loss else StudyDirection.MAXIMIZE
+                optuna.create_study(
+                    storage=storage, study_name=NAME, direction=direction, load_if_exists=True
+                )
+                trials = Trials(storage, sampler=sampler(request, 0), pruner=pruner)
+            yield trials
         finally:
             storage.engine.dispose()
 
@@ -97,6 +148,37 @@ def sampler(request: Request, number: int) -> Any:
     config = OmegaConf.create(request.settings["sampler"])
     config.seed = config.get("seed", 0) + number
     return instantiate(config, "sweep")
+
+
+def _is_whole(trial: FrozenTrial) -> bool:
+    """Whether a trial that has ended is what `Trials.finish` wrote."""
+    told = {key: trial.user_attrs.get(key) for key in ("reason", "values")}
+    expected = trial.user_attrs.get(CHECKSUM)
+    if expected is None:  # of an earlier version, or killed while its point was being asked for
+        return trial.state is TrialState.FAIL or told["values"] is not None
+    return bool(expected == _checksum(trial, trial.state, trial.value, told))
+
+
+def _checksum(
+    trial: FrozenTrial, state: TrialState, value: float | None, told: dict[str, Any]
+) -> str:
+    distributions = {key: distribution_to_json(one) for key, one in trial.distributions.items()}
+    content = [trial.number, state.name, value, told, trial.params, distributions]
+    content.append(sorted(trial.intermediate_values.items()))
+    return files.checksum(json.dumps(content, sort_keys=True).encode())
+
+
+@contextmanager
+def _making_sense(file: object) -> Iterator[None]:
+    """Says so where Optuna finds in its tables what it never wrote.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        yield
+    except SENSELESS as error:
+        raise UserError(DAMAGED.format(file)) from error
 
 
 @contextmanager

@@ -209,13 +209,14 @@ def _tell(
     trials: database.Trials, trial: FrozenTrial, outcome: Outcome, runs: list[Run]
 ) -> FrozenTrial:
     """Writes the outcome of a trial down: what counts is the last line, for a kill may come."""
-    trials.note(trial.number, reason=outcome.reason, values=outcome.values)
     for run in runs:
         if run.status() is Status.WAITING:  # a seed that the first one spared
             run.update(status=Status.PRUNED)
     complete = outcome.state is TrialState.COMPLETE
     objective = statistics.fmean(outcome.values) if complete else None
-    return trials.tell(trial.number, objective, state=outcome.state)
+    return trials.finish(
+        trial.number, outcome.state, objective, reason=outcome.reason, values=outcome.values
+    )
 
 
 def _give_up_if_hopeless(trials: database.Trials, request: Request, layers: Layers) -> None:

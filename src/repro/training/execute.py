@@ -103,16 +103,17 @@ def _execute(run: Run, job: str | None) -> Status:
 
     Raises:
         KeyboardInterrupt: A signal asked to stop. The run may have ended all the same.
+        ReproError: The outcome could not be recorded.
     """
     started = time.monotonic()
     if not is_main_process():
         status = run.status()
         if status.is_final:
             return status  # as the main process will find, too
-        with _StopRequest() as stop, _tracked(run) as trackers:
+        with _StopRequest(run.folder) as stop, _tracked(run) as trackers:
             _train_and_test(run, stop, trackers, is_main=False)
         return Status.FINISHED
-    with run.held(), _logged_to(run.log_file), _StopRequest() as stop:
+    with run.held(), _logged_to(run.log_file), _StopRequest(run.folder) as stop:
         record = run.record()
         if record.status.is_final:
             return record.status
@@ -138,20 +139,32 @@ def _execute(run: Run, job: str | None) -> Status:
         except (KeyboardInterrupt, SystemExit):  # Lightning turns the former into the latter
             outcome = {"status": Status.INTERRUPTED}
         seconds = (record.seconds or 0.0) + time.monotonic() - started
-        if outcome["status"].is_final:
-            outcome["progress"] = 1.0
-        run.update(
-            **outcome,
-            live=None,
-            ended=now(),
-            seconds=round(seconds, 3),
-            peak_memory_mb=_peak_memory_mb(),
-        )
-        if outcome["status"].is_final:
-            run.previous_checkpoint.unlink(missing_ok=True)
+        try:
+            _record_outcome(run, outcome, seconds)
+        except ReproError as error:
+            log.error("%s", error)
+            if stop.requested:  # it must not be lost, or the next run would begin
+                raise KeyboardInterrupt from error
+            raise
     if stop.requested:
         raise KeyboardInterrupt
     return Status(outcome["status"])
+
+
+def _record_outcome(run: Run, outcome: dict[str, Any], seconds: float) -> None:
+    """Writes into run.json what became of a run, after so many seconds of all attempts."""
+    is_final = outcome["status"].is_final
+    if is_final:
+        outcome["progress"] = 1.0
+    run.update(
+        **outcome,
+        live=None,
+        ended=now(),
+        seconds=round(seconds, 3),
+        peak_memory_mb=_peak_memory_mb(),
+    )
+    if is_final:
+        run.previous_checkpoint.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -195,7 +208,7 @@ def _execute_apart(run: Run) -> Status:
     """
     # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
     command = [sys.executable, "-m", "repro.training.execute", str(run.folder)]
-    with _StopRequest() as stop:
+    with _StopRequest(run.folder) as stop:
         # Lightning starts the ranks, also within an allocation of Slurm, which has its own way.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         environment[PARENT_VARIABLE] = str(os.getpid())
@@ -593,9 +606,13 @@ class _StopRequest:
     be ignored, as nohup does, gets that.
 
     The death of the command that started this process for a run is such a request, too.
+
+    Args:
+        folder: of the run; once it was deleted there is nothing to be polite about.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.signalled = False
         self.parent = _worker_of()
         self.tell: Callable[[int], Any] | None = None  # for who else should hear of signals
@@ -621,11 +638,12 @@ class _StopRequest:
         return self.signalled or (self.parent is not None and os.getppid() != self.parent)
 
     def _handle(self, number: int, _frame: Any) -> None:
+        is_second = self.signalled and number != signal.SIGHUP
+        self.signalled = True
         if self.tell is not None:
             self.tell(number)
-        elif self.signalled and number != signal.SIGHUP:
+        elif is_second or not self.folder.is_dir():
             raise KeyboardInterrupt
-        self.signalled = True
 
 
 @contextmanager

@@ -193,6 +193,14 @@ class Procedure(pl.LightningModule):
         scheduler.step(float(measured[name]))
         return True
 
+    # -- Measuring: Lightning leaves out a phase that a module has no step of ---------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: what is not measured by batches is logged in `on_validation_epoch_end`."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing: what is not measured by batches is logged in `on_test_epoch_end`."""
+
     # -- State ------------------------------------------------------------------------------------
 
     def start_from(self, checkpoint: dict[str, Any]) -> None:

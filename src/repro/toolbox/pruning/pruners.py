@@ -31,7 +31,8 @@ class Pruner(Method):
             UserError: always.
         """
         raise UserError(
-            f"{type(self).__name__} prunes a model that is trained already: use it with paper=gblm."
+            f"{type(self).__name__} prunes a model that is trained already: use it with a paper "
+            "that prunes (repro list)."
         )
 
     def start(self, pattern: Pattern) -> None:

@@ -1,8 +1,8 @@
-"""`make mutants`: whether tests of rooms notice that a sign, a comparison or an extreme is turned.
+"""`make mutants`: do tests notice a turned sign, comparison or extreme in a room or a method?
 
-Each mutant is a room's module with one change, in memory alone: a forked process imports it in the
-place of the module, and runs those tests of the room that train nothing. Work that is none of a
-metric's (`__init__`, checkpoints, …) is left as it is.
+Each mutant is a module with one change, in memory alone: a forked process imports it in the place
+of the module, and runs those tests of the room or the method that train nothing. Work that is none
+of a metric's (`__init__`, checkpoints, …) is left as it is. The exit code is 1 if too many live.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TURNED: dict[type[ast.AST], Any] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE,
@@ -41,6 +41,49 @@ SLOW = {"study", "smoke", "tmp_path"}  # fixtures of tests that train
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of every paper.
+
+    Args:
+        name: what it is called.
+        sources: where its modules are: a folder, or a file of that name.
+        tests: the files or folders that may be of its tests.
+        least: the share of its mutants that must be killed.
+    """
+
+    name: str
+    sources: str
+    tests: tuple[str, ...]
+    least: float
+
+    def modules(self, slug: str) -> list[Path]:
+        """The files that may be changed: pictures are looked at by people."""
+        place = ROOT / self.sources.format(slug)
+        found = [place.with_suffix(".py"), *sorted(place.rglob("*.py"))]
+        skipped = ("figures.py", "__init__.py")
+        return [file for file in found if file.is_file() and file.name not in skipped]
+
+    def test_places(self, slug: str) -> list[Path]:
+        """The files and folders of tests that should notice."""
+        found = [ROOT / place.format(slug) for place in self.tests]
+        return [place for place in found if place.exists()]
+
+    def mutants(self, slug: str) -> list[Mutant]:
+        """All of a paper."""
+        return [
+            Mutant(file, number, getattr(node, "lineno", 0))
+            for file in self.modules(slug)
+            for number, node in enumerate(places(ast.parse(file.read_text())))
+        ]
+
+
+PARTS = (
+    Part("room", "experiments/{}", ("tests/experiments/test_{}.py",), least=0.90),
+    Part("method", "src/repro/methods/{}", ("tests/methods/test_{}.py", "tests/methods/{}"), 0.95),
+)
+
+
+@dataclass(frozen=True)
 class Mutant:
     """A change: the number of a place in a file that can be turned, and where that is."""
 
@@ -51,7 +94,8 @@ class Mutant:
     @property
     def module(self) -> str:
         """What is imported."""
-        return f"repro.experiments.{self.file.parent.name}.{self.file.stem}"
+        parts = self.file.relative_to(ROOT).with_suffix("").parts
+        return ".".join(parts[1:] if parts[0] == "src" else ("repro", *parts))
 
     def tree(self) -> ast.Module:
         """The changed module."""
@@ -98,16 +142,6 @@ def turn(node: Any) -> None:
             node.attr = EXTREMES[node.attr]
 
 
-def mutants(slug: str) -> list[Mutant]:
-    """All of a room."""
-    found = []
-    for file in sorted((ROOT / "experiments" / slug).glob("*.py")):
-        if file.stem != "figures":
-            every = enumerate(places(ast.parse(file.read_text())))
-            found += [Mutant(file, number, getattr(node, "lineno", 0)) for number, node in every]
-    return found
-
-
 class Importer(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports a mutant in the place of its module."""
 
@@ -135,8 +169,8 @@ class Quick:
         items[:] = [item for item in items if not SLOW & set(item.fixturenames)]
 
 
-def passes(slug: str, mutant: Mutant | None, seconds: int) -> bool | None:
-    """Whether the tests of a room pass, in a process of their own; None if time is up before."""
+def passes(tests: Sequence[Path], mutant: Mutant | None, seconds: int) -> bool | None:
+    """Whether tests pass, in a process of their own; None if time is up before."""
     child = os.fork()
     if child:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -149,18 +183,55 @@ def passes(slug: str, mutant: Mutant | None, seconds: int) -> bool | None:
     try:
         if mutant is not None:
             sys.meta_path.insert(0, Importer(mutant))
-        file = ROOT / "tests" / "experiments" / f"test_{slug}.py"
-        code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", str(file)], [Quick()]))
+        options = ["-x", "-q", "-p", "no:cacheprovider"]
+        code = int(pytest.main([*options, *map(str, tests)], [Quick()]))
     finally:
         os._exit(code)
 
 
-def main() -> None:
-    """Tries some mutants of every room, and says which lived."""
+@dataclass
+class Count:
+    """What became of mutants; those for which time ran out are not counted."""
+
+    killed: int = 0
+    tried: int = 0
+    untested: int = 0  # papers whose tests fail as they are
+
+    def holds(self, part: Part) -> bool:
+        """Whether enough of a part's mutants were killed."""
+        return not self.untested and self.killed >= part.least * self.tried
+
+
+def try_part(part: Part, slug: str, count: Count, options: argparse.Namespace, end: float) -> None:
+    """Tries some mutants of a part of a paper, says which lived, and counts."""
+    name, tests = f"{slug}, {part.name}", part.test_places(slug)
+    every = part.mutants(slug)
+    if not every:
+        return
+    if not passes(tests, None, options.seconds):
+        print(f"{name}: its tests fail as they are, or take more than {options.seconds} s")
+        count.untested += 1
+        return
+    killed = tried = 0
+    for mutant in random.Random(options.seed).sample(every, min(options.count, len(every))):
+        if time.monotonic() > end:
+            break
+        passed = passes(tests, mutant, options.seconds)
+        tried += passed is not None
+        killed += passed is False
+        if passed:
+            print(f"  lived: {mutant.file.relative_to(ROOT)}:{mutant.line}", flush=True)
+    print(f"{name}: {killed} of {tried} killed", flush=True)
+    count.killed += killed
+    count.tried += tried
+
+
+def main() -> int:
+    """Tries some mutants of every paper, and says which lived; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rooms", nargs="*", help="slugs; all by default")
-    parser.add_argument("--count", type=int, default=10, help="mutants of each room")
-    parser.add_argument("--minutes", type=float, default=30, help="of all together")
+    parser.add_argument("papers", nargs="*", help="slugs; all by default")
+    parser.add_argument("--count", type=int, default=10, help="mutants of each room and method")
+    parser.add_argument("--minutes", type=float, default=60, help="of all together")
     parser.add_argument("--seconds", type=int, default=120, help="of the tests of one mutant")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     options = parser.parse_args()
@@ -169,29 +240,19 @@ def main() -> None:
     from repro.training.startup import import_lightning
 
     import_lightning()  # once, for all processes
-    end, killed, tried = time.monotonic() + 60 * options.minutes, 0, 0
-    for slug in options.rooms or sorted(paper_files()):
+    end = time.monotonic() + 60 * options.minutes
+    counts = {part: Count() for part in PARTS}
+    for slug in options.papers or sorted(paper_files()):
         if time.monotonic() > end:
             print(f"{slug} and what follows: no time left")
             break
-        if not passes(slug, None, options.seconds):
-            print(f"{slug}: its tests fail as they are, or take more than {options.seconds} s")
-            continue
-        every = mutants(slug)
-        chosen = random.Random(options.seed).sample(every, min(options.count, len(every)))
-        lived, decided = [], 0
-        for mutant in chosen:
-            if time.monotonic() > end:
-                break
-            passed = passes(slug, mutant, options.seconds)
-            decided += passed is not None
-            lived += [mutant] if passed else []
-        killed, tried = killed + decided - len(lived), tried + decided
-        print(f"{slug}: {decided - len(lived)} of {decided} killed", flush=True)
-        for mutant in lived:
-            print(f"  lived: {mutant.file.relative_to(ROOT)}:{mutant.line}", flush=True)
-    print(f"{killed} of {tried} killed")
+        for part, count in counts.items():
+            try_part(part, slug, count, options, end)
+    for part, count in counts.items():
+        least = f"at least {part.least:.0%} of them must be"
+        print(f"all {part.name}s: {count.killed} of {count.tried} killed; {least}")
+    return int(not all(count.holds(part) for part, count in counts.items()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
