@@ -167,8 +167,8 @@ def test_controls_change_one_thing() -> None:
     weights = {arm: [*c.module.weights.values()][:3] for arm, c in found.items()}
     for arm in ("gan", "gan_again", "gan_l1x2", "l1"):
         assert weights[arm] == [100, 0, 0]
-    assert weights["gan_mag"] == [100, 100, 0]
-    assert weights["radiance"] == weights["gan_shuffled"] == weights["l1_grad"] == [100, 100, 2]
+    assert weights["gan_mag"] == [100, 300, 0]
+    assert weights["radiance"] == weights["gan_shuffled"] == weights["l1_grad"] == [100, 1000, 30]
     assert [arm for arm, config in found.items() if config.module.shuffled] == ["gan_shuffled"]
     assert found["l1"].module.adversarial == found["l1_grad"].module.adversarial == 0
     assert found["gan"].module.adversarial == found["radiance"].module.adversarial == 1
