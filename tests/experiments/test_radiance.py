@@ -177,6 +177,13 @@ def test_controls_change_one_thing() -> None:
     assert found["gan_again"].dataset.data_seed == found["gan"].dataset.data_seed
 
 
+def test_an_epoch_has_as_many_batches_as_its_scale_says() -> None:
+    for scale in PAPER.scales:
+        for config in configs("paper=radiance", f"scale={scale}").values():
+            batches = config.dataset.train.maps // config.dataset.batch_size
+            assert (config.training.steps_per_epoch or 1) <= batches
+
+
 class Sure(nn.Module):
     """Tells everything right, or nothing."""
 
