@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-import statistics
-import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from repro.methods.dgc import DataParallel, DeepGradientCompression, NetworkModel
 from repro.models import AlexNet, ResNetImageNet
 from repro.toolbox.method import Batch
+from repro.toolbox.timing import median_seconds
 from repro.training.supervised import Supervised
 
 GIGABIT = 125e6  # bytes per second of a 1 Gbit/s link
@@ -83,16 +83,16 @@ class CompressedTraining(Supervised):
 
     def _seconds_of_a_pass(self, workers: int) -> float:
         """Median time of a forward and backward pass over one worker's part of a batch."""
-        part = tuple(tensor.tensor_split(workers)[0] for tensor in self.last_batch)
-        times = []
-        for _ in range(TIMED_PASSES):
-            start = time.perf_counter()
-            with torch.enable_grad():
-                torch.autograd.grad(self.loss(part), list(self.model.parameters()))
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+        inputs, target = (tensor.tensor_split(workers)[0] for tensor in self.last_batch)
+        # Copies, because a pass moves the running statistics of batch norm.
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+
+        @torch.enable_grad()
+        def one_pass() -> None:
+            loss = self.training_loss(functional_call(self.model, buffers, (inputs,)), target)
+            torch.autograd.grad(loss, list(self.model.parameters()))
+
+        return median_seconds({"pass": one_pass}, TIMED_PASSES)["pass"]
 
 
 @functools.cache

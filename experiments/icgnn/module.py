@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,6 +25,7 @@ from repro.methods.icgnn import (
     wmmse_path,
 )
 from repro.toolbox.costs import count_operations
+from repro.toolbox.timing import median_seconds
 from repro.training.supervised import Supervised
 
 Decision = Tensor  # a precoder (B, M, S), or powers (B, L, K)
@@ -133,7 +133,7 @@ class Transmission(Supervised):
         """Notes the spectral efficiency at one size."""
         if self._fits(batch):
             name = self.data.val_cells[batch_idx].name
-            self._note("val/se", name, _sum_rate(batch, self.model(batch)))
+            self._note(name, {"val/se": _sum_rate(batch, self.model(batch))})
 
     def on_validation_epoch_end(self) -> None:
         """Logs the geometric mean over sizes."""
@@ -142,48 +142,48 @@ class Transmission(Supervised):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Measures everything at one size."""
-        cell = self.data.test_cells[batch_idx].name
         if not self._fits(batch):
             return
+        cell = self.data.test_cells[batch_idx].name
         decision = self.model(batch)
         se = _sum_rate(batch, decision)
-        self._note("test/se", cell, se)
-        self._note("test/min_se", cell, float(batch.rates(decision).amin(-1).mean()))
         best, matched = self._compare(batch, se)
-        self._note("test/relative_se", cell, se / best)
-        self._note("test/power_error", cell, _power_error(batch, decision))
-        self._note("test/permutation_error", cell, self._permutation_error(batch))
-
         few = type(batch)(*(part[:COUNTED] for part in batch))
         cost = count_operations(self.model, few)
-        self._note("test/solves", cell, sum(cost.solves.values()))
-        self._note("test/multiplications", cell, cost.multiplications / len(few[0]))
+        found: dict[str, float] = {
+            "test/se": se,
+            "test/min_se": float(batch.rates(decision).amin(-1).mean()),
+            "test/relative_se": se / best,
+            "test/power_error": float(batch.power_error(decision)),
+            "test/permutation_error": self._permutation_error(few),
+            "test/solves": sum(cost.solves.values()),
+            "test/multiplications": cost.multiplications / len(few[0]),
+        }
         rivals = {"": self._iterations(batch)}
         if self.data.problem is Downlink:
-            self._note("test/iterations_to_match", cell, matched)
-            rivals["_equal_se"] = matched
+            rivals["_equal_se"] = found["test/iterations_to_match"] = matched
             for steps in self.cg_steps if hasattr(self.model, "cg_steps") else ():
                 model: Any = copy.copy(self.model)
                 model.cg_steps = steps
-                part = _sum_rate(batch, model(batch)) / best
-                self._note(f"test/relative_se_at/{steps}", cell, part)
+                found[f"test/relative_se_at/{steps}"] = _sum_rate(batch, model(batch)) / best
         else:
-            self._note("test/points_per_user", cell, float(batch.mask.float().sum(1).mean()))
+            found["test/points_per_user"] = float(batch.mask.float().sum(1).mean())
         # An iteration costs what the one before did: two counts tell the cost of any number.
         first, second = (
             count_operations(self._run_reference, few, n).multiplications for n in (1, 2)
         )
         for name, count in rivals.items():
             counted = first + (count - 1) * (second - first)
-            self._note(f"test/savings{name}", cell, counted / max(1, cost.multiplications))
+            found[f"test/savings{name}"] = counted / max(1, cost.multiplications)
         if cell in self.timed.get(str(self.data.name), ()):
-            runs: dict[str, Callable[[Any], Any]] = {"own": self.model}
+            runs: dict[str, Callable[[], Any]] = {"own": functools.partial(self.model, batch)}
             for name, count in rivals.items():
-                runs[name] = functools.partial(self._run_reference, iterations=count)
-            seconds = _seconds(runs, batch)
-            self._note("time/ms", cell, 1e3 * seconds["own"])
+                runs[name] = functools.partial(self._run_reference, batch, count)
+            seconds = median_seconds(runs, TIMED_PASSES)
+            found["time/ms"] = 1e3 * seconds["own"]
             for name in rivals:
-                self._note(f"time/speedup{name}", cell, seconds[name] / seconds["own"])
+                found[f"time/speedup{name}"] = seconds[name] / seconds["own"]
+        self._note(cell, found)
 
     def on_test_epoch_end(self) -> None:
         """Logs every number by size, and means over the sizes seen and unseen in training."""
@@ -202,8 +202,9 @@ class Transmission(Supervised):
                         logged[f"{metric}/{kind}"] = _mean(metric, of_kind)
         self.log_dict(logged)
 
-    def _note(self, metric: str, cell: str, value: float) -> None:
-        self.table.setdefault(metric, {})[cell] = value
+    def _note(self, cell: str, found: Mapping[str, float]) -> None:
+        for metric, value in found.items():
+            self.table.setdefault(metric, {})[cell] = value
 
     def _fits(self, batch: Any) -> bool:
         return not isinstance(self.model, FixedSizePrecoder) or self.model.fits(batch)
@@ -233,7 +234,7 @@ class Transmission(Supervised):
         matched = (i for i, value in enumerate(reached, start=1) if value >= se)
         return reached[-1], next(matched, count)
 
-    def _permutation_error(self, batch: Any) -> float:
+    def _permutation_error(self, few: Any) -> float:
         """Largest change of the decision, relative to its largest entry, when nodes are shuffled.
 
         In double precision, so that a difference in kind is told from rounding. What optimises by
@@ -242,52 +243,19 @@ class Transmission(Supervised):
         if not self.is_learned:
             return 0.0
         model = copy.deepcopy(self.model).double()
+        kinds = {torch.complex64: torch.complex128, torch.float32: torch.float64}
+        few = type(few)(*(part.to(kinds.get(part.dtype, part.dtype)) for part in few))
         generator = torch.Generator().manual_seed(0)
-        few = _double(type(batch)(*(part[:COUNTED] for part in batch)))
         # Users and antennas in a cell; access points and users without cells.
         sizes = few[0].shape[1], few[0].shape[-1]
-        rows, columns = (torch.randperm(n, generator=generator) for n in sizes)
-        if isinstance(few, Downlink):
-            N = few.H.shape[2]
-            H, known = (each[:, rows][..., columns] for each in (few.H, few.known))
-            moved: Any = Downlink(H, few.snr, known)
-            straight = model(few).unflatten(-1, (-1, N))[:, columns][:, :, rows].flatten(-2)
-        else:
-            beta, mask = (each[:, rows][..., columns] for each in (few.beta, few.mask))
-            antennas, limit = few.antennas[:, rows], few.limit[:, rows]
-            moved = CellFree(beta, mask, antennas, limit, few.pilot_energy, few.pilots[:, columns])
-            straight = model(few)[:, rows][..., columns]
-        return float((model(moved) - straight).abs().max() / straight.abs().max())
+        orders = [torch.randperm(n, generator=generator) for n in sizes]
+        straight = few.permuted_decision(model(few), *orders)
+        moved = model(few.permuted(*orders))
+        return float((moved - straight).abs().max() / straight.abs().max())
 
 
 def _sum_rate(batch: Any, decision: Decision) -> float:
     return float(batch.rates(decision).sum(-1).mean())
-
-
-def _power_error(batch: Any, decision: Decision) -> float:
-    """By which part of it the power constraint is missed (cell) or exceeded (access points)."""
-    if isinstance(batch, Downlink):
-        return float((decision.abs().square().sum((-2, -1)) - 1).abs().max())
-    return float((decision.sum(-1) / batch.limit - 1).clamp(min=0).max())
-
-
-def _double(batch: Any) -> Any:
-    kinds = {torch.complex64: torch.complex128, torch.float32: torch.float64}
-    return type(batch)(*(part.to(kinds.get(part.dtype, part.dtype)) for part in batch))
-
-
-def _seconds(competitors: dict[str, Callable[[Any], Any]], batch: Any) -> dict[str, float]:
-    """Median times of things that take turns, so that a busy machine is busy for all of them."""
-    times: dict[str, list[float]] = {name: [] for name in competitors}
-    for turn in range(TIMED_PASSES + 1):
-        for name, run in competitors.items():
-            started = time.perf_counter()
-            run(batch)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn:  # the first one warms up
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def _mean(metric: str, values: Sequence[float]) -> float:

@@ -13,12 +13,12 @@ from typing_extensions import override
 from repro.errors import UserError
 from repro.methods.skeleton import dice, overlap_loss
 from repro.toolbox.method import Batch, OptimizerFactory
-from repro.training.procedure import Procedure, ScheduleFactory
+from repro.training.procedure import Evaluated, ScheduleFactory
 
 SPLITS = ("val", "test")
 
 
-class Registration(Procedure):
+class Registration(Evaluated):
     """Finds, for every pair of masks, the affine map that brings moving onto fixed.
 
     One training step moves the maps of all pairs, each by its own gradient, of the same loss as in
@@ -102,33 +102,20 @@ class Registration(Procedure):
         # Weights of interpolation sum to one up to rounding.
         return F.grid_sample(self.moving, grid, align_corners=False).clamp(0, 1)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    @override
+    def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Everything is measured at the end of the epoch."""
 
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the errors of the pairs that choices may be made by."""
-        self._measure("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the errors of the pairs that are reported."""
-        self._measure("test")
-
-    @torch.no_grad()
-    def _measure(self, split: str) -> None:
-        part = SPLITS.index(split)
+    def measured(self) -> dict[str, Tensor]:
+        """The errors of the split's pairs; choices may be made by those of ``val``."""
+        part = SPLITS.index(self.split)
         rows = slice(sum(self.sizes[:part]), sum(self.sizes[: part + 1]))
-        there, here = self.there[rows], self.here[rows]
-        maps = self.maps[rows]
+        there, here, maps = self.there[rows], self.here[rows], self.maps[rows]
         found = there @ maps[:, :, :2].mT + maps[:, None, :, 2]
         half = self.fixed.shape[-1] / 2  # points per unit of the coordinates
         overlaps = dice((self.warped()[rows] > 0.5).float(), self.fixed[rows])
-        self.log_dict(
-            {
-                f"{split}/landmark_error": half * (found - here).norm(dim=-1).mean(),
-                f"{split}/start_error": half * (there - here).norm(dim=-1).mean(),
-                f"{split}/dice": overlaps.mean(),
-            },
-            batch_size=1,
-        )
+        return {
+            "landmark_error": half * (found - here).norm(dim=-1).mean(),
+            "start_error": half * (there - here).norm(dim=-1).mean(),
+            "dice": overlaps.mean(),
+        }

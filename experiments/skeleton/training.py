@@ -31,9 +31,8 @@ class _Masks(Supervised):
         }.items()
     }
 
-    def __init__(self, model: nn.Module, method: object, flips: bool, **settings: Any) -> None:
+    def __init__(self, model: nn.Module, flips: bool, **settings: Any) -> None:
         super().__init__(model, Method(), task="regression", **settings)
-        self.skeletonizer = skeletonizer_of(method)
         self.flips = flips
 
     def flipped(self, batch: Batch) -> Batch:
@@ -70,7 +69,7 @@ class Segmentation(_Masks):
         flips: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(model, method, flips, **settings)
+        super().__init__(model, flips, **settings)
         self.skeletonizer = skeletonizer_for_loss(method, share)
         self.share = share
         self.judge = ClassicalSkeleton("lee")
@@ -114,12 +113,13 @@ class SkeletonLearning(_Masks):
     def __init__(
         self, model: nn.Module, method: object, flips: bool = True, **settings: Any
     ) -> None:
-        super().__init__(model, method, flips, **settings)
-        if self.skeletonizer is None:
+        super().__init__(model, flips, **settings)
+        teacher = skeletonizer_of(method)
+        if teacher is None:
             raise UserError(
                 "skeleton: learning skeletons takes a teacher: method=skeleton/classical."
             )
-        self.teacher = self.skeletonizer
+        self.teacher = teacher
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean training loss of a batch."""

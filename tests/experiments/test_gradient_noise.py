@@ -12,7 +12,6 @@ from repro.experiments.gradient_noise.module import RestartTraining
 from rooms import configs, evaluated, finished, plan, refusal, summaries
 from torch import nn
 
-from repro.claims.studies import judge_study
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -26,11 +25,6 @@ TINY = ["model.depth=3", "model.width=8", "model.members=2", "training.val_every
 @pytest.mark.parametrize("scale", list(PAPER.scales))
 def test_no_arm_equals_another(scale: str) -> None:
     assert not plan("paper=gradient_noise", f"scale={scale}").notes
-
-
-def test_what_smoke_cannot_test_says_where_it_can_be(study: Study) -> None:
-    (verdict,) = (verdict for verdict in judge_study(study) if verdict.id == "G7")
-    assert "mini_neural_gpu" in verdict.reason
 
 
 def test_arms_differ_in_noise_alone() -> None:

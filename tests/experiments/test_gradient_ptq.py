@@ -13,12 +13,10 @@ from interruptions import same_after_a_kill
 from rooms import check_compressed_network, configs, evaluated, finished, refusal, summaries
 from torch import nn
 
-from repro.errors import UserError
 from repro.models import ResNetCIFAR
 from repro.records.papers import load_paper
 from repro.records.study import Study
-from repro.toolbox.pretrained import Given
-from repro.training.compression import Compression, Protocol
+from repro.training.compression import Compression
 
 PAPER = load_paper("gradient_ptq")
 SMALL = ["paper=gradient_ptq", "scale=smoke", "seed=0"]
@@ -130,34 +128,3 @@ def test_a_bad_setting_is_one_line(typed: str, complaint: str, tmp_path: Path) -
 def test_the_recipe_refuses_to_change_training(tmp_path: Path) -> None:
     typed = ["paper=dgc", "scale=smoke", "arm=dense", "seed=0", "method=adaround"]
     assert "starts where training ends" in refusal(tmp_path, *typed)
-
-
-# -- The parts --
-
-
-def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        (3 + 2 * torch.randn(20, 1, 4, 4, generator=generator), torch.arange(20) % 10)
-        for _ in range(5)
-    ]
-
-
-def test_calibration_examples() -> None:
-    x, y = Protocol(Given(), size=50).calibration(batches(), 10)
-    assert torch.equal(x[:20], batches()[0][0])
-    assert y is not None
-    assert len(x) == len(y) == 50
-    _, labels = Protocol(Given(), size=50, source="unbalanced").calibration(batches(), 10)
-    assert labels is not None
-    assert set(labels.tolist()) == set(range(5))
-    noise, none = Protocol(Given(), size=80, source="noise").calibration(batches(), 10)
-    assert none is None
-    assert float(noise.mean()) == pytest.approx(3, abs=0.2)
-    assert float(noise.std()) == pytest.approx(2, abs=0.2)
-    tokens = [(torch.arange(40).view(4, 10), torch.arange(40).view(4, 10))]
-    drawn, _ = Protocol(Given(), size=4, source="noise").calibration(tokens, None)
-    assert drawn.dtype == torch.int64
-    assert 0 <= int(drawn.min()) <= int(drawn.max()) < 40
-    with pytest.raises(UserError, match="needs classes"):
-        Protocol(Given(), source="unbalanced").calibration(tokens, None)

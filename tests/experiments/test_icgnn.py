@@ -11,8 +11,7 @@ import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.icgnn import module as icgnn_module
-from repro.experiments.icgnn.module import Transmission
-from rooms import configs, refusal, summaries
+from rooms import configs, evaluated, logged, refusal, summaries
 from torch import Tensor, nn
 
 from repro.claims.studies import judge_study
@@ -93,13 +92,11 @@ def test_a_bad_knob_is_one_line(tmp_path: Path, typed: str, complaint: str) -> N
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+def module() -> Any:
     """The room's module in a cell of its own."""
     (config,) = configs("paper=icgnn", "scale=smoke", "arm=rzf_cg8").values()
     built: Any = build_module(config)
     built.data = SimpleNamespace(problem=Downlink, name="cellular", test_cells=[])
-    built.logged = {}
-    monkeypatch.setattr(Transmission, "log_dict", lambda self, values: self.logged.update(values))
     return built
 
 
@@ -108,9 +105,8 @@ def undrawn(_: torch.Generator) -> None:
 
 
 def test_means_over_sizes_by_hand(module: Any) -> None:
-    module.data.test_cells = [
-        Cell("a", True, undrawn), Cell("b", True, undrawn), Cell("c", False, undrawn),
-    ]  # fmt: skip
+    sizes = {"a": True, "b": True, "c": False}
+    module.data.test_cells = [Cell(name, seen, undrawn) for name, seen in sizes.items()]
     module.table = {
         "test/se": {"a": 2.0, "b": 8.0, "c": 5.0},
         "test/relative_se": {"a": 0.9, "b": 0.7, "c": 0.6},
@@ -122,7 +118,7 @@ def test_means_over_sizes_by_hand(module: Any) -> None:
         "time/speedup": {"a": 2.0, "c": 8.0},
         "time/speedup_equal_se": {"a": 0.5, "c": 2.0},
     }
-    module.on_test_epoch_end()
+    found = logged(module, module.on_test_epoch_end)
     expected = {
         "test/se/seen": 4,  # of rates and ratios the geometric mean
         "test/se/unseen": 5,
@@ -137,7 +133,7 @@ def test_means_over_sizes_by_hand(module: Any) -> None:
         "time/speedup_equal_se": 1,
         "test/se/b": 8,
     }
-    assert {name: module.logged[name] for name in expected} == pytest.approx(expected)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 class Beam(nn.Module):
@@ -162,21 +158,19 @@ def test_a_single_user_is_measured_against_the_capacity(
     """
 
     def counted(function: Any, *arguments: Any) -> SimpleNamespace:
-        iterations = arguments[-1]
         if isinstance(function, nn.Module):
             return SimpleNamespace(multiplications=50, solves={"inv": 2, "solve": 1})
-        return SimpleNamespace(multiplications=40 + 60 * iterations, solves={})
+        return SimpleNamespace(multiplications=40 + 60 * arguments[-1], solves={})
 
     monkeypatch.setattr(icgnn_module, "count_operations", counted)
     times = {"own": 2.0, "": 6.0, "_equal_se": 1.0}
-    monkeypatch.setattr(icgnn_module, "_seconds", lambda runs, batch: times)
+    monkeypatch.setattr(icgnn_module, "median_seconds", lambda runs, passes: times)
     module.data.test_cells = [Cell("one", True, undrawn)]
     module.model, module.is_learned, module.cg_steps = Beam(), False, (4,)
     module.reference = {"iterations": 3, "start": "rzf"}
     module.timed = {"cellular": ["one"]}
     channel = torch.tensor([[[3.0 + 0.0j, 4.0j]]], dtype=torch.complex64)
-    module.test_step(Downlink.of(channel, 1.0), 0)
-    module.on_test_epoch_end()
+    found = evaluated(module, [Downlink.of(channel, 1.0)])
     expected = {
         "test/se/seen": math.log2(13.5),
         "test/relative_se/seen": math.log2(13.5) / math.log2(26),
@@ -189,13 +183,11 @@ def test_a_single_user_is_measured_against_the_capacity(
         "time/speedup": 3,
         "time/speedup_equal_se": 0.5,
     }
-    assert {name: module.logged[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 class Column(nn.Module):
     """Gives all power of the second antenna to the third user, whoever stands there."""
-
-    problem = Downlink
 
     def __init__(self) -> None:
         super().__init__()

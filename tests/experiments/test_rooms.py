@@ -66,10 +66,14 @@ def test_metrics_are_declared(slug: str, smoke: Smoke) -> None:
 
 @of_each_paper
 def test_every_claim_gets_a_verdict(slug: str, smoke: Smoke) -> None:
-    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(smoke(slug))}
+    """Or a reason, which says at which scales it is judged or what that needs."""
+    verdicts = {verdict.id: verdict for verdict in judge_study(smoke(slug))}
     for claim in load_claims(PAPERS[slug].claims_file).claims:
-        judged = verdicts[claim.id] is not Verdict.NOT_AT_SCALE
+        found = verdicts[claim.id]
+        judged = found.verdict is not Verdict.NOT_AT_SCALE
         assert judged == bool(claim.checks_at("smoke")), claim.id
+        for told in [] if judged else [claim.why_not] if claim.why_not else claim.scales:
+            assert told in found.reason, claim.id
 
 
 @of_each_paper

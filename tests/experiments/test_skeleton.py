@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
 from repro.data.base.catalog import describe
-from repro.errors import UserError
 from repro.methods.skeleton import Skeletonize
-from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training import checkpoints
@@ -217,28 +215,3 @@ def test_full_runs_on_files_laid_out_like_drive(tmp_path: Path) -> None:
     small += ["dataset.input_shape=[3,40,35]", "dataset.batch_size=2"]
     network = finished(tmp_path, *own, "arm=drive_skeleton", *small)
     assert 0 <= network.summary()["test/cldice"] <= 1
-
-
-def test_volumes_are_cut_into_cubes(tmp_path: Path) -> None:
-    nibabel = pytest.importorskip("nibabel")
-    for folder in ("raw", "seg"):
-        (tmp_path / "vessap" / folder).mkdir(parents=True)
-        for number in range(3):
-            volume = torch.zeros(17, 16, 9)
-            volume[:, 4:7, 3:6] = 1 + number
-            image = nibabel.Nifti1Image(volume.numpy(), None)
-            nibabel.save(image, tmp_path / "vessap" / folder / f"{number}.nii.gz")
-    typed = ["paper=skeleton", "scale=full_vessap", "arm=vessap_dice"]
-    typed += ["dataset.input_shape=[1,8,8,8]", f"data.root={tmp_path}/hf"]
-
-    def cubes_of(edge: int) -> Any:
-        (config,) = configs(*typed, f"dataset.patch={edge}").values()
-        return instantiate(config.dataset)
-
-    data = cubes_of(8)
-    x, y = data.splits["train"]
-    assert x.shape == y.shape == (4, 1, 8, 8, 8)
-    assert set(y.unique().tolist()) == {0, 1}
-    assert data.splits["test"][0].max() == 1
-    with pytest.raises(UserError, match="Choose a smaller patch"):
-        cubes_of(32).setup()

@@ -54,7 +54,45 @@ def test_what_is_the_papers_own_is_in_its_fingerprint(
     before = fingerprint(paper)
     assert fingerprint(paper) == before
     with (tmp_path / file).open("a") as handle:
-        handle.write("\n# changed\n")
+        handle.write("\nchanged: true  # comment\n")
+    assert (fingerprint(paper) != before) == matters
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "matters"),
+    [
+        ("seeds: [0, 1, 2]", "seeds: [0, 1]", False),  # a record has its own
+        ("    - seeds=[3]\n", "", False),
+        ("    - training.epochs=1  # short\n", "    - training.epochs=1\n", False),
+        ("figures:\n  loss: {kind: curves}\n", "figures:\n  loss: {kind: points}\n", False),
+        ("report: [test/loss]", "report: [test/accuracy]", False),
+        ("    - training.epochs=1 ", "    - training.epochs=2 ", True),
+        ("  sgd: [optimizer.lr=0.1]", "  sgd: [optimizer.lr=0.2]", True),
+        ("training:\n", "schedule:\n", True),  # below what does not matter
+    ],
+)
+def test_what_no_run_reads_is_left_out(
+    paper: Paper, tmp_path: Path, old: str, new: str, matters: bool
+) -> None:
+    content = """
+arms:
+  sgd: [optimizer.lr=0.1]
+scales:
+  mini:
+    - seeds=[3]
+    - training.epochs=1  # short
+seeds: [0, 1, 2]
+report: [test/loss]
+figures:
+  loss: {kind: curves}
+training:
+  epochs: 3
+"""
+    assert content.count(old) == 1
+    file = tmp_path / "conf/paper/toy.yaml"
+    file.write_text(content)
+    before = fingerprint(paper)
+    file.write_text(content.replace(old, new))
     assert (fingerprint(paper) != before) == matters
 
 

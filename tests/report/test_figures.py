@@ -111,6 +111,19 @@ def test_a_line_for_each_arm_over_what_its_metric_sweeps() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "10"]
 
 
+@pytest.mark.parametrize(
+    ("largest", "labels"),
+    [(5e4, {"1000", "10000"}), (5e5, {"$10^{3}$", "$10^{4}$", "$10^{5}$"})],
+)
+def test_numbers_on_a_logarithmic_axis_are_of_one_kind(largest: float, labels: set[str]) -> None:
+    measured = runs(ours={"cost": [500.0], "loss": [1.0]}, rival={"cost": [largest], "loss": [2.0]})
+    spec = {"kind": "scatter", "x": {"metric": "cost", "log": True}, "metrics": {"loss": "loss"}}
+    axes = drawn(measured, own=["ours"], cost=spec)["cost"].axes[0]
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    assert {label.get_text() for place, label in ticks if low <= place <= high} == labels
+
+
 def test_what_is_swept_may_be_the_arm() -> None:
     measured = runs(ours_k2={"loss": [4.0]}, ours_k4={"loss": [2.0]}, rival={"loss": [3.0]})
     spec = {

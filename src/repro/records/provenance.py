@@ -15,6 +15,11 @@ from typing import Any
 
 from repro.records.papers import Paper, config_folders
 
+# Of a paper's config, what is about a study as a whole and about how it is shown.
+_OF_A_STUDY = (b"paper:", b"seeds:", b"max_seeds:", b"looks:", b"report:", b"figures:", b"reduced:")
+_COMMENT = re.compile(rb"(^|[ \t]+)#.*$", re.MULTILINE)
+_SEEDS = re.compile(rb"\s*(- ['\"]?seeds=.*)?$")  # of a scale; or nothing at all
+
 PACKAGES = ("gradient-repro", "torch", "lightning", "torchmetrics", "hydra-core", "numpy", "scipy")
 
 
@@ -46,7 +51,8 @@ def paper_fingerprint(paper: Paper) -> str:
     """A hash over what is a paper's own: its room, its method, and the configs that name either.
 
     Unlike `code_fingerprint` it stays the same while the engine and other papers change. Claims are
-    left out: recorded runs are judged again when they change.
+    left out: recorded runs are judged again when they change. So is what no run reads of a config:
+    comments, the seeds of a study that is asked for none (a record has its own), figures, columns.
     """
     digest = hashlib.sha256()
     for name, content in sorted(_own_sources(paper)):
@@ -64,7 +70,14 @@ def _own_sources(paper: Paper) -> Iterator[tuple[str, bytes]]:
     target = re.compile(rf"\b(repro\.methods\.{paper.slug}|{re.escape(paper.room)})\b".encode())
     for path, content in _configs(tuple(config_folders())).items():
         if paper.slug in path.with_suffix("").parts or target.search(content):
-            yield path.as_posix(), content
+            yield path.as_posix(), _read_by_runs(content)
+
+
+def _read_by_runs(config: bytes) -> bytes:
+    """The lines of a config file that some run may read."""
+    sections = re.split(rb"^(?=\w)", _COMMENT.sub(b"", config), flags=re.MULTILINE)
+    kept = b"".join(section for section in sections if not section.startswith(_OF_A_STUDY))
+    return b"\n".join(line for line in kept.splitlines() if not _SEEDS.match(line))
 
 
 @functools.cache

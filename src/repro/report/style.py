@@ -290,13 +290,17 @@ def name_ticks(axes: Axes, places: Sequence[float], labels: Sequence[str], long:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Plain numbers on a logarithmic axis; minor ones only where there are hardly any others."""
+    """Numbers on a logarithmic axis: plain ones, or powers of ten where plain ones were long.
+
+    Minor ones stand only where there are hardly any others.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     if isinstance(axis.get_major_locator(), FixedLocator):  # has ticks of its own
         return
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
     low, high = axis.get_view_interval()
+    label = _plain if low > 1e-4 and high < 1e5 else _power
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     decades = math.log10(high / low) if low > 0 else 9.0
     if decades < 0.5:
         axis.set_major_locator(MaxNLocator(5))
@@ -304,12 +308,17 @@ def _plain_ticks(axis: Axis) -> None:
         return
     digits = "2346" if decades <= 1 else "25" if decades <= 2 else ""
     axis.set_minor_formatter(
-        FuncFormatter(lambda value, _: _plain(value) if f"{value:e}"[0] in digits else "")
+        FuncFormatter(lambda value, _: label(value) if f"{value:e}"[0] in digits else "")
     )
 
 
 def _plain(value: float) -> str:
-    return f"{value:g}" if 1e-4 < value < 1e5 else f"{value:.0e}"
+    return f"{value:g}"
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"${'' if mantissa == '1' else mantissa + ' · '}10^{{{int(exponent)}}}$"
 
 
 def _on_axis(line: np.ndarray, log: bool) -> np.ndarray:

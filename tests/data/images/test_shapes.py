@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from repro.data.base.iterators import generator_for
 from repro.data.images.shapes import picture_masks, shapes, solid_masks
 from repro.data.images.trees import vessel_tree
-from repro.data.images.vessels import arches, vessels
+from repro.data.images.vessels import arches, vessap, vessels
 from repro.errors import UserError
 from repro.methods.skeleton import betti_numbers
 
@@ -94,3 +95,27 @@ def test_bad_sizes_are_one_line(make, message) -> None:
     with pytest.raises(UserError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_volumes_are_cut_into_cubes(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    for folder in ("raw", "seg"):
+        (tmp_path / "vessap" / folder).mkdir(parents=True)
+        for number in range(3):
+            volume = torch.zeros(17, 16, 9)
+            volume[:, 4:7, 3:6] = 1 + number
+            image = nibabel.Nifti1Image(volume.numpy(), None)
+            nibabel.save(image, tmp_path / "vessap" / folder / f"{number}.nii.gz")
+
+    def cubes_of(edge: int) -> Any:
+        size = (1, 8, 8, 8)
+        root = str(tmp_path / "hf")
+        return vessap(patch=edge, input_shape=size, task="segmentation", root=root)
+
+    data = cubes_of(8)
+    x, y = data.splits["train"]
+    assert x.shape == y.shape == (4, 1, 8, 8, 8)
+    assert set(y.unique().tolist()) == {0, 1}
+    assert data.splits["test"][0].max() == 1
+    with pytest.raises(UserError, match="Choose a smaller patch"):
+        cubes_of(32).setup()

@@ -84,8 +84,9 @@ def test_links_hear_those_of_their_row_and_column():
 def test_the_precoder_follows_permutations_of_users_and_antennas(steps, N):
     model, given = stirred(LearnedPrecoder(steps)), cell(N=N, M=10)
     users, antennas = torch.randperm(5), torch.randperm(10)
-    moved = Downlink.of(given.H[:, users][..., antennas], given.snr)
-    straight = model(given).unflatten(-1, (5, N))[:, antennas][:, :, users].flatten(-2)
+    moved = given.permuted(users, antennas)
+    assert torch.equal(moved.H, given.H[:, users][..., antennas])
+    straight = given.permuted_decision(model(given), users, antennas)
     torch.testing.assert_close(model(moved), straight, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(moved.rates(model(moved)), given.rates(model(given))[:, users])
 
@@ -143,12 +144,10 @@ def test_powers_follow_permutations_and_keep_every_limit():
     assert (power.sum(-1) <= given.limit).all()
     assert power[~given.mask].abs().max() == 0
     points, users = torch.randperm(6), torch.randperm(4)
-    moved = CellFree(
-        given.beta[:, points][..., users], given.mask[:, points][..., users],
-        given.antennas[:, points], given.limit[:, points], given.pilot_energy,
-        given.pilots[:, users],
-    )  # fmt: skip
-    torch.testing.assert_close(model(moved), power[:, points][..., users])
+    moved = given.permuted(points, users)
+    assert torch.equal(moved.beta, given.beta[:, points][..., users])
+    straight = given.permuted_decision(power, points, users)
+    torch.testing.assert_close(model(moved), straight)
     torch.testing.assert_close(moved.rates(model(moved)), given.rates(power)[:, users])
 
 

@@ -72,6 +72,20 @@ class Downlink(NamedTuple):
         with_own, without = (torch.linalg.slogdet(x)[1] for x in (total, total - own @ own.mH))
         return (with_own - without) / math.log(2)
 
+    def power_error(self, W: Tensor) -> Tensor:
+        """The largest part by which precoders (B, M, S) miss the power."""
+        return (W.abs().square().sum((-2, -1)) - 1).abs().max()
+
+    def permuted(self, users: Tensor, antennas: Tensor) -> Downlink:
+        """The same cells with users and the base station's antennas in another order."""
+        H, known = (each[:, users][..., antennas] for each in (self.H, self.known))
+        return Downlink(H, self.snr, known)
+
+    def permuted_decision(self, W: Tensor, users: Tensor, antennas: Tensor) -> Tensor:
+        """A precoder for these cells, as it is for the `permuted` ones."""
+        of_users = W.unflatten(-1, (self.H.shape[1], -1))
+        return of_users[:, antennas][:, :, users].flatten(-2)
+
 
 class CellFree(NamedTuple):
     """A batch of networks.
@@ -120,6 +134,20 @@ class CellFree(NamedTuple):
         contamination = (coherent.square() * self._shared()).sum(-1) - signal
         interference = (self.beta * (power * self.mask).sum(-1, keepdim=True)).sum(1)
         return torch.log2(1 + signal / (interference + contamination + 1))
+
+    def power_error(self, power: Tensor) -> Tensor:
+        """The largest part by which powers (B, L, K) exceed an access point's limit."""
+        return (power.sum(-1) / self.limit - 1).clamp(min=0).max()
+
+    def permuted(self, points: Tensor, users: Tensor) -> CellFree:
+        """The same networks with access points and users in another order."""
+        beta, mask = (each[:, points][..., users] for each in (self.beta, self.mask))
+        antennas, limit = self.antennas[:, points], self.limit[:, points]
+        return CellFree(beta, mask, antennas, limit, self.pilot_energy, self.pilots[:, users])
+
+    def permuted_decision(self, power: Tensor, points: Tensor, users: Tensor) -> Tensor:
+        """Powers for these networks, as they are for the `permuted` ones."""
+        return power[:, points][..., users]
 
     def _shared(self) -> Tensor:
         """(B, K, K) boolean: who shares a pilot with whom; everyone with himself."""
