@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +21,6 @@ def test_medians_of_turns_after_the_first(monkeypatch: pytest.MonkeyPatch) -> No
         now += next(costs[name])
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
-    found = timing.median_seconds({name: lambda name=name: work(name) for name in costs}, 3)
+    found = timing.median_seconds({name: partial(work, name) for name in costs}, 3)
     assert found == {"a": 2, "b": 3}
     assert order == ["a", "b"] * 4
