@@ -128,6 +128,16 @@ def test_only_entropy_of_the_auxiliary_loss_has_a_gradient() -> None:
     torch.testing.assert_close(ours, torch.autograd.grad(entropy, weights))
 
 
+def test_gates_that_are_sure_have_a_gradient() -> None:
+    """Gates of exactly 0, by underflow, whose entropy alone has an infinite slope."""
+    moe = mixture()
+    with torch.no_grad():
+        [*moe.gate.parameters()][-1].copy_(200.0 * torch.arange(N))
+    moe(torch.randn(B, D)).sum().backward(retain_graph=True)
+    moe.auxiliary_loss().backward()
+    assert all(part.grad is not None and part.grad.isfinite().all() for part in moe.parameters())
+
+
 def test_a_mixture_that_has_answered_can_be_copied() -> None:
     moe, x = mixture(), torch.randn(B, D)
     torch.testing.assert_close(moe(x), copy.deepcopy(moe)(x))

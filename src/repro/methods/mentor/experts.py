@@ -16,7 +16,7 @@ from repro.errors import UserError
 from repro.knobs import Count, Fraction, checked
 
 Routing = Literal["top_k", "random", "dense"]
-TINY = 1e-9  # of the renormalisation
+TINY = 1e-9  # of the renormalisation, and the smallest gate whose entropy has a slope
 
 
 class StackedLinear(nn.Module):
@@ -129,5 +129,6 @@ class TopKMoE(nn.Module):
         assert self.gates is not None, "no input yet"
         chosen = self.gates.topk(self.top_k, dim=1).indices
         load = F.one_hot(chosen, self.gates.shape[1]).sum(1).float().mean(0)
-        entropy = torch.special.entr(self.gates).sum(1).mean()
+        # The slope of −g ln g at g = 0 is infinite, and a gate that is sure underflows to 0.
+        entropy = torch.special.entr(self.gates.clamp(min=TINY)).sum(1).mean()
         return load.var() + entropy
