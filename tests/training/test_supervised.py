@@ -92,6 +92,13 @@ def test_training_equals_a_bare_loop_bit_for_bit(
     assert run.summary()["test/loss"] == pytest.approx(float(F.cross_entropy(output, y)), rel=1e-5)
 
 
+@pytest.mark.parametrize(("asked", "is_said"), [(20, False), (21, True)])
+def test_epochs_without_so_many_steps_are_said(toy: Path, asked: int, is_said: bool) -> None:
+    run = execute(toy, f"training.steps_per_epoch={asked}")
+    said = f"training.steps_per_epoch={asked}, but an epoch has 20 batches: it takes 20 steps"
+    assert (said in run.log_file.read_text()) == is_said
+
+
 def test_measures_do_not_depend_on_how_the_batches_fall(toy: Path) -> None:
     whole = execute(toy, "dataset.eval_batch_size=1000").summary()
     uneven = execute(toy, "dataset.eval_batch_size=77").summary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -20,6 +21,8 @@ from typing_extensions import override
 from repro.records import files, names
 from repro.training.lightning import epoch_row, fresh_metrics, restore_loaders
 from repro.training.series import CsvLogger
+
+log = logging.getLogger("repro")
 
 
 class Interrupted(Exception):  # noqa: N818 - a signal, not an error
@@ -61,6 +64,16 @@ class Watch(Callback):
         self.started = 0.0
         self.reported_at = 0.0
         self.reported_steps = 0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Says so where epochs are cut to more steps than they have, which Lightning does not."""
+        asked, batches = trainer.limit_train_batches, trainer.num_training_batches
+        if isinstance(asked, int) and batches < asked:
+            log.warning(
+                "training.steps_per_epoch=%d, but an epoch has %d batches: it takes %d steps",
+                asked, batches, batches,
+            )  # fmt: skip
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Starts timing a step."""
