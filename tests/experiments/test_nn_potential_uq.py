@@ -122,10 +122,11 @@ def test_the_amount_of_data_that_reaches_the_score_of_t1(shown: Any) -> None:
         for name, values in scores.items()
         for size, value in zip(SIZES, values, strict=True)
     }
-    reached = {"t1": 2000, "t01": 1000, "t001": 8000, "tval": 2000}
     trends = shown.trends(found)
-    for name, size in reached.items():
-        assert trends[f"test/log2_size/{name}"] == pytest.approx(math.log2(size))
+    assert trends["test/log2_size/t1"] == pytest.approx(math.log2(2000))
+    assert trends["test/log2_size/t01"] == pytest.approx(math.log2(1000))
+    assert trends["test/log2_size/t001"] == pytest.approx(math.log2(8000))
+    assert trends["test/log2_size/tval"] == pytest.approx(math.log2(2000))
 
 
 def test_mixing_scatter_and_effort(shown: Any) -> None:
