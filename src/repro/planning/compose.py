@@ -27,10 +27,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
 from repro.records.layers import stack as stack_texts
-from repro.records.papers import config_folders, is_group
+from repro.records.papers import OF_REPORTS, config_folders, is_group
 
 STUDY_BLOCKS = ("arms", "scales")
-NO_RUN_READS = ("figures", "reduced")  # `repro.report` does
 Point = dict[str, Any]  # one point of a grid: override key -> value
 Stamps = tuple[tuple[str, int, int], ...]  # path, time of change in ns and bytes of each file
 
@@ -75,7 +74,7 @@ class _ReadOnce:
         """A copy, because what is composed from it writes into it."""
         if config_path not in _memory.files:
             found = self.repository.load_config(config_path)
-            _drop(found, config_path, NO_RUN_READS)
+            _drop(found, config_path, OF_REPORTS)
             _memory.files[config_path] = pickle.dumps(found)
         copied: ConfigResult | None = pickle.loads(_memory.files[config_path])
         _drop(copied, config_path, self.forgotten)

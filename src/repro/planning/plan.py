@@ -15,12 +15,11 @@ from repro.errors import UserError, did_you_mean
 from repro.planning import compose, extras
 from repro.planning.compose import Layer, Point
 from repro.records.layers import expand
-from repro.records.papers import Paper, is_group, load_paper
+from repro.records.papers import OF_STUDIES, Paper, is_group, load_paper
 from repro.records.study import LOOK_KEYS, Looks
 
 # Settings of a study rather than of a run.
 STUDY_KEYS = ("scale", "arm", "seed", "seeds", *LOOK_KEYS)
-STUDY_LISTS = ("seeds", "max_seeds", "max_minutes", "looks", "report")  # no run reads them
 OPTIONAL_COUNTS = (
     "training.steps_per_epoch",
     "training.max_steps",
@@ -464,7 +463,7 @@ def _group_choices(layer: Layer) -> Layer:
 def _drop_lists(config: DictConfig) -> None:
     """Takes out of a config what concerns a study as a whole."""
     with open_dict(config):
-        for key in (*compose.STUDY_BLOCKS, *STUDY_LISTS):
+        for key in (*compose.STUDY_BLOCKS, *OF_STUDIES):
             config.pop(key, None)
 
 

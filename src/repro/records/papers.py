@@ -18,6 +18,9 @@ from repro.records.files import parse_yaml
 
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"  # folders, separated as in PATH
 ENTRY_POINTS = "repro.papers"  # the group in which distributions name their config packages
+# Keys of a paper's config that no run reads: what `repro.report` does, and what a study does.
+OF_REPORTS = ("figures", "reduced")
+OF_STUDIES = ("seeds", "max_seeds", "max_minutes", "looks", "report")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from repro.records.papers import Paper, config_folders
+from repro.records.papers import OF_REPORTS, OF_STUDIES, Paper, config_folders
 
-# Of a paper's config, what is about a study as a whole and about how it is shown.
-_OF_A_STUDY = (b"paper:", b"seeds:", b"max_seeds:", b"looks:", b"report:", b"figures:", b"reduced:")
+_UNREAD = tuple(f"{key}:".encode() for key in ("paper", *OF_REPORTS, *OF_STUDIES))  # by runs
 _COMMENT = re.compile(rb"(^|[ \t]+)#.*$", re.MULTILINE)
 _SEEDS = re.compile(rb"\s*(- ['\"]?seeds=.*)?$")  # of a scale; or nothing at all
 
@@ -76,7 +75,7 @@ def _own_sources(paper: Paper) -> Iterator[tuple[str, bytes]]:
 def _read_by_runs(config: bytes) -> bytes:
     """The lines of a config file that some run may read."""
     sections = re.split(rb"^(?=\w)", _COMMENT.sub(b"", config), flags=re.MULTILINE)
-    kept = b"".join(section for section in sections if not section.startswith(_OF_A_STUDY))
+    kept = b"".join(section for section in sections if not section.startswith(_UNREAD))
     return b"\n".join(line for line in kept.splitlines() if not _SEEDS.match(line))
 
 
