@@ -80,8 +80,9 @@ class Trials(optuna.Study):
         else:
             value = objective
         told = {"reason": reason, "values": values}
+        trial_id = self._id_of(number)
         for key, each in (told | {CHECKSUM: _checksum(trial, state, value, told)}).items():
-            self.storage.set_trial_user_attr(self._id_of(number), key, each)
+            self.storage.set_trial_user_attr(trial_id, key, each)
         return self.tell(number, objective, state=state)
 
     def report(self, number: int, epoch: int, value: float) -> None:
