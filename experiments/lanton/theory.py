@@ -116,12 +116,6 @@ class NoisyMatrices(Procedure):
         for weight, gradient in zip(self.weights, gradient_LDD, strict=True):
             weight.grad = gradient
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: there is no data."""
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: there is no data."""
-
     def on_validation_epoch_end(self) -> None:
         """Logs the mean so far."""
         self.log("val/dual_norm", self.total / max(1, self.done))
