@@ -75,8 +75,9 @@ def test_random_kills_change_no_bit(toy: Path, straight: tuple[dict[str, Any], f
         for _ in range(noise.choice([1, 1, 2])):
             moment, number = computed * noise.random(), noise.choice(SIGNALS)
             said.append((words[0], round(moment, 2), number.name))
-            code = kill(start(words, toy), moment, number, noise.random() < 0.5)
-            assert code in (0, 130, -number), (attempt, said)
+            command = start(words, toy)
+            code = kill(command, moment, number, noise.random() < 0.5)
+            assert code in (0, 130, -number), (attempt, said, command.output())
             words = ["resume", "-q"] if find_studies(toy / "outputs") else STUDY
         code, output = repro(words, toy)
         assert code == 0, (attempt, said, output)

@@ -151,7 +151,7 @@ class Layer:
                 parsed.extend(_parsed(text))
             except (OverrideParseException, HydraException) as error:
                 raise UserError(
-                    f"{origin}: '{text}' is not an override (write key=value): "
+                    f"{origin}: {text!r} is not an override (write key=value): "
                     f"{str(error).splitlines()[0]}"
                 ) from None
         seen: set[str] = set()

@@ -92,7 +92,7 @@ def _checked(texts: Any, origin: str) -> list[str]:
     seen: set[str] = set()
     for text in checked:
         if not _OVERRIDE.fullmatch(text):
-            raise UserError(f"{origin}: '{text}' is not an override (write key=value).")
+            raise UserError(f"{origin}: {text!r} is not an override (write key=value).")
         if key_of(text) in seen:
             raise UserError(f"{origin}: '{key_of(text)}' is given twice.")
         seen.add(key_of(text))

@@ -646,10 +646,17 @@ class _StopRequest:
             raise KeyboardInterrupt
 
 
+class _Log(logging.FileHandler):
+    """A log whose lines may get lost: what stands where nothing can be written says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Prints no traceback for each line that a full disk does not take."""
+
+
 @contextmanager
 def _logged_to(file: Path) -> Iterator[None]:
     """Sends log messages and warnings of a run to its log.txt instead of the terminal."""
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _Log(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     levels = {
         "repro": logging.INFO,
