@@ -212,7 +212,7 @@ class Transmission(Supervised):
         return wmmse(batch.known, batch.snr, iterations, start=self.reference["start"])
 
     def _compare(self, batch: Any, se: float) -> tuple[float, int]:
-        """The reference's spectral efficiency, and after how many iterations (or all) it has ``se``."""
+        """The reference's spectral efficiency, and how many iterations (or all) reach ``se``."""
         count = self._iterations(batch)
         if isinstance(batch, CellFree):
             return _sum_rate(batch, self._run_reference(batch, count)), count
