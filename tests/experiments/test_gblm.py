@@ -159,10 +159,10 @@ def test_losses_and_perplexities_of_a_model_that_knows_nothing(pruning: Any) -> 
 
 def test_structure_is_the_mean_over_layers(pruning: Any) -> None:
     """Stripes of whole columns spread 10 times as wide as draws; a layer left whole counts 1."""
-    block = nn.ModuleDict({"striped": nn.Linear(8, 100), "whole": nn.Linear(8, 100)})
+    striped = nn.Linear(8, 100)
     with torch.no_grad():
-        block["striped"].weight[:, ::2] = 0
-    pruning.held = [SimpleNamespace(blocks=[block])]
+        striped.weight[:, ::2] = 0
+    pruning.held = [SimpleNamespace(blocks=[nn.Sequential(striped, nn.Linear(8, 100))])]
     measured = pruning._measure_masks(Pattern(0.5))
     assert measured["structure/columns_50"] == pytest.approx((10 + 1) / 2)
     assert measured["pruned/fraction_50"] == 400 / 1600
