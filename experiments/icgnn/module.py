@@ -193,7 +193,7 @@ class Transmission(Supervised):
                 logged[metric] = _geometric(values.values())
             else:
                 mean = _geometric if metric.startswith(POSITIVE) else statistics.fmean
-                for kind in {kinds[cell] for cell in values}:
+                for kind in dict.fromkeys(kinds[cell] for cell in values):
                     of_kind = [value for cell, value in values.items() if kinds[cell] == kind]
                     logged[f"{metric}/{kind}"] = mean(of_kind)
         self.log_dict(logged)
