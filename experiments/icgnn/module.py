@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from repro.methods.icgnn import (
     Downlink,
     FixedSizePrecoder,
     ascend_power,
+    permutation_error,
     wmmse,
     wmmse_path,
 )
@@ -31,6 +32,7 @@ from repro.training.supervised import Supervised
 Decision = Tensor  # a precoder (B, M, S), or powers (B, L, K)
 TIMED_PASSES = 5
 COUNTED = 4  # channels whose operations are counted: each costs the same
+POSITIVE = ("test/savings", "test/se", "test/multiplications")  # have geometric means
 
 
 class Transmission(Supervised):
@@ -49,10 +51,7 @@ class Transmission(Supervised):
 
     # Each is logged by size (/<size>) and as the mean over sizes seen and unseen in training;
     # errors and solves as the largest, times as the geometric mean.
-    METRICS: ClassVar = {
-        "val/se": "geometric mean over sizes of val/se/*",
-        "val/se/*": "bit/s/Hz",
-    } | {
+    METRICS: ClassVar = {"val/se": "geometric mean over sizes, bit/s/Hz"} | {
         f"{name}{of_sizes}": meaning
         for name, meaning in {
             "test/se": "sum of the users' spectral efficiencies, bit/s/Hz",
@@ -64,11 +63,9 @@ class Transmission(Supervised):
             "test/solves": "matrix factorisations for one channel",
             "test/multiplications": "for one channel",
             "test/iterations_to_match": "after how many WMMSE has the same spectral efficiency",
-            "test/points_per_user": "access points that serve a user",
             "test/savings": "multiplications of the reference over the own",
             "test/savings_equal_se": "likewise, of iterations_to_match iterations",
-            "time/ms": "milliseconds for a batch at the timed sizes",
-            "time/speedup": "time of the reference over the own",
+            "time/speedup": "time of the reference over the own, at the timed sizes",
             "time/speedup_equal_se": "likewise, of iterations_to_match iterations",
         }.items()
         for of_sizes in ("", "/*")
@@ -86,7 +83,7 @@ class Transmission(Supervised):
         super().__init__(*args, **kwargs)
         self.reference, self.cg_steps, self.timed = reference, cg_steps, dict(timed or {})
         self.is_learned = any(True for _ in self.model.parameters())
-        self.table: dict[str, dict[str, float]] = {}
+        self.table: dict[str, dict[str, float]] = defaultdict(dict)  # by metric and size
 
     @override
     def setup(self, stage: str) -> None:
@@ -127,18 +124,17 @@ class Transmission(Supervised):
     def on_validation_start(self) -> None:
         """Starts an empty table."""
         super().on_validation_start()
-        self.table = {}
+        self.table = defaultdict(dict)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Notes the spectral efficiency at one size."""
         if self._fits(batch):
             name = self.data.val_cells[batch_idx].name
-            self._note(name, {"val/se": _sum_rate(batch, self.model(batch))})
+            self.table["val/se"][name] = _sum_rate(batch, self.model(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the geometric mean over sizes."""
-        measured = {f"val/se/{cell}": value for cell, value in self.table["val/se"].items()}
-        self.log_dict({**measured, "val/se": _geometric(self.table["val/se"].values())})
+        self.log("val/se", _geometric(self.table["val/se"].values()))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Measures everything at one size."""
@@ -150,12 +146,14 @@ class Transmission(Supervised):
         best, matched = self._compare(batch, se)
         few = type(batch)(*(part[:COUNTED] for part in batch))
         cost = count_operations(self.model, few)
+        # What optimises by iterations amplifies rounding; it is no network, and not judged by this.
+        shuffled = permutation_error(self.model, few) if self.is_learned else 0.0
         found: dict[str, float] = {
             "test/se": se,
             "test/min_se": float(batch.rates(decision).amin(-1).mean()),
             "test/relative_se": se / best,
             "test/power_error": float(batch.power_error(decision)),
-            "test/permutation_error": self._permutation_error(few),
+            "test/permutation_error": shuffled,
             "test/solves": sum(cost.solves.values()),
             "test/multiplications": cost.multiplications / len(few[0]),
         }
@@ -166,8 +164,6 @@ class Transmission(Supervised):
                 model: Any = copy.copy(self.model)
                 model.cg_steps = steps
                 found[f"test/relative_se_at/{steps}"] = _sum_rate(batch, model(batch)) / best
-        else:
-            found["test/points_per_user"] = float(batch.mask.float().sum(1).mean())
         # An iteration costs what the one before did: two counts tell the cost of any number.
         first, second = (
             count_operations(self._run_reference, few, n).multiplications for n in (1, 2)
@@ -180,10 +176,10 @@ class Transmission(Supervised):
             for name, count in rivals.items():
                 runs[name] = functools.partial(self._run_reference, batch, count)
             seconds = median_seconds(runs, TIMED_PASSES)
-            found["time/ms"] = 1e3 * seconds["own"]
             for name in rivals:
                 found[f"time/speedup{name}"] = seconds[name] / seconds["own"]
-        self._note(cell, found)
+        for metric, value in found.items():
+            self.table[metric][cell] = value
 
     def on_test_epoch_end(self) -> None:
         """Logs every number by size, and means over the sizes seen and unseen in training."""
@@ -196,24 +192,18 @@ class Transmission(Supervised):
             elif metric.startswith("time/"):
                 logged[metric] = _geometric(values.values())
             else:
-                for kind in ("seen", "unseen"):
+                mean = _geometric if metric.startswith(POSITIVE) else statistics.fmean
+                for kind in dict.fromkeys(kinds[cell] for cell in values):
                     of_kind = [value for cell, value in values.items() if kinds[cell] == kind]
-                    if of_kind:
-                        logged[f"{metric}/{kind}"] = _mean(metric, of_kind)
+                    logged[f"{metric}/{kind}"] = mean(of_kind)
         self.log_dict(logged)
-
-    def _note(self, cell: str, found: Mapping[str, float]) -> None:
-        for metric, value in found.items():
-            self.table.setdefault(metric, {})[cell] = value
 
     def _fits(self, batch: Any) -> bool:
         return not isinstance(self.model, FixedSizePrecoder) or self.model.fits(batch)
 
     def _iterations(self, batch: Any) -> int:
         """Iterations of the whole reference."""
-        kind = "iterations" if isinstance(batch, Downlink) else "steps"
-        count: int = self.reference[kind]
-        return count
+        return int(self.reference["iterations" if isinstance(batch, Downlink) else "steps"])
 
     def _run_reference(self, batch: Any, iterations: int) -> Decision:
         """The reference's decision after so many iterations."""
@@ -222,10 +212,7 @@ class Transmission(Supervised):
         return wmmse(batch.known, batch.snr, iterations, start=self.reference["start"])
 
     def _compare(self, batch: Any, se: float) -> tuple[float, int]:
-        """The reference's spectral efficiency, and the iterations after which it reaches ``se``.
-
-        Those are all where it never does.
-        """
+        """The reference's spectral efficiency, and how many iterations (or all) reach ``se``."""
         count = self._iterations(batch)
         if isinstance(batch, CellFree):
             return _sum_rate(batch, self._run_reference(batch, count)), count
@@ -234,36 +221,10 @@ class Transmission(Supervised):
         matched = (i for i, value in enumerate(reached, start=1) if value >= se)
         return reached[-1], next(matched, count)
 
-    def _permutation_error(self, few: Any) -> float:
-        """Largest change of the decision, relative to its largest entry, when nodes are shuffled.
-
-        In double precision, so that a difference in kind is told from rounding. What optimises by
-        iterations amplifies rounding; it is no network, and not judged by this.
-        """
-        if not self.is_learned:
-            return 0.0
-        model = copy.deepcopy(self.model).double()
-        kinds = {torch.complex64: torch.complex128, torch.float32: torch.float64}
-        few = type(few)(*(part.to(kinds.get(part.dtype, part.dtype)) for part in few))
-        generator = torch.Generator().manual_seed(0)
-        # Users and antennas in a cell; access points and users without cells.
-        sizes = few[0].shape[1], few[0].shape[-1]
-        orders = [torch.randperm(n, generator=generator) for n in sizes]
-        straight = few.permuted_decision(model(few), *orders)
-        moved = model(few.permuted(*orders))
-        return float((moved - straight).abs().max() / straight.abs().max())
-
 
 def _sum_rate(batch: Any, decision: Decision) -> float:
     return float(batch.rates(decision).sum(-1).mean())
 
 
-def _mean(metric: str, values: Sequence[float]) -> float:
-    """Of ratios and rates the geometric mean; of what may be zero the ordinary one."""
-    if metric.startswith(("test/savings", "test/se", "test/multiplications")):
-        return _geometric(values)
-    return statistics.fmean(values)
-
-
-def _geometric(values: Any) -> float:
-    return math.exp(statistics.fmean(math.log(max(value, 1e-12)) for value in values))
+def _geometric(values: Iterable[float]) -> float:
+    return statistics.geometric_mean(max(value, 1e-12) for value in values)

@@ -1,8 +1,6 @@
-"""What scores and pruning cost: next to a training pass, and next to single backward passes."""
+"""What scores and pruning cost, next to a training pass."""
 
 from __future__ import annotations
-
-import functools
 
 import torch
 from timing import faster
@@ -50,20 +48,3 @@ def test_scores_and_pruning_against_a_training_pass() -> None:
 
     faster("scores, against a training pass", score, train, 0.5, repeats=1)
     faster("sequential pruning, against a training pass", prune, train, 0, repeats=1)
-
-
-def test_gradient_norms_against_single_backward_passes() -> None:
-    """The decoder of scale=mini: 64 sequences of 64 tokens."""
-    model, tokens_NT = Llama(98), torch.randint(98, (64, 64))
-
-    def naive() -> None:
-        sums = {name: torch.zeros_like(la.weight) for name, la in block_layers(model).items()}
-        for tokens_BT in tokens_NT.split(1):
-            model.zero_grad()
-            next_token_losses(model(tokens_BT), tokens_BT).sum().backward()
-            for name, layer in block_layers(model).items():
-                assert layer.weight.grad is not None
-                sums[name] += layer.weight.grad.abs()
-
-    ours = functools.partial(decoder_gradients, model, tokens_NT, batch_size=16)
-    faster("gradient norms, against a backward pass a sequence", ours, naive, 1.3, repeats=3)

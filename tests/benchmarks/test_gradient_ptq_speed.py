@@ -51,9 +51,3 @@ def test_updates_in_blocks_against_updates_of_the_whole_matrix() -> None:
     weight, x = torch.randn(1024, 1024), torch.randn(2048, 1024)
     work = partial(hessian_rounding, weight, x.T @ x, fit_grid(weight, 4, search="minmax"))
     faster("Hessian rounding of 1024 x 1024 in blocks", work, partial(work, block=1024), 1, 2)
-
-
-def test_one_search_for_all_channels_against_one_for_each() -> None:
-    weight = torch.randn(512, 256)
-    ours = partial(fit_grid, weight, 4)
-    faster("ranges of 512 channels", ours, lambda: [fit_grid(row[None], 4) for row in weight], 5, 1)

@@ -1,4 +1,4 @@
-"""The learned precoder against WMMSE in a batch, and its parts against naive loops."""
+"""The learned precoder against WMMSE in a batch, and messages against a loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.sparse.linalg import cg
 from timing import faster
 
 from repro.methods.icgnn import (
@@ -14,7 +13,6 @@ from repro.methods.icgnn import (
     Downlink,
     InformationCarryingGNN,
     LearnedPrecoder,
-    conjugate_gradient,
     wmmse,
 )
 
@@ -30,20 +28,6 @@ def test_precoding_a_batch_against_sixty_iterations(K: int, M: int) -> None:
         lambda: model(cell),
         lambda: wmmse(cell.H, cell.snr),
     )
-
-
-@torch.no_grad()
-def test_conjugate_gradients_in_one_batch_against_scipy_column_by_column() -> None:
-    """64 systems of 8 unknowns, 8 right-hand sides each, 8 steps."""
-    H = torch.randn(64, 8, 12, dtype=torch.complex128)
-    A, B = H @ H.mH + torch.eye(8), torch.eye(8, dtype=torch.complex128).expand(64, 8, 8)
-
-    def one_by_one() -> None:
-        for matrix, right in zip(A.numpy(), B.numpy(), strict=True):
-            for column in right.T:
-                cg(matrix, column, maxiter=8, rtol=0)
-
-    faster("512 systems", lambda: conjugate_gradient(A, B, 8), one_by_one, 10, repeats=3)
 
 
 @torch.no_grad()

@@ -8,7 +8,15 @@ import torch
 from timing import faster
 from torch import Tensor
 
-from repro.toolbox.pruning import Pattern, lowest, sparsegpt
+from repro.models import Llama
+from repro.toolbox.pruning import (
+    Pattern,
+    block_layers,
+    decoder_gradients,
+    lowest,
+    next_token_losses,
+    sparsegpt,
+)
 
 
 def one_by_one(w: Tensor, hessian: Tensor, sparsity: float, block: int) -> Tensor:
@@ -50,3 +58,20 @@ def test_choosing_weights_against_sorting() -> None:
         ours = functools.partial(lowest, score, pattern)
         reference = functools.partial(sorting, size, kept)
         faster(f"lowest {kept} of {size}, against sorting", ours, reference, 1.3, repeats=3)
+
+
+def test_gradient_norms_against_single_backward_passes() -> None:
+    """The decoder of paper=gblm at mini: 64 sequences of 64 tokens."""
+    model, tokens_NT = Llama(98), torch.randint(98, (64, 64))
+
+    def naive() -> None:
+        sums = {name: torch.zeros_like(la.weight) for name, la in block_layers(model).items()}
+        for tokens_BT in tokens_NT.split(1):
+            model.zero_grad()
+            next_token_losses(model(tokens_BT), tokens_BT).sum().backward()
+            for name, layer in block_layers(model).items():
+                assert layer.weight.grad is not None
+                sums[name] += layer.weight.grad.abs()
+
+    ours = functools.partial(decoder_gradients, model, tokens_NT, batch_size=16)
+    faster("gradient norms, against a backward pass a sequence", ours, naive, 1.3, repeats=3)

@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from interruptions import same_after_a_kill
-from rooms import check_compressed_network, configs, evaluated, finished, refusal, summaries
-from torch import nn
+from rooms import check_compressed_network, configs, finished, refusal, summaries
 
 from repro.models import ResNetCIFAR
 from repro.records.papers import load_paper
 from repro.records.study import Study
-from repro.training.compression import Compression
 
 PAPER = load_paper("gradient_ptq")
 SMALL = ["paper=gradient_ptq", "scale=smoke", "seed=0"]
 FULL = ["paper=gradient_ptq", "scale=full", "seed=0", "hardware=cpu", "dataset=digits"]
-
-
-def test_measures_of_known_predictions() -> None:
-    """The compressed network is right on one of two examples, the float one on none."""
-    compressed, exact = (
-        torch.tensor([[0.8, 0.2], [0.6, 0.4]]),
-        torch.tensor([[0.3, 0.7], [0.9, 0.1]]),
-    )
-    protocol: Any = SimpleNamespace(eval_batches=None, copies=1, noise=0.0, seed=0)
-    room: Any = Compression(nn.Identity(), protocol)
-    room.units = SimpleNamespace(reference=lambda _: exact.log())
-    found = evaluated(room, [(compressed.log(), torch.tensor([0, 1]))])
-    assert found["test/accuracy"] == 0.5
-    assert found["test/float_accuracy"] == 0
-    # Of the float network's law from the compressed one's, not the other way round.
-    terms = [
-        0.3 * math.log(3 / 8),
-        0.7 * math.log(7 / 2),
-        0.9 * math.log(9 / 6),
-        0.1 * math.log(1 / 4),
-    ]
-    assert found["test/kl"] == pytest.approx(sum(terms) / 2)
 
 
 def test_smoke_quantises(study: Study) -> None:

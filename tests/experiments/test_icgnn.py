@@ -14,10 +14,7 @@ from repro.experiments.icgnn import module as icgnn_module
 from rooms import configs, evaluated, logged, refusal, summaries
 from torch import Tensor, nn
 
-from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
-from repro.data.worlds.wireless import Cell
-from repro.methods.icgnn import CellFree, Downlink, LearnedPrecoder
+from repro.methods.icgnn import CellFree, Downlink
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -30,8 +27,7 @@ def test_no_arm_sends_more_than_it_may(study: Study) -> None:
     for arm in ("rzf_cg8", "wmmse", "icgnn_cg8", "icgnn_power", "max_min"):
         assert set(PAPER.report) <= found[arm].keys()
         assert found[arm]["test/power_error"] < 1e-5
-    verdicts = {verdict.id: verdict.verdict for verdict in judge_study(study)}
-    assert verdicts["C6"] is Verdict.SUPPORTED
+        assert found[arm]["test/permutation_error"] < 1e-8
 
 
 def test_the_reference_is_itself_and_measured_like_the_others(study: Study) -> None:
@@ -54,24 +50,18 @@ def test_a_perceptron_is_tested_at_its_own_size_alone(study: Study) -> None:
     assert found["test/permutation_error"] > 1e-6
 
 
-@pytest.mark.parametrize("scale", ["smoke", "full"])
-def test_every_arm_solves_the_problem_of_its_data(scale: str) -> None:
-    for config in configs("paper=icgnn", f"scale={scale}").values():
+def test_every_arm_solves_the_problem_of_its_data_at_full_size() -> None:
+    runs = configs("paper=icgnn", "scale=full")
+    for config in runs.values():
         module: Any = build_module(config)
         problem = module.model.problem
         assert problem is {"cellular": Downlink, "cellfree": CellFree}[config.dataset.kind]
-
-
-def test_full_has_the_papers_sizes() -> None:
-    runs = configs("paper=icgnn", "scale=full", "arm=[rzf,icgnn_power,icgnn_cg4]")
     assert runs["rzf"].dataset.cellular.antennas == 128
     assert runs["icgnn_power"].model.width == runs["icgnn_cg4"].model.width == 64
 
 
 @pytest.mark.parametrize("arm", ["icgnn_cg8", "icgnn_power"])
-def test_a_run_killed_in_its_second_epoch_ends_with_the_same_numbers(
-    arm: str, tmp_path: Path
-) -> None:
+def test_a_run_killed_in_its_second_epoch_ends_the_same(arm: str, tmp_path: Path) -> None:
     typed = ["dataset.cellular.eval_size=4", "dataset.cellfree.eval_size=4", "module.cg_steps=[2]"]
     same_after_a_kill(tmp_path, 7, "paper=icgnn", "scale=smoke", f"arm={arm}", "seed=0", *typed)
 
@@ -99,13 +89,9 @@ def module() -> Any:
     return built
 
 
-def undrawn(_: torch.Generator) -> None:
-    """No channels: they are made by hand."""
-
-
 def test_means_over_sizes_by_hand(module: Any) -> None:
     sizes = {"a": True, "b": True, "c": False}
-    module.data.test_cells = [Cell(name, seen, undrawn) for name, seen in sizes.items()]
+    module.data.test_cells = [SimpleNamespace(name=n, seen=seen) for n, seen in sizes.items()]
     module.table = {
         "test/se": {"a": 2.0, "b": 8.0, "c": 5.0},
         "test/relative_se": {"a": 0.9, "b": 0.7, "c": 0.6},
@@ -148,9 +134,7 @@ class Beam(nn.Module):
         return beam_BM.unsqueeze(-1) * (1 if self.cg_steps == 4 else 0.5) ** 0.5
 
 
-def test_a_single_user_is_measured_against_the_capacity(
-    module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_single_user_meets_the_capacity(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """|h|² = 25 at a ratio of one: log2(26) bits, log2(13.5) at half of the power.
 
     One iteration of WMMSE is more than enough for that; the whole reference takes three.
@@ -164,7 +148,7 @@ def test_a_single_user_is_measured_against_the_capacity(
     monkeypatch.setattr(icgnn_module, "count_operations", counted)
     times = {"own": 2.0, "": 6.0, "_equal_se": 1.0}
     monkeypatch.setattr(icgnn_module, "median_seconds", lambda runs, passes: times)
-    module.data.test_cells = [Cell("one", True, undrawn)]
+    module.data.test_cells = [SimpleNamespace(name="one", seen=True)]
     module.model, module.is_learned, module.cg_steps = Beam(), False, (4,)
     module.reference = {"iterations": 3, "start": "rzf"}
     module.timed = {"cellular": ["one"]}
@@ -183,27 +167,3 @@ def test_a_single_user_is_measured_against_the_capacity(
         "time/speedup_equal_se": 0.5,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-
-
-class Column(nn.Module):
-    """Gives all power of the second antenna to the third user, whoever stands there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, batch: Downlink) -> Tensor:
-        """One entry of one."""
-        B, K, _, M = batch.H.shape
-        W = torch.zeros(B, M, K, dtype=batch.H.dtype)
-        W[:, 1, 2] = 1
-        return W * self.scale
-
-
-def test_a_network_that_knows_its_users_by_place_is_found_out(module: Any) -> None:
-    module.model, module.is_learned = Column().requires_grad_(False), True
-    torch.manual_seed(0)
-    batch = Downlink.of(torch.randn(2, 4, 5, dtype=torch.complex64), 1.0)
-    assert module._permutation_error(batch) == 1  # its one entry stands elsewhere
-    module.model = LearnedPrecoder(width=8, layers=1).requires_grad_(False)
-    assert module._permutation_error(batch) < 1e-10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from repro.methods.gsae import (
     ReLUAutoencoder,
     Site,
     SparseAutoencoder,
+    Splicing,
     TopKAutoencoder,
     attribution,
     cross_entropies,
@@ -542,6 +544,57 @@ def test_fidelity_counts_firing_over_all_batches() -> None:
         )
     assert fidelity.values()["dead"] == pytest.approx(0.25)
     assert fidelity.values()["l0"] == pytest.approx(1.0)
+
+
+class ByHand(nn.Module):
+    """Halves activations, or moves them by 2 against the signs of their gradient.
+
+    Two latents are the positive parts of what comes out, and two the negative ones.
+    """
+
+    needs_gradient = True
+
+    def encode(self, x_BD: Tensor, g_BD: Tensor | None, _selector: Any) -> Tensor:
+        out_BD = 0.5 * x_BD if g_BD is None else x_BD - 2 * g_BD.sign()
+        return torch.cat([out_BD.relu(), (-out_BD).relu()], 1)
+
+    def decode(self, f_BN: Tensor) -> Tensor:
+        return f_BN[:, :2] - f_BN[:, 2:]
+
+
+def loss_of(*leads: float) -> float:
+    """Mean cross-entropy of logits whose right one leads the other of two by so much."""
+    return sum(math.log1p(math.exp(-lead)) for lead in leads) / len(leads)
+
+
+def divergence(clean: float, spliced: float) -> float:
+    """KL of two classes by the leads of the first."""
+    p, q = 1 / (1 + math.exp(-clean)), 1 / (1 + math.exp(-spliced))
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def test_splicing_a_dictionary_that_was_made_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits (2, 0) and (0, 1) are the activations; class 0 is right, class 1 and 0 are drawn."""
+    drawn = torch.tensor([1, 0])
+    monkeypatch.setattr("repro.methods.gsae.splicing.sampled_labels", lambda *_: drawn)
+    made: Any = ByHand()
+    splicing = Splicing(Site(nn.Identity(), "", "input"), made, torch.tensor([1.0, 0.5]))
+    splicing.update(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    found, clean = splicing.values(), loss_of(2, -1)
+    # Halved: (1, 0), (0, ½). Against the gradient of class 0: (4, -2), (2, -1); of class 1: (0, 2).
+    assert found["delta_ce/topk"] == pytest.approx(loss_of(1, -0.5) - clean)
+    assert found["delta_ce/label"] == pytest.approx(loss_of(6, 3) - clean)
+    assert found["delta_ce/sampled"] == pytest.approx(loss_of(-2, 3) - clean)
+    kl = (divergence(2, -2) + divergence(-1, 3)) / 2
+    assert found["kl/sampled"] == pytest.approx(kl, rel=1e-5)
+    # Errors of 8; the variance is 5/2 - (1² + ½²).
+    assert found["fvu/sampled"] == pytest.approx(8 / 1.25)
+    assert found["dead/topk"] == 2 / 4
+    assert found["dead/sampled"] == 1 / 4
+    assert found["clean_loss"] == pytest.approx(clean)
+    ablation = loss_of(0.5, 0.5) - clean
+    assert found["ablation_delta_ce"] == pytest.approx(ablation)
+    assert found["loss_recovered/topk"] == pytest.approx(1 - found["delta_ce/topk"] / ablation)
 
 
 def test_recovery_is_the_best_cosine() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from repro.errors import UserError
-from repro.records.layers import expand, stack
+from repro.records.layers import expand, inherit, stack
 
 
 def is_group(name: str) -> bool:
@@ -64,6 +64,19 @@ def test_an_heir_leaves_its_parent_alone() -> None:
 def test_null_and_empty_lists_are_nothing() -> None:
     found = expanded(none=None, empty=[], heir=["like=none", "a=1"], same=["like=empty"])
     assert found == {"none": [], "empty": [], "heir": ["a=1"], "same": []}
+
+
+def test_who_has_no_list_gets_that_of_the_nearest_whom_he_is_like() -> None:
+    family = {
+        "heir": ["like=middle"],
+        "middle": ["like=first", "a=1"],
+        "first": ["b=1"],
+        "other": None,
+    }
+    first, middle = {"first": ["c=1"]}, {"middle": ["c=2"]}
+    assert inherit(first, family) == {"heir": ["c=1"], "middle": ["c=1"]} | first
+    assert inherit(first | middle, family) == {"heir": ["c=2"]} | first | middle
+    assert inherit({}, family) == {}
 
 
 def test_packages_are_told_apart() -> None:

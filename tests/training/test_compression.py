@@ -1,13 +1,19 @@
-"""What compressed networks are calibrated on."""
+"""What compressed networks are calibrated on, and how they are measured."""
 
 from __future__ import annotations
 
+import math
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from rooms import evaluated
+from torch import nn
 
 from repro.errors import UserError
 from repro.toolbox.pretrained import Given
-from repro.training.compression import Protocol
+from repro.training.compression import Compression, Protocol
 
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -36,3 +42,25 @@ def test_calibration_examples() -> None:
     assert 0 <= int(drawn.min()) <= int(drawn.max()) < 40
     with pytest.raises(UserError, match="needs classes"):
         Protocol(Given(), source="unbalanced").calibration(tokens, None)
+
+
+def test_measures_of_known_predictions() -> None:
+    """The compressed network is right on one of two examples, the float one on none."""
+    compressed, exact = (
+        torch.tensor([[0.8, 0.2], [0.6, 0.4]]),
+        torch.tensor([[0.3, 0.7], [0.9, 0.1]]),
+    )
+    protocol: Any = SimpleNamespace(eval_batches=None, copies=1, noise=0.0, seed=0)
+    room: Any = Compression(nn.Identity(), protocol)
+    room.units = SimpleNamespace(reference=lambda _: exact.log())
+    found = evaluated(room, [(compressed.log(), torch.tensor([0, 1]))])
+    assert found["test/accuracy"] == 0.5
+    assert found["test/float_accuracy"] == 0
+    # Of the float network's law from the compressed one's, not the other way round.
+    terms = [
+        0.3 * math.log(3 / 8),
+        0.7 * math.log(7 / 2),
+        0.9 * math.log(9 / 6),
+        0.1 * math.log(1 / 4),
+    ]
+    assert found["test/kl"] == pytest.approx(sum(terms) / 2)

@@ -75,6 +75,28 @@ def expand(named: Any, kind: str, is_group: IsGroup) -> dict[str, list[str]]:
     return {name: expand_one(name) for name in own}
 
 
+def inherit(named: Mapping[str, Any], family: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds a list for each of a family that has none, but is ``like`` one that has.
+
+    Args:
+        named: a mapping from some names of the family to lists of overrides.
+        family: a mapping that `expand` takes.
+    """
+    parents = {
+        name: texts[0].removeprefix(_LIKE)
+        for name, texts in family.items()
+        if texts and texts[0].startswith(_LIKE)
+    }
+    added = {}
+    for name in parents:
+        ancestor = name
+        while ancestor not in named and ancestor in parents:
+            ancestor = parents[ancestor]
+        if ancestor in named:
+            added[name] = named[ancestor]
+    return {**added, **named}
+
+
 def key_of(text: str) -> str:
     """The key of an override, with its package if any: ``++a.b=1`` has the key ``a.b``."""
     return text.lstrip("+~").partition("=")[0]

@@ -136,7 +136,9 @@ def load_paper(slug: str) -> Paper:
             arms=layers.expand(content["arms"], "arm", is_group),
             scales=layers.expand(content["scales"], "scale", is_group),
             report=list(content.get("report") or []),
-            reduced=layers.expand(content.get("reduced") or {}, "scale", is_group),
+            reduced=layers.expand(
+                layers.inherit(content.get("reduced") or {}, content["scales"]), "scale", is_group
+            ),
             combines=list(about.get("combines") or []),
             figures=dict(content.get("figures") or {}),
             config_file=file,

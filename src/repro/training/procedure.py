@@ -153,11 +153,12 @@ class Procedure(pl.LightningModule):
                 "the scale: use bf16-mixed."
             )
 
-    def descend(self, loss: Tensor) -> None:
-        """One update by the gradient of a loss."""
+    def descend(self, loss: Tensor, before_step: Callable[[], object] = lambda: None) -> None:
+        """One update by the gradient of a loss, which ``before_step`` may change."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(loss)
+        before_step()
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained(), self.clip_norm)
         self.tick()

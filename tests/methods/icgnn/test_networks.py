@@ -20,6 +20,7 @@ from repro.methods.icgnn import (
     LearnedPower,
     LearnedPrecoder,
     fractional_power,
+    permutation_error,
     regularised_zero_forcing,
 )
 
@@ -89,6 +90,25 @@ def test_the_precoder_follows_permutations_of_users_and_antennas(steps, N):
     straight = given.permuted_decision(model(given), users, antennas)
     torch.testing.assert_close(model(moved), straight, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(moved.rates(model(moved)), given.rates(model(given))[:, users])
+
+
+class Column(nn.Module):
+    """Gives all power of the second antenna to the third user, whoever stands there."""
+
+    def forward(self, batch: Downlink) -> torch.Tensor:
+        """One entry of one."""
+        B, K, _, M = batch.H.shape
+        W = torch.zeros(B, M, K, dtype=batch.H.dtype)
+        W[:, 1, 2] = 1
+        return W
+
+
+def test_a_network_that_knows_its_users_by_place_is_found_out():
+    torch.manual_seed(0)
+    batch = Downlink.of(torch.randn(2, 4, 5, dtype=torch.complex64), 1.0)
+    learned = LearnedPrecoder(width=8, layers=1).requires_grad_(False)
+    assert permutation_error(Column(), batch) == 1  # its one entry stands elsewhere
+    assert permutation_error(learned, batch) < 1e-10
 
 
 def test_rates_do_not_see_rotated_antennas_or_phases_of_users():

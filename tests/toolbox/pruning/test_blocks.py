@@ -16,12 +16,14 @@ from repro.toolbox.pruning import (
     LayerStatistics,
     Pattern,
     SparseGPT,
+    block_layers,
     decoder_gradients,
     layers_of,
+    mean_loss,
     next_token_losses,
     prune_blocks,
+    zero_fraction,
 )
-from repro.toolbox.pruning.blocks import block_layers, zero_fraction
 
 CPU = torch.device("cpu")
 
@@ -44,6 +46,19 @@ def test_losses_are_those_of_the_shifted_tokens(tokens: Tensor) -> None:
     logits = decoder()(tokens).detach()
     chosen = logits[:, :-1].log_softmax(2).gather(2, tokens[:, 1:, None])[..., 0]
     torch.testing.assert_close(next_token_losses(logits, tokens), -chosen.mean(1))
+
+
+@pytest.mark.parametrize("device", [None, CPU])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_mean_loss_is_over_windows(
+    tokens: Tensor, device: torch.device | None, batch_size: int
+) -> None:
+    """The last of the batches has fewer windows, and each window counts the same."""
+    model = decoder()
+    with torch.no_grad():
+        losses = [float(next_token_losses(model(window), window)) for window in tokens.split(1)]
+    found = mean_loss(model, tokens, batch_size, device)
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
 @pytest.mark.parametrize("device", [None, CPU])
@@ -123,18 +138,14 @@ def test_sizes_of_batches_do_not_matter(tokens: Tensor, pruner: ScorePruner | Sp
 
 def test_head_and_embedding_stay(tokens: Tensor) -> None:
     model, dense = decoder(), decoder()
-    told: list[str] = []
-    prune_blocks(
-        model.blocks, embedded(model, tokens), ScorePruner("magnitude", group="matrix"),
-        Pattern(0.5), report=lambda name, weight: told.append(name),
-    )  # fmt: skip
-    assert told == list(block_layers(model))
+    pruner = ScorePruner("magnitude", group="matrix")
+    prune_blocks(model.blocks, embedded(model, tokens), pruner, Pattern(0.5))
     changed = {
         name
         for (name, a), b in zip(model.named_parameters(), dense.parameters(), strict=True)
         if not torch.equal(a, b)
     }
-    assert changed == {f"model.layers.{name[0]}.{name[2:]}.weight" for name in told}
+    assert changed == {f"model.layers.{name[0]}.{name[2:]}.weight" for name in block_layers(model)}
 
 
 def test_any_chain_of_modules_will_do() -> None:

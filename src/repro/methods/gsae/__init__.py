@@ -66,8 +66,11 @@ from repro.methods.gsae.selection import (
     attribution,
 )
 from repro.methods.gsae.sites import Site, gradient_of, read, trace
+from repro.methods.gsae.splicing import MEASURES, MODES, Splicing, sampled_labels
 
 __all__ = [
+    "MEASURES",
+    "MODES",
     "BatchTopKAutoencoder",
     "Fidelity",
     "GatedAutoencoder",
@@ -79,6 +82,7 @@ __all__ = [
     "Selector",
     "Site",
     "SparseAutoencoder",
+    "Splicing",
     "TopKAutoencoder",
     "attribution",
     "cross_entropies",
@@ -87,6 +91,7 @@ __all__ = [
     "kl_divergence",
     "read",
     "recovery",
+    "sampled_labels",
     "steering_effects",
     "trace",
 ]

@@ -76,6 +76,11 @@ class SparseAutoencoder(nn.Module):
         self.b_pre.copy_(geometric_median(sample_BD))
         self.variance.copy_((sample_BD - sample_BD.mean(dim=0)).square().sum(dim=1).mean())
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether latents are chosen by the gradient."""
+        return False
+
     def linear(self, x_BD: Tensor) -> Tensor:
         """The encoder before its nonlinearity, W_enc (x - b_pre) + b_enc."""
         return F.linear(x_BD - self.b_pre, self.W_enc, self.b_enc)
@@ -200,6 +205,12 @@ class TopKAutoencoder(SparseAutoencoder):
             raise UserError(f"gsae: k lies between 1 and the {latents} latents; it is {k}.")
         self.k, self.selector = k, selector or Magnitude()
         self.auxk, self.auxk_latents = auxk, min(auxk_latents or max(1, d // 2), latents)
+
+    @property
+    @override
+    def needs_gradient(self) -> bool:
+        """What the selector says."""
+        return self.selector.needs_gradient
 
     def encode(
         self, x_BD: Tensor, g_BD: Tensor | None = None, selector: Selector | None = None

@@ -48,6 +48,7 @@ from repro.methods.icgnn.downlink import (
     wmmse_path,
     zero_forcing,
 )
+from repro.methods.icgnn.equivariance import permutation_error
 from repro.methods.icgnn.network import CompleteGraph, GridGraph, InformationCarryingGNN
 from repro.methods.icgnn.power import LearnedPower
 from repro.methods.icgnn.precoder import FixedSizePrecoder, LearnedPrecoder
@@ -91,6 +92,7 @@ __all__ = [
     "gram",
     "learned",
     "mrt",
+    "permutation_error",
     "power_from_logits",
     "regularised_zero_forcing",
     "structured_precoder",

@@ -12,9 +12,11 @@ from repro.toolbox.pruning.blocks import (
     Decoder,
     block_layers,
     decoder_gradients,
+    mean_loss,
     next_token_losses,
     prune_blocks,
     run_blocks,
+    zero_fraction,
 )
 from repro.toolbox.pruning.patterns import GROUPS, Pattern, lowest
 from repro.toolbox.pruning.pruners import Pruner, SparseGPT
@@ -43,9 +45,11 @@ __all__ = [
     "layers_of",
     "lowest",
     "magnitude",
+    "mean_loss",
     "next_token_losses",
     "prune_blocks",
     "run_blocks",
     "sparsegpt",
     "wanda",
+    "zero_fraction",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -45,7 +45,6 @@ def prune_blocks(
     batch_size: int = 1,
     device: torch.device | None = None,
     sequential: bool = True,
-    report: Callable[[str, Tensor], None] | None = None,
 ) -> Tensor:
     """Prunes every linear layer of a chain of blocks, first to last, in place.
 
@@ -62,7 +61,6 @@ def prune_blocks(
         batch_size: sequences in a pass.
         device: blocks visit it one at a time and go back to where they were; None: they stay.
         sequential: False hands on the outputs of the dense block instead.
-        report: told the name and the pruned weight of each layer.
 
     Returns:
         `x`, now the outputs of the last block.
@@ -81,8 +79,6 @@ def prune_blocks(
                 count = gradients.count
             statistics = moments.of(name, gradient, count)
             layer.weight.data.copy_(pruner(layer.weight.data, statistics, pattern))
-            if report is not None:
-                report(name, layer.weight.data)
         if sequential:
             _run(block, x, batch_size, keep=True)
         block.to(home)
@@ -176,6 +172,27 @@ def _visit(decoder: Decoder, tokens_BT: Tensor, device: torch.device, home: torc
             assert x_BTD.grad is not None
             back_BTD = x_BTD.grad.to(home)
             block.to(home)
+
+
+@torch.no_grad()
+def mean_loss(
+    decoder: Decoder, tokens_MT: Tensor, batch_size: int = 1, device: torch.device | None = None
+) -> float:
+    """The mean over M windows of `next_token_losses`; arguments as in `decoder_gradients`."""
+    assert isinstance(decoder, nn.Module)
+    home = next(decoder.parameters()).device
+    parts = [part.to(home) for part in tokens_MT.split(batch_size)]
+    if device is None:
+        outputs = (decoder(part) for part in parts)
+    else:
+        x_MTD = torch.cat([decoder.embed(part) for part in parts])
+        run_blocks(decoder.blocks, x_MTD, batch_size, device)
+        outputs = (decoder.head(x_BTD) for x_BTD in x_MTD.split(batch_size))
+    losses = [
+        next_token_losses(logits, part).double()
+        for logits, part in zip(outputs, parts, strict=True)
+    ]
+    return float(torch.cat(losses).mean())
 
 
 def zero_fraction(layers: Mapping[str, nn.Linear]) -> float:
