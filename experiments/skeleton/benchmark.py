@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import statistics
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from repro.experiments.skeleton.operations import foreign_operations
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,7 +24,10 @@ from repro.methods.skeleton import (
     Skeletonize,
     betti_errors,
     dice,
+    foreign_operations,
+    topology_change,
 )
+from repro.records.names import ARTIFACTS
 from repro.toolbox.method import Method
 from repro.training.procedure import Procedure, model_weights
 
@@ -90,6 +95,7 @@ class Benchmark(Procedure):
         model: with ``method=none``, the network that has learnt to skeletonise.
         method: the skeletonisation.
         soft: about soft input; None leaves it out.
+        pictures: names of shapes that are kept with their skeletons, for a figure.
 
     Raises:
         UserError: the method is no skeletonisation.
@@ -118,11 +124,17 @@ class Benchmark(Procedure):
     KEPT: ClassVar = ("rows", "soft_rows")
     data: ShapeData
 
-    def __init__(self, model: nn.Module, method: object, soft: SoftInput | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: object,
+        soft: SoftInput | None = None,
+        pictures: Collection[str] = (),
+    ) -> None:
         super().__init__()
         skeletonizer = skeletonizer_of(method)
         self.skeletonizer = LearnedSkeleton(model) if skeletonizer is None else skeletonizer
-        self.soft = soft
+        self.soft, self.pictures = soft, pictures
         self.rows: list[dict[str, float]] = []
         self.soft_rows: list[dict[str, float]] = []
 
@@ -165,9 +177,14 @@ class Benchmark(Procedure):
         if dims not in getattr(self.skeletonizer, "dims", (2, 3)):
             return
         skeleton, milliseconds = self._timed(mask)
-        row = {"dims": dims, "ms": milliseconds, **measured(mask, skeleton > 0.5)}
+        shape, thin = (each[0, 0].cpu().numpy() for each in (mask > 0, skeleton > 0.5))
+        row = {"dims": dims, "ms": milliseconds, **topology_change(shape, thin)}
         row["usable_gradient"] = float(self._has_gradient(mask))
         self.rows.append(row)
+        if name in self.pictures:
+            folder = Path(self.trainer.default_root_dir) / ARTIFACTS
+            folder.mkdir(exist_ok=True)
+            np.save(folder / f"{name}.npy", shape.astype(np.uint8) + thin)
         soft = self.soft
         if soft is not None and name in soft.shapes and isinstance(self.skeletonizer, Skeletonize):
             self.soft_rows.append(self._skeletons_of_soft(mask, int(number), soft))
@@ -244,24 +261,6 @@ class Benchmark(Procedure):
 
 
 OVERALL = ("betti_error", "wrong", "usable_gradient")
-
-
-def measured(mask: Tensor, skeleton: Tensor) -> dict[str, float]:
-    """What changed from a mask to its skeleton, both (1, 1, *size)."""
-    shape, thin = (each[0, 0].cpu().numpy() > 0 for each in (mask, skeleton))
-    errors = betti_errors(shape, thin)
-    blocks = torch.from_numpy(thin)
-    for axis in range(thin.ndim):
-        edge = blocks.shape[axis]
-        blocks = blocks.narrow(axis, 0, edge - 1) & blocks.narrow(axis, 1, edge - 1)
-    points = max(1, int(thin.sum()))
-    return {
-        **{f"betti_{k}_error": float(error) for k, error in enumerate(errors)},
-        "betti_error": float(sum(errors)),
-        "wrong": float(any(errors)),
-        "size": points / max(1, int(shape.sum())),
-        "thick": int(blocks.sum()) / points,
-    }
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:
