@@ -9,13 +9,13 @@ from typing import Any, ClassVar, cast
 
 import torch
 from repro.experiments.nngp_mixture.base import Room
-from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import TensorData
+from repro.data.base.spoilt import Spoilt
 from repro.errors import UserError
 from repro.methods.nngp_mixture import (
     NNGPKernel,
@@ -23,6 +23,7 @@ from repro.methods.nngp_mixture import (
     SparseProcess,
     heavy_tailed_readout,
 )
+from repro.toolbox.corruptions import shifted
 from repro.toolbox.method import Batch
 
 
@@ -32,7 +33,7 @@ class Classifier(Room):
     Args:
         classes: number of classes.
         training_set: how it is spoilt.
-        shifts: name: [kind, amount], see `shifts`; None for none.
+        shifts: name: [kind, amount], see `repro.toolbox.corruptions`; None for none.
         room: see `Room`.
     """
 
@@ -59,7 +60,7 @@ class Classifier(Room):
     def __init__(
         self,
         classes: int | None,
-        training_set: TrainingSet,
+        training_set: Spoilt,
         shifts: Mapping[str, Sequence[Any]] | None,
         **room: Any,
     ) -> None:

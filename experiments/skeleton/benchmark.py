@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -27,7 +24,6 @@ from repro.methods.skeleton import (
     foreign_operations,
     topology_change,
 )
-from repro.records.names import ARTIFACTS
 from repro.toolbox.method import Method
 from repro.training.procedure import Procedure, model_weights
 
@@ -95,7 +91,6 @@ class Benchmark(Procedure):
         model: with ``method=none``, the network that has learnt to skeletonise.
         method: the skeletonisation.
         soft: about soft input; None leaves it out.
-        pictures: names of shapes that are kept with their skeletons, for a figure.
 
     Raises:
         UserError: the method is no skeletonisation.
@@ -124,17 +119,11 @@ class Benchmark(Procedure):
     KEPT: ClassVar = ("rows", "soft_rows")
     data: ShapeData
 
-    def __init__(
-        self,
-        model: nn.Module,
-        method: object,
-        soft: SoftInput | None = None,
-        pictures: Collection[str] = (),
-    ) -> None:
+    def __init__(self, model: nn.Module, method: object, soft: SoftInput | None = None) -> None:
         super().__init__()
         skeletonizer = skeletonizer_of(method)
         self.skeletonizer = LearnedSkeleton(model) if skeletonizer is None else skeletonizer
-        self.soft, self.pictures = soft, pictures
+        self.soft = soft
         self.rows: list[dict[str, float]] = []
         self.soft_rows: list[dict[str, float]] = []
 
@@ -181,10 +170,6 @@ class Benchmark(Procedure):
         row = {"dims": dims, "ms": milliseconds, **topology_change(shape, thin)}
         row["usable_gradient"] = float(self._has_gradient(mask))
         self.rows.append(row)
-        if name in self.pictures:
-            folder = Path(self.trainer.default_root_dir) / ARTIFACTS
-            folder.mkdir(exist_ok=True)
-            np.save(folder / f"{name}.npy", shape.astype(np.uint8) + thin)
         soft = self.soft
         if soft is not None and name in soft.shapes and isinstance(self.skeletonizer, Skeletonize):
             self.soft_rows.append(self._skeletons_of_soft(mask, int(number), soft))
