@@ -228,14 +228,7 @@ class AdversariallyTrained(Supervised):
 
 
 def epochs_to(values: Sequence[float], target: float) -> int | None:
-    """How many epochs it takes until a value is at least the target; None if none is.
-
-    Examples:
-        >>> epochs_to([0.2, 0.5, 0.4, 0.6], 0.5)
-        2
-        >>> epochs_to([0.2, 0.3], 0.5) is None
-        True
-    """
+    """How many epochs it takes until a value is at least the target; None if none is."""
     return next((e for e, value in enumerate(values, start=1) if value >= target), None)
 
 

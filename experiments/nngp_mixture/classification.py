@@ -97,7 +97,7 @@ class Classifier(Room):
 
     def on_validation_start(self) -> None:
         """Starts collecting."""
-        self.collected: dict[str, list[Tensor]] = {}
+        self.collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     on_test_start = on_validation_start
 
@@ -144,11 +144,11 @@ class Classifier(Room):
         self.log_dict(values)
 
     def _collect(self, name: str, log_p: Tensor, y: Tensor) -> None:
-        for key, value in ((f"{name}/p", log_p), (f"{name}/y", y)):
-            self.collected.setdefault(key, []).append(value)
+        self.collected.setdefault(name, []).append((log_p, y))
 
     def _gathered(self, name: str) -> tuple[Tensor, Tensor]:
-        return torch.cat(self.collected[f"{name}/p"]), torch.cat(self.collected[f"{name}/y"])
+        log_p, y = map(torch.cat, zip(*self.collected[name], strict=True))
+        return log_p, y
 
     def _measures(self, name: str) -> dict[str, float]:
         from torchmetrics.functional.classification import multiclass_calibration_error
