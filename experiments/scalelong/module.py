@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repro.data.base.iterators import generator_for, process_rank
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError
+from repro.knobs import Count, Fraction, check_choice, checked
 from repro.methods.scalelong import SkipScaling, at_initialisation, sensitivity
 from repro.models.diffusion.uvit import UViT
 from repro.records.names import ARTIFACTS
@@ -69,29 +70,24 @@ class Denoising(Supervised):
         "test/fid": "Frechet Inception distance of samples to training images",
     }
 
+    @checked
     def __init__(
         self,
         *args: Any,
         seed: int,
         time_scale: float,
-        ema: float | None,
-        eval_draws: int,
+        ema: Fraction | None,
+        eval_draws: Count,
         monitor: dict[str, Any],
         probes: dict[str, Any],
         sampling: dict[str, Any],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if ema is not None and not 0 <= ema < 1:
-            raise UserError(f"module.ema is null or lies in [0, 1), not {ema}.")
-        for name, count in {"eval_draws": eval_draws, "monitor.every": monitor["every"]}.items():
-            if count < 1:
-                raise UserError(f"module.{name} is a whole number of at least 1, not {count}.")
-        if sampling["method"] not in SAMPLERS:
-            raise UserError(
-                f"There is no module.sampling.method '{sampling['method']}'."
-                f"{did_you_mean(sampling['method'], SAMPLERS)} Known: {', '.join(SAMPLERS)}."
-            )
+        check_choice("module.sampling", "method", sampling["method"], SAMPLERS)
+        every = monitor["every"]
+        if every < 1:
+            raise UserError(f"module.monitor.every is a whole number of at least 1, not {every}.")
         self.seed = seed
         self.time_scale = time_scale
         self.eval_draws = eval_draws

@@ -27,13 +27,12 @@ from repro.training import execute
 
 PAPER = load_paper("accelat")
 SMALL = ("paper=accelat", "scale=smoke")
-SHORT = ("module.attacks={}",)  # where only the training matters: no attacks at the end
 
 
 @pytest.fixture(scope="module")
 def config() -> DictConfig:
     """One short run of AccelAT on static examples."""
-    return configs(*SMALL, "arm=accelat", "training.epochs=1", *SHORT)["accelat"]
+    return configs(*SMALL, "arm=accelat", "training.epochs=1")["accelat"]
 
 
 def fitted(config: DictConfig, tmp_path: Path) -> tuple[AdversariallyTrained, Any]:
@@ -80,7 +79,7 @@ def test_the_threat_reaches_every_attack() -> None:
 def test_static_examples_are_the_same_for_every_schedule_and_from_the_cache(
     config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (other,) = configs(*SMALL, "arm=cosine_high", "training.epochs=1", *SHORT).values()
+    (other,) = configs(*SMALL, "arm=cosine_high", "training.epochs=1").values()
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "empty"))
     anew, again, schedule = (fitted(each, tmp_path) for each in (config, config, other))
     runs = [again, schedule, anew]
@@ -118,7 +117,7 @@ def test_no_radius_is_clean_training_and_norms_stay_frozen(
 
 
 def test_the_rule_sees_the_control_split_and_acts_an_epoch_later(tmp_path: Path) -> None:
-    typed = [*SMALL, "seed=0", "arm=accelat", "schedule.threshold=10", "training.epochs=9", *SHORT]
+    typed = [*SMALL, "seed=0", "arm=accelat", "schedule.threshold=10", "training.epochs=9"]
     run = finished(tmp_path, *typed)
     rows = [row for row in read_series(run.folder / "metrics.csv") if "lr" in row]
     high = run.config().rates.high
@@ -142,8 +141,7 @@ def test_the_rule_sees_the_control_split_and_acts_an_epoch_later(tmp_path: Path)
     ],
 )
 def test_what_cannot_work_is_one_line(typed: str, message: str, tmp_path: Path) -> None:
-    attacks = () if "module.attacks" in typed else SHORT
-    typed_all = [*SMALL, "seed=0", "arm=accelat", "training.epochs=1", *attacks, typed]
+    typed_all = [*SMALL, "seed=0", "arm=accelat", "training.epochs=1", typed]
     assert message in refusal(tmp_path, *typed_all, lines=2)
 
 
@@ -168,7 +166,7 @@ def logits(*classes: int) -> Tensor:
 
 def with_logits(**knobs: Any) -> Any:
     """The room's module for inputs that are logits already, outside of a run."""
-    (config,) = configs(*SMALL, "arm=accelat", "training.epochs=1", *SHORT).values()
+    (config,) = configs(*SMALL, "arm=accelat", "training.epochs=1").values()
     module: Any = execute.build_module(config)
     module.model = nn.Identity()
     for name, value in knobs.items():

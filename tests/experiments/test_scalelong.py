@@ -145,9 +145,9 @@ def test_a_run_stopped_midway_ends_with_the_same_bits(
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("module.ema=1.5", "module.ema is null or lies in"),
+        ("module.ema=1.5", "ema lies in [0, 1) or null"),
         ("module.monitor.every=0", "module.monitor.every is a whole number"),
-        ("module.sampling.method=dpm", "There is no module.sampling.method"),
+        ("module.sampling.method=dpm", "module.sampling.method is ddim or euler_maruyama"),
         ("model.merge=sum", "model.merge is add or concat, not 'sum'"),
         ("method.kind=lss", "Did you mean 'ls'"),
         ("model=mlp method=none", "MLP does not predict noise"),
