@@ -17,6 +17,7 @@ from repro.data.base.iterators import generator_for
 from repro.data.base.modules import TensorData
 from repro.data.base.spoilt import Spoilt
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.methods.nngp_mixture import (
     NNGPKernel,
     ScalePrior,
@@ -179,23 +180,22 @@ class SparseClassifier(Classifier):
         options: see `Classifier`.
     """
 
+    @checked
     def __init__(
         self,
         kernel: NNGPKernel,
         input_shape: Sequence[int],
-        inducing: int,
+        inducing: Count,
         alpha: float | None,
         beta: float,
         jitter: float,
-        samples: int,
-        val_samples: int,
-        test_samples: int,
+        samples: Count,
+        val_samples: Count,
+        test_samples: Count,
         sampling: Any = "shared",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if min(inducing, samples, val_samples, test_samples) < 1:
-            raise UserError("nngp_mixture: inducing and all samples are at least 1.")
         self.samples, self.val_samples, self.test_samples = samples, val_samples, test_samples
         kernel.raw_last.requires_grad_(alpha is None)
         places = torch.zeros(inducing, *input_shape)
@@ -263,18 +263,17 @@ class NetworkEnsemble(Classifier):
         options: see `Classifier`.
     """
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],
-        members: int,
-        channels: int,
-        depth: int,
+        members: Count,
+        channels: Count,
+        depth: Count,
         prior: ScalePrior | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if min(members, channels, depth) < 1:
-            raise UserError("nngp_mixture: members, channels and depth are at least 1.")
         networks = [plain_cnn(input_shape, self.classes, channels, depth) for _ in range(members)]
         self.members = nn.ModuleList(networks)
         self.sigmas = torch.ones(members)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError, did_you_mean
+from repro.knobs import Fraction, Positive, checked
 from repro.methods.nngp_mixture import (
     Fit,
     FixedScale,
@@ -72,10 +73,9 @@ class Regression(Room):
         }.items()
     }
 
-    def __init__(self, outliers: float = 0.0, outlier_size: float = 6.0, **room: Any) -> None:
+    @checked
+    def __init__(self, outliers: Fraction = 0.0, outlier_size: float = 6.0, **room: Any) -> None:
         super().__init__(**room)
-        if not 0 <= outliers < 1:
-            raise UserError(f"nngp_mixture: module.outliers is a share below 1, not {outliers}.")
         self.outliers, self.outlier_size = outliers, outlier_size
         self.cache: dict[str, dict[str, Part]] = {}
 
@@ -298,17 +298,16 @@ class KernelTraining(Regression):
 
     best: Tensor
 
+    @checked
     def __init__(
         self,
         kernel: NNGPKernel,
-        noise: float,
-        alpha: float | None = None,
-        beta: float = 2.0,
+        noise: Positive,
+        alpha: Positive | None = None,
+        beta: Positive = 2.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if noise <= 0 or (alpha is not None and min(alpha, beta) <= 0):
-            raise UserError("nngp_mixture: noise, alpha and beta are positive.")
         self.start = functools.partial(TrainedProcess, kernel, noise, alpha, beta)
         self.models, self.kept = nn.ModuleDict(), nn.ModuleDict()
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from repro.errors import UserError
+from repro.knobs import Probability, Share, checked
 
 
+@checked
 @dataclass
 class Spoilt:
     """How training and validation examples differ from the test split's.
@@ -18,19 +20,15 @@ class Spoilt:
     Attributes:
         drop: classes that are left out.
         label_noise: share of the labels that are drawn anew, uniformly over the classes.
-        imbalance: class number c keeps this to the power of c of its examples, in (0, 1].
+        imbalance: class number c keeps this to the power of c of its examples.
+
+    Raises:
+        UserError: a share is none.
     """
 
     drop: Sequence[int] = ()
-    label_noise: float = 0.0
-    imbalance: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_noise <= 1 or not 0 < self.imbalance <= 1:
-            raise UserError(
-                "label_noise lies in [0, 1] and imbalance in (0, 1]; they are"
-                f" {self.label_noise} and {self.imbalance}."
-            )
+    label_noise: Probability = 0.0
+    imbalance: Share = 1.0
 
     def spoil(
         self, x: Tensor, y: Tensor, classes: int, generator: torch.Generator

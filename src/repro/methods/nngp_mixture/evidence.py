@@ -7,6 +7,7 @@ import copy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.knobs import Positive, checked
 from repro.methods.nngp_mixture.kernels import NNGPKernel, unsoftplus
 from repro.methods.nngp_mixture.priors import FixedScale, InverseGamma, ScalePrior
 from repro.methods.nngp_mixture.regression import Fit, condition, condition_kernel
@@ -24,7 +25,14 @@ class TrainedProcess(nn.Module):
         beta: likewise.
     """
 
-    def __init__(self, kernel: NNGPKernel, noise: float, alpha: float | None, beta: float) -> None:
+    @checked
+    def __init__(
+        self,
+        kernel: NNGPKernel,
+        noise: Positive,
+        alpha: Positive | None = None,
+        beta: Positive = 2.0,
+    ) -> None:
         super().__init__()
         self.kernel, self.is_student = copy.deepcopy(kernel), alpha is not None
         self.raw_noise = nn.Parameter(unsoftplus([noise]))
