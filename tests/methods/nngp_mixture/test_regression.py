@@ -234,7 +234,7 @@ def test_a_trained_process_descends_the_evidence_of_explicit_matrices(alpha: flo
         else stats.multivariate_t(np.zeros(N), 0.6 / alpha * C, df=2 * alpha)
     )
     loss = process.loss(x[:N], y)
-    assert float(loss) == pytest.approx(-law.logpdf(y.numpy()) / N, rel=1e-5)
+    assert loss.item() == pytest.approx(-law.logpdf(y.numpy()) / N, rel=1e-5)
     loss.backward()
     trained = [p for p in process.parameters() if p.requires_grad]
     assert all(p.grad is not None and bool((p.grad != 0).all()) for p in trained)
