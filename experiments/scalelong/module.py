@@ -84,7 +84,7 @@ class Denoising(Supervised):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_choice("Denoising", "sampling.method", sampling["method"], SAMPLERS)
+        check_choice("module", "sampling.method", sampling["method"], SAMPLERS)
         every = monitor["every"]
         if every < 1:
             raise UserError(f"module.monitor.every is a whole number of at least 1, not {every}.")
