@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import statistics
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from repro.experiments.accelat.pretraining import Start
 from torch import Tensor, nn
+from typing_extensions import override
 
 from repro.data.base.files import cached_arrays
 from repro.data.base.modules import SPLIT_NAMES, TensorData, digest
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.toolbox.attacks import Attack, in_chunks
 from repro.toolbox.method import Batch
 from repro.training.supervised import Supervised
 
-LATE = 10  # epochs at the end over which the fluctuation is measured
+Start = Callable[[nn.Module, TensorData, torch.device], None]
 
 
 class AdversariallyTrained(Supervised):
@@ -36,14 +36,13 @@ class AdversariallyTrained(Supervised):
 
     Args:
         *args: see `Supervised`.
-        start: where the weights come from; None keeps the model's own draw.
+        start: gives the model its weights; None keeps its own draw.
         static: makes the static examples.
         probe: attacks the control split after every epoch when nothing is static.
         refresh: ``static`` or ``batch``.
         static_sees: ``logits``, or ``probabilities`` to hand the attack softmax outputs as if they
             were logits, like the published code.
         static_chunk: examples attacked at a time.
-        static_cache: keep the static examples on disk, for other arms of the same seed.
         attacks: what the trained model meets on the test split, by name.
         targets: control accuracy at which the clock stops, for each ``refresh``.
         control_split: ``val``; ``test`` only to imitate the published code, whose schedule and
@@ -52,7 +51,7 @@ class AdversariallyTrained(Supervised):
         **kwargs: see `Supervised`.
 
     Raises:
-        UserError: a knob is unknown.
+        UserError: a knob is unknown, or the data have no classes.
     """
 
     METRICS: ClassVar = {
@@ -65,48 +64,43 @@ class AdversariallyTrained(Supervised):
         "val/gradients_to_target": "forward and backward passes per training example until then, "
         "making static examples included",
         "time/seconds_to_target": "seconds of training until then",
-        "val/peak": "largest control accuracy",
-        "val/lr_at_peak": "learning rate then",
-        "val/late_std": "deviation of the control accuracy over the last ten epochs",
+        "val/lr_at_peak": "learning rate of the epoch with the largest control accuracy",
         "lr": "learning rate",
     }
     KEPT: ClassVar = ("history", "seconds")
 
+    @checked
     def __init__(
         self,
         *args: Any,
         static: Attack,
         targets: Mapping[str, float],
         probe: Attack,
-        refresh: str = "static",
+        attacks: Mapping[str, Attack],
+        refresh: Literal["static", "batch"] = "static",
         start: Start | None = None,
-        static_sees: str = "logits",
-        static_chunk: int = 1280,
-        static_cache: bool = False,
-        attacks: Mapping[str, Attack] | None = None,
-        control_split: str = "val",
+        static_sees: Literal["logits", "probabilities"] = "logits",
+        static_chunk: Count = 1280,
+        control_split: Literal["val", "test"] = "val",
         frozen_norm: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _check_choice("refresh", refresh, ("static", "batch"))
-        _check_choice("static_sees", static_sees, ("logits", "probabilities"))
-        _check_choice("control_split", control_split, ("val", "test"))
         if self.task != "classification":
             raise UserError(f"Attacks want a class to be wrong; this data set's task: {self.task}.")
         self.start = start
         self.static = static if refresh == "static" else None
         self.static_sees = static_sees
         self.static_chunk = static_chunk
-        self.static_cache = static_cache
         self.probe = probe
-        self.attacks = dict(attacks or {})
+        self.attacks = attacks
         self.target = targets[refresh]
         self.control_split = control_split
         self.frozen_norm = frozen_norm
         self.history: list[dict[str, float]] = []  # per epoch: accuracy, lr, seconds
         self.seconds = 0.0
 
+    @override
     def setup(self, stage: str) -> None:
         """Before a fit: loads or pretrains the weights, and makes the static examples.
 
@@ -132,7 +126,7 @@ class AdversariallyTrained(Supervised):
             self.model.to(device).eval()
             torch.manual_seed(data.seed)  # a start that was kept draws less than one that is made
             if self.static is not None:
-                self.seconds = self._make_static(data, device)
+                self.seconds = self._make_static(self.static, data, device)
         if self.control_split == "test":
             data.splits["val"] = data.splits["test"]
 
@@ -151,63 +145,55 @@ class AdversariallyTrained(Supervised):
         self.seconds += time.perf_counter() - begun
         return result
 
-    def _make_static(self, data: TensorData, device: torch.device) -> float:
+    def _make_static(self, attack: Attack, data: TensorData, device: torch.device) -> float:
         """Puts adversarial inputs in the place of the training ones, and beside the others.
+
+        They are kept on disk, for other arms of the same seed, under all that they depend on.
 
         Returns:
             The seconds that making them took, whether now or for another arm.
         """
-        attack = self.static
-        assert attack is not None
+        model = self.model if self.static_sees == "logits" else softmax_of(self.model)
+        splits = {name: tensors for name, tensors in data.splits.items() if name in SPLIT_NAMES}
 
         def make() -> dict[str, Any]:
-            model = self.model if self.static_sees == "logits" else softmax_of(self.model)
-            size = self.static_chunk
             begun = time.perf_counter()
             arrays: dict[str, Any] = {
-                name: in_chunks(attack, model, x, y, size, device).numpy()
-                for name, (x, y, *_) in data.splits.items()
-                if name in SPLIT_NAMES
+                name: in_chunks(attack, model, x, y, self.static_chunk, device).numpy()
+                for name, (x, y, *_) in splits.items()
             }
-            arrays["seconds"] = np.array(time.perf_counter() - begun)
-            return arrays
+            return arrays | {"seconds": np.array(time.perf_counter() - begun)}
 
-        made = make() if not self.static_cache else cached_arrays(self._static_key(data), make)
-        for name in SPLIT_NAMES:
-            x, y = data.splits[name][:2]
-            adversarial = torch.from_numpy(made[name])
-            data.splits[name] = (adversarial, y) if name == "train" else (x, y, adversarial)
-        return float(made["seconds"])
-
-    def _static_key(self, data: TensorData) -> str:
-        """Names the static examples by all that they depend on."""
         tensors = [*self.model.state_dict().values()]
-        tensors += [tensor for name in SPLIT_NAMES for tensor in data.splits[name]]
-        words = (
-            f"{digest(tensors)} {self.static} {self.static_sees} {self.static_chunk} {data.seed}"
-        )
-        return f"adversarial-{data.name}-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
+        tensors += [tensor for name in SPLIT_NAMES for tensor in splits[name]]
+        words = f"{digest(tensors)} {attack} {self.static_sees} {self.static_chunk} {data.seed}"
+        name = f"adversarial-{data.name}-{hashlib.sha256(words.encode()).hexdigest()[:32]}"
+        kept = cached_arrays(name, make)
+        for split, (x, y, *_) in splits.items():
+            adversarial = torch.from_numpy(kept[split])
+            data.splits[split] = (adversarial, y) if split == "train" else (x, y, adversarial)
+        return float(kept["seconds"])
 
+    @override
     def evaluate(self, batch: Batch, batch_idx: int) -> None:
         """Measures clean and adversarial examples (control), or everything (test)."""
         x, y, *static = batch
-        super().evaluate((x, y), batch_idx)
-        testing = bool(self.trainer.testing)
-        inputs: dict[str, Tensor] = {}
-        if static:
-            inputs["adversarial"] = static[0]
-        elif not testing:
-            inputs["adversarial"] = self.probe(self.model, x, y)
-        if testing:
-            inputs |= {name: attack(self.model, x, y) for name, attack in self.attacks.items()}
-        worst = self.model(x).argmax(1) == y
-        for name, attacked in inputs.items():
-            right = self.model(attacked).argmax(1) == y
-            if name != "adversarial":
-                worst &= right
-            self.note({f"{name}_accuracy": right.float()})
+        logits = self.model(x)
+        self.note(self.measure(logits, y), len(y))
+        testing = self.trainer.testing
+        if static or not testing:
+            adversarial = static[0] if static else self.probe(self.model, x, y)
+            self.note({"adversarial_accuracy": self._right(adversarial, y).float()})
         if testing and self.attacks:
-            self.note({"worst_accuracy": worst.float()})
+            right = {
+                name: self._right(attack(self.model, x, y), y)
+                for name, attack in self.attacks.items()
+            }
+            right["worst"] = torch.stack([logits.argmax(1) == y, *right.values()]).all(0)
+            self.note({f"{name}_accuracy": each.float() for name, each in right.items()})
+
+    def _right(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.model(x).argmax(1) == y
 
     def log_measured(self) -> Mapping[str, Any]:
         """Logs what was measured; of a validation also what the clock says."""
@@ -230,9 +216,7 @@ class AdversariallyTrained(Supervised):
         epochs = epochs_to(accuracies, self.target)
         read = {
             "lr": self.history[-1]["lr"],
-            "val/peak": accuracies[peak],
             "val/lr_at_peak": self.history[peak]["lr"],
-            "val/late_std": statistics.pstdev(accuracies[-LATE:]),
             "val/reached": float(epochs is not None),
         }
         if epochs is not None:
@@ -244,14 +228,7 @@ class AdversariallyTrained(Supervised):
 
 
 def epochs_to(values: Sequence[float], target: float) -> int | None:
-    """How many epochs it takes until a value is at least the target; None if none is.
-
-    Examples:
-        >>> epochs_to([0.2, 0.5, 0.4, 0.6], 0.5)
-        2
-        >>> epochs_to([0.2, 0.3], 0.5) is None
-        True
-    """
+    """How many epochs it takes until a value is at least the target; None if none is."""
     return next((e for e, value in enumerate(values, start=1) if value >= target), None)
 
 
@@ -275,8 +252,3 @@ def as_floats(data: TensorData) -> None:
 def softmax_of(model: nn.Module) -> Any:
     """The model's probabilities instead of its logits."""
     return lambda x: model(x).softmax(1)
-
-
-def _check_choice(knob: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"module.{knob} is {' or '.join(known)}, not '{value}'.")

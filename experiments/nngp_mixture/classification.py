@@ -9,20 +9,22 @@ from typing import Any, ClassVar, cast
 
 import torch
 from repro.experiments.nngp_mixture.base import Room
-from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.data.base.modules import TensorData
+from repro.data.base.spoilt import Spoilt
 from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.methods.nngp_mixture import (
     NNGPKernel,
     ScalePrior,
     SparseProcess,
     heavy_tailed_readout,
 )
+from repro.toolbox.corruptions import shifted
 from repro.toolbox.method import Batch
 
 
@@ -32,7 +34,7 @@ class Classifier(Room):
     Args:
         classes: number of classes.
         training_set: how it is spoilt.
-        shifts: name: [kind, amount], see `shifts`; None for none.
+        shifts: name: [kind, amount], see `repro.toolbox.corruptions`; None for none.
         room: see `Room`.
     """
 
@@ -59,7 +61,7 @@ class Classifier(Room):
     def __init__(
         self,
         classes: int | None,
-        training_set: TrainingSet,
+        training_set: Spoilt,
         shifts: Mapping[str, Sequence[Any]] | None,
         **room: Any,
     ) -> None:
@@ -96,7 +98,7 @@ class Classifier(Room):
 
     def on_validation_start(self) -> None:
         """Starts collecting."""
-        self.collected: dict[str, list[Tensor]] = {}
+        self.collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     on_test_start = on_validation_start
 
@@ -143,11 +145,11 @@ class Classifier(Room):
         self.log_dict(values)
 
     def _collect(self, name: str, log_p: Tensor, y: Tensor) -> None:
-        for key, value in ((f"{name}/p", log_p), (f"{name}/y", y)):
-            self.collected.setdefault(key, []).append(value)
+        self.collected.setdefault(name, []).append((log_p, y))
 
     def _gathered(self, name: str) -> tuple[Tensor, Tensor]:
-        return torch.cat(self.collected[f"{name}/p"]), torch.cat(self.collected[f"{name}/y"])
+        log_p, y = map(torch.cat, zip(*self.collected[name], strict=True))
+        return log_p, y
 
     def _measures(self, name: str) -> dict[str, float]:
         from torchmetrics.functional.classification import multiclass_calibration_error
@@ -178,23 +180,22 @@ class SparseClassifier(Classifier):
         options: see `Classifier`.
     """
 
+    @checked
     def __init__(
         self,
         kernel: NNGPKernel,
         input_shape: Sequence[int],
-        inducing: int,
+        inducing: Count,
         alpha: float | None,
         beta: float,
         jitter: float,
-        samples: int,
-        val_samples: int,
-        test_samples: int,
+        samples: Count,
+        val_samples: Count,
+        test_samples: Count,
         sampling: Any = "shared",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if min(inducing, samples, val_samples, test_samples) < 1:
-            raise UserError("nngp_mixture: inducing and all samples are at least 1.")
         self.samples, self.val_samples, self.test_samples = samples, val_samples, test_samples
         kernel.raw_last.requires_grad_(alpha is None)
         places = torch.zeros(inducing, *input_shape)
@@ -262,18 +263,17 @@ class NetworkEnsemble(Classifier):
         options: see `Classifier`.
     """
 
+    @checked
     def __init__(
         self,
         input_shape: Sequence[int],
-        members: int,
-        channels: int,
-        depth: int,
+        members: Count,
+        channels: Count,
+        depth: Count,
         prior: ScalePrior | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if min(members, channels, depth) < 1:
-            raise UserError("nngp_mixture: members, channels and depth are at least 1.")
         networks = [plain_cnn(input_shape, self.classes, channels, depth) for _ in range(members)]
         self.members = nn.ModuleList(networks)
         self.sigmas = torch.ones(members)

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
-from repro.errors import UserError
+from repro.knobs import Count, checked
 from repro.methods.nngp_mixture import (
     InverseGamma,
     LastLayerDescent,
@@ -47,22 +47,19 @@ class Ensemble(Room):
         "test/ks_noise": "what the distance of so many true draws stays below, at 95 %",
     }
 
+    @checked
     def __init__(
         self,
         kernel: NNGPKernel,
         prior: InverseGamma,
-        width: int,
-        networks: int,
+        width: Count,
+        networks: Count,
         train: Literal["last", "all"] = "last",
         rate: float = 1.0,
-        steps: int = 1,
+        steps: Count = 1,
         **room: Any,
     ) -> None:
         super().__init__(**room)
-        if train not in ("last", "all"):
-            raise UserError(f"nngp_mixture: module.train is last or all, not '{train}'.")
-        if min(width, networks, steps) < 1:
-            raise UserError("nngp_mixture: width, networks and steps are at least 1.")
         self.kernel, self.prior = kernel.requires_grad_(False), prior
         self.width, self.count, self.train_which = width, networks, train
         self.rate, self.steps = rate, steps

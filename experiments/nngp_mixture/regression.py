@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import time
@@ -12,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 from repro.experiments.nngp_mixture.base import Room
 from torch import Tensor, nn
-from torch.nn import functional as F
 from typing_extensions import override
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError, did_you_mean
+from repro.knobs import Fraction, Positive, checked
 from repro.methods.nngp_mixture import (
     Fit,
     FixedScale,
@@ -24,12 +23,12 @@ from repro.methods.nngp_mixture import (
     LikeliestScale,
     MixturePredictive,
     NNGPKernel,
+    Predictive,
     Sampled,
     ScalePrior,
-    condition,
-    condition_all,
+    TrainedProcess,
+    condition_kernel,
 )
-from repro.methods.nngp_mixture.kernels import unsoftplus
 
 Part = tuple[Tensor, Tensor]
 
@@ -74,10 +73,9 @@ class Regression(Room):
         }.items()
     }
 
-    def __init__(self, outliers: float = 0.0, outlier_size: float = 6.0, **room: Any) -> None:
+    @checked
+    def __init__(self, outliers: Fraction = 0.0, outlier_size: float = 6.0, **room: Any) -> None:
         super().__init__(**room)
-        if not 0 <= outliers < 1:
-            raise UserError(f"nngp_mixture: module.outliers is a share below 1, not {outliers}.")
         self.outliers, self.outlier_size = outliers, outlier_size
         self.cache: dict[str, dict[str, Part]] = {}
 
@@ -203,7 +201,7 @@ class KernelSearch(Regression):
         kernel, noises = self.kernels[index], self.noises.to(self.device)
         validation = self.part("val")
         for number, (name, train) in enumerate(self.part("train").items()):
-            fit = _fit_all(kernel, train, validation[name], noises)
+            fit = condition_kernel(kernel, *train, validation[name][0], noises)
             for prior_name, priors in self.priors.items():
                 self.scores(prior_name)[number, index] = _nlls(priors, fit, validation[name][1])
         self.tick()
@@ -231,18 +229,15 @@ class KernelSearch(Regression):
                 k, p, e = torch.unravel_index(table.argmin(), table.shape)
                 prior = self.priors[prior_name][p]
                 started = time.perf_counter()
-                fit = self._fit(int(k), self.noises[e], name, test)
+                train = self.part("train")[name]
+                fit = condition_kernel(self.kernels[k], *train, test[0], self.noises[e].to(test[1]))
                 solved = time.perf_counter()
                 law = prior.predict(fit)
                 nll[prior_name] = float(law.nll(test[1]))
                 if prior_name != self.names[0]:
                     continue
                 took = (solved - started, time.perf_counter() - solved)
-                measured = {
-                    "test/nll": nll[prior_name],
-                    "test/nll_original": nll[prior_name] + math.log(stds[name]),
-                    "test/rmse": float((law.mean - test[1]).square().mean().sqrt()),
-                    "test/coverage": float(law.coverage(test[1])),
+                measured = _measured(law, test[1], stds[name]) | {
                     "test/noise": float(self.noises[e]),
                     "test/evidence": float(prior.log_evidence(fit)) / fit.size,
                     "test/chosen_kernel": float(k),
@@ -264,11 +259,6 @@ class KernelSearch(Regression):
                 values.setdefault(f"test/nll_minus/{reference}", {})[name] = difference
         self.report(values)
 
-    def _fit(self, kernel: int, noise: Tensor, name: str, test: Part) -> Fit:
-        x, y = self.part("train")[name]
-        K_star, diagonal = self.kernels[kernel].with_diagonals(test[0], x)
-        return condition(self.kernels[kernel](x), K_star.T, diagonal, y, noise.to(y))
-
     def _small(
         self, kernel: int, prior_name: str, p: int, name: str, test: Part
     ) -> dict[str, float]:
@@ -285,53 +275,12 @@ class KernelSearch(Regression):
             for subset in range(self.subsets):
                 index = torch.randperm(len(y), generator=generator_for(self.seed, subset, size))
                 few = (x[index[:size].to(x.device)], y[index[:size].to(x.device)])
-                fit = _fit_all(chosen, few, validation, noises)
+                fit = condition_kernel(chosen, *few, validation[0], noises)
                 best = prior.predict(fit).nll(validation[1]).argmin()
-                fit = _fit_all(chosen, few, test, noises[best][None])
+                fit = condition_kernel(chosen, *few, test[0], noises[best][None])
                 total += float(prior.predict(fit).nll(test[1]))
             scores[f"test/few/{size}/nll"] = total / self.subsets
         return scores
-
-
-class Trained(nn.Module):
-    """One data set's kernel, noise and prior, all trained.
-
-    Args:
-        kernel: its starting point.
-        noise: likewise, positive.
-        alpha: of the inverse gamma prior; None for the NNGP, whose scale is in the kernel.
-        beta: likewise.
-    """
-
-    def __init__(self, kernel: NNGPKernel, noise: float, alpha: float | None, beta: float) -> None:
-        super().__init__()
-        self.kernel, self.is_student = copy.deepcopy(kernel), alpha is not None
-        self.raw_noise = nn.Parameter(unsoftplus([noise]))
-        if alpha is not None:
-            self.raw_prior = nn.Parameter(unsoftplus([alpha, beta]))
-
-    @property
-    def prior(self) -> ScalePrior:
-        """The prior as it stands."""
-        if not self.is_student:
-            return FixedScale()
-        alpha, beta = F.softplus(self.raw_prior)
-        return InverseGamma(alpha, beta)
-
-    @property
-    def noise(self) -> Tensor:
-        """ε as it stands, a scalar."""
-        return F.softplus(self.raw_noise)[0]
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """The negative log-evidence of the training set, per example."""
-        fit = condition(self.kernel(x), y[:, None][:, :0], y[:0], y, self.noise)
-        return -self.prior.log_evidence(fit) / fit.size
-
-    def fit(self, train: Part, part: Part) -> Fit:
-        """Conditions on the training set."""
-        K_star, diagonal = self.kernel.with_diagonals(part[0], train[0])
-        return condition(self.kernel(train[0]), K_star.T, diagonal, train[1], self.noise)
 
 
 class KernelTraining(Regression):
@@ -349,18 +298,17 @@ class KernelTraining(Regression):
 
     best: Tensor
 
+    @checked
     def __init__(
         self,
         kernel: NNGPKernel,
-        noise: float,
-        alpha: float | None = None,
-        beta: float = 2.0,
+        noise: Positive,
+        alpha: Positive | None = None,
+        beta: Positive = 2.0,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if noise <= 0 or (alpha is not None and min(alpha, beta) <= 0):
-            raise UserError("nngp_mixture: noise, alpha and beta are positive.")
-        self.start = functools.partial(Trained, kernel, noise, alpha, beta)
+        self.start = functools.partial(TrainedProcess, kernel, noise, alpha, beta)
         self.models, self.kept = nn.ModuleDict(), nn.ModuleDict()
 
     @override
@@ -388,7 +336,7 @@ class KernelTraining(Regression):
         scores = []
         for number, (name, part) in enumerate(self.part("val").items()):
             model = self._model(self.models, name)
-            fit = model.fit(self.part("train")[name], part)
+            fit = model.fit(*self.part("train")[name], part[0])
             scores.append(float(model.prior.predict(fit).nll(part[1])))
             if scores[-1] < self.best[number]:
                 self.best[number] = scores[-1]
@@ -402,15 +350,9 @@ class KernelTraining(Regression):
         stds = self.target_stds()
         for name, part in self.part("test").items():
             model = self._model(self.kept, name)
-            fit = model.fit(self.part("train")[name], part)
-            law = model.prior.predict(fit)
-            nll = float(law.nll(part[1]))
+            fit = model.fit(*self.part("train")[name], part[0])
             w_std, b_std, last = model.kernel.scales()
-            measured = {
-                "test/nll": nll,
-                "test/nll_original": nll + math.log(stds[name]),
-                "test/rmse": float((law.mean - part[1]).square().mean().sqrt()),
-                "test/coverage": float(law.coverage(part[1])),
+            measured = _measured(model.prior.predict(fit), part[1], stds[name]) | {
                 "test/as_gaussian/nll": float(FixedScale().predict(fit).nll(part[1])),
                 "test/as_scaled_gaussian/nll": float(LikeliestScale().predict(fit).nll(part[1])),
                 "test/noise": float(model.noise),
@@ -423,15 +365,21 @@ class KernelTraining(Regression):
         self.report(values)
 
     @staticmethod
-    def _model(models: nn.ModuleDict, name: str) -> Trained:
+    def _model(models: nn.ModuleDict, name: str) -> TrainedProcess:
         model = models[name]
-        assert isinstance(model, Trained)
+        assert isinstance(model, TrainedProcess)
         return model
 
 
-def _fit_all(kernel: NNGPKernel, train: Part, part: Part, noises: Tensor) -> Fit:
-    K_star, diagonal = kernel.with_diagonals(part[0], train[0])
-    return condition_all(kernel(train[0]), K_star.T, diagonal, train[1], noises)
+def _measured(law: Predictive, y: Tensor, std: float) -> dict[str, float]:
+    """What is said of every prediction of test targets, whose unit is ``std``."""
+    nll = float(law.nll(y))
+    return {
+        "test/nll": nll,
+        "test/nll_original": nll + math.log(std),
+        "test/rmse": float((law.mean - y).square().mean().sqrt()),
+        "test/coverage": float(law.coverage(y)),
+    }
 
 
 def _nlls(priors: Sequence[ScalePrior], fit: Fit, y: Tensor) -> Tensor:

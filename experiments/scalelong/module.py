@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from repro.experiments.scalelong.fid import frechet_inception_distance, require_inception
-from repro.experiments.scalelong.probes import at_initialisation, sensitivity
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from repro.data.base.iterators import generator_for, process_rank
-from repro.errors import UserError, did_you_mean
-from repro.methods.scalelong import SkipScaling
+from repro.errors import UserError
+from repro.knobs import Count, Fraction, check_choice, checked
+from repro.methods.scalelong import SkipScaling, at_initialisation, sensitivity
 from repro.models.diffusion.uvit import UViT
-from repro.records import files
+from repro.records.names import ARTIFACTS
 from repro.toolbox.diffusion import VPProcess
+from repro.toolbox.fid import frechet_inception_distance, require_inception
 from repro.toolbox.method import Batch
 from repro.toolbox.norms import FeatureNorms, gradient_norm, oscillation
 from repro.training.supervised import Supervised
@@ -45,7 +44,8 @@ class Denoising(Supervised):
         monitor: ``every`` so many steps norms are recorded; ``settle``, share of the records that
             count as warm-up; ``window``, records in the moving average of `oscillation`.
         probes: ``depths`` (numbers of skips), ``networks`` of each depth, ``batch`` of examples.
-        sampling: ``pictures`` to draw at the test, ``method``, ``steps``, ``fid_samples``.
+        sampling: ``pictures`` along each edge of the picture that is drawn at the test, ``method``,
+            ``steps``, ``fid_samples``.
         **kwargs: see `Supervised`.
 
     Raises:
@@ -70,29 +70,24 @@ class Denoising(Supervised):
         "test/fid": "Frechet Inception distance of samples to training images",
     }
 
+    @checked
     def __init__(
         self,
         *args: Any,
         seed: int,
         time_scale: float,
-        ema: float | None,
-        eval_draws: int,
+        ema: Fraction | None,
+        eval_draws: Count,
         monitor: dict[str, Any],
         probes: dict[str, Any],
         sampling: dict[str, Any],
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if ema is not None and not 0 <= ema < 1:
-            raise UserError(f"module.ema is null or lies in [0, 1), not {ema}.")
-        for name, count in {"eval_draws": eval_draws, "monitor.every": monitor["every"]}.items():
-            if count < 1:
-                raise UserError(f"module.{name} is a whole number of at least 1, not {count}.")
-        if sampling["method"] not in SAMPLERS:
-            raise UserError(
-                f"There is no module.sampling.method '{sampling['method']}'."
-                f"{did_you_mean(sampling['method'], SAMPLERS)} Known: {', '.join(SAMPLERS)}."
-            )
+        check_choice("module", "sampling.method", sampling["method"], SAMPLERS)
+        every = monitor["every"]
+        if every < 1:
+            raise UserError(f"module.monitor.every is a whole number of at least 1, not {every}.")
         self.seed = seed
         self.time_scale = time_scale
         self.eval_draws = eval_draws
@@ -274,19 +269,20 @@ class Denoising(Supervised):
         return self.process.ddim(self._predict, shape, steps, generator, limits=limits)
 
     def _draw_samples(self) -> None:
-        """Keeps sampled images as an array, for the figures."""
-        count = self.sampling["pictures"]
-        assert self.first_test_batch is not None
-        is_image = self.first_test_batch.ndim == 4
-        if not count or not is_image or not self.trainer.is_global_zero:
+        """Keeps a square of images for the figures: real ones above, sampled ones below."""
+        edge, real = self.sampling["pictures"], self.first_test_batch
+        assert real is not None
+        is_image = real.ndim == 4
+        if not edge or not is_image or not self.trainer.is_global_zero:
             return
-        real = self.first_test_batch[: count // 2]
-        images = torch.cat([real, self._sample(count - len(real), 0)])
-        folder = Path(self.trainer.default_root_dir) / "artifacts"
-        files.make_folder(folder)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=images.cpu().numpy(), real=len(real))
-        files.write_atomically(folder / "samples.npz", lambda file: file.write(buffer.getvalue()))
+        real = real[: edge * (edge // 2)]
+        images = torch.cat([real, self._sample(edge**2 - len(real), 0)])
+        images = ((images - real.min()) / (real.max() - real.min())).clamp(0, 1)
+        rows_EHEWC = images.unflatten(0, (edge, edge)).permute(0, 3, 1, 4, 2)
+        square = rows_EHEWC.flatten(2, 3).flatten(0, 1).squeeze(-1)
+        folder = Path(self.trainer.default_root_dir) / ARTIFACTS
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "samples.npy", square.cpu().numpy())
 
     def _fid(self) -> float:
         """FID of fresh samples against the training images."""

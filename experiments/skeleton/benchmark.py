@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from repro.experiments.skeleton.operations import foreign_operations
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -22,6 +21,8 @@ from repro.methods.skeleton import (
     Skeletonize,
     betti_errors,
     dice,
+    foreign_operations,
+    topology_change,
 )
 from repro.toolbox.method import Method
 from repro.training.procedure import Procedure, model_weights
@@ -165,7 +166,8 @@ class Benchmark(Procedure):
         if dims not in getattr(self.skeletonizer, "dims", (2, 3)):
             return
         skeleton, milliseconds = self._timed(mask)
-        row = {"dims": dims, "ms": milliseconds, **measured(mask, skeleton > 0.5)}
+        shape, thin = (each[0, 0].cpu().numpy() for each in (mask > 0, skeleton > 0.5))
+        row = {"dims": dims, "ms": milliseconds, **topology_change(shape, thin)}
         row["usable_gradient"] = float(self._has_gradient(mask))
         self.rows.append(row)
         soft = self.soft
@@ -244,24 +246,6 @@ class Benchmark(Procedure):
 
 
 OVERALL = ("betti_error", "wrong", "usable_gradient")
-
-
-def measured(mask: Tensor, skeleton: Tensor) -> dict[str, float]:
-    """What changed from a mask to its skeleton, both (1, 1, *size)."""
-    shape, thin = (each[0, 0].cpu().numpy() > 0 for each in (mask, skeleton))
-    errors = betti_errors(shape, thin)
-    blocks = torch.from_numpy(thin)
-    for axis in range(thin.ndim):
-        edge = blocks.shape[axis]
-        blocks = blocks.narrow(axis, 0, edge - 1) & blocks.narrow(axis, 1, edge - 1)
-    points = max(1, int(thin.sum()))
-    return {
-        **{f"betti_{k}_error": float(error) for k, error in enumerate(errors)},
-        "betti_error": float(sum(errors)),
-        "wrong": float(any(errors)),
-        "size": points / max(1, int(shape.sum())),
-        "thick": int(blocks.sum()) / points,
-    }
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -15,12 +15,11 @@ from repro.experiments.nngp_mixture import classification, regression
 from repro.experiments.nngp_mixture.classification import Classifier, SparseClassifier
 from repro.experiments.nngp_mixture.limits import Ensemble
 from repro.experiments.nngp_mixture.regression import KernelSearch
-from repro.experiments.nngp_mixture.shifts import TrainingSet, shifted
 from rooms import configs, evaluated, logged, refusal, summaries
 from scipy import stats
 
 from repro.data.base.iterators import generator_for
-from repro.errors import UserError
+from repro.data.base.spoilt import Spoilt
 from repro.methods.nngp_mixture import FixedScale, InverseGamma, NNGPKernel
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
@@ -163,7 +162,7 @@ def test_measures_of_known_confidence_under_every_shift(monkeypatch: pytest.Monk
         classification, "shifted", lambda x, kind, *_: torch.full_like(x, sure[kind])
     )
     shifts = {name: [name, 1.0] for name in sure}
-    room: Any = Confident(3, TrainingSet(), shifts, **PLAIN)
+    room: Any = Confident(3, Spoilt(), shifts, **PLAIN)
     found = evaluated(room, [(torch.full((4, 1, 2, 2), 0.9), torch.tensor([0, 0, 0, 1]))])
 
     def nll(p: float) -> float:
@@ -222,36 +221,12 @@ def test_a_killed_run_with_a_schedule_that_watches_ends_alike(arm: str, tmp_path
         ("arm=ig method=gradient_noise", "say method=none"),
         ("arm=svgp dataset=diabetes", "choose a data set that has classes"),
         ("arm=svgp shifts.noise=[nois,1]", "Did you mean 'noise'"),
-        ("arm=svgp training_set.drop=[0,1,2,3,4,5,6,7,8,9]", "leaves no examples"),
+        ("arm=svgp training_set.drop=[0,1,2,3,4,5,6,7,8,9]", "leave no examples"),
         ("arm=wide_32 ensemble.train=some", "last or all"),
     ],
 )
 def test_a_bad_knob_is_one_line(tmp_path: Path, typed: str, complaint: str) -> None:
     assert complaint in refusal(tmp_path, *SMALL, "seed=0", *typed.split())
-
-
-def test_shifts_and_spoilt_training_sets() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.arange(32.0).view(2, 1, 4, 4)
-    assert torch.equal(
-        shifted(x, "roll", 1, generator)[0, 0, 0], torch.tensor([3.0, 0.0, 1.0, 2.0])
-    )
-    struck = shifted(x.expand(500, 2, 1, 4, 4).flatten(0, 1), "impulse", 0.2, generator)
-    changed = (struck != x.repeat(500, 1, 1, 1)).double().mean()
-    assert float(changed) == pytest.approx(0.2, abs=0.02)
-    assert set(struck[struck != x.repeat(500, 1, 1, 1)].tolist()) <= {0.0, 31.0}
-    assert float(shifted(x, "blur", 3, generator)[0, 0, 1, 1]) == pytest.approx(5.0)
-    y = torch.arange(3).repeat(2000)
-    images = torch.zeros(6000, 1)
-    _, dropped = TrainingSet(drop=[1]).spoil(images, y, 3, generator)
-    assert sorted(dropped.unique().tolist()) == [0, 2]
-    _, noisy = TrainingSet(label_noise=0.3).spoil(images, y, 3, generator)
-    assert float((noisy != y).double().mean()) == pytest.approx(0.2, abs=0.02)
-    _, few = TrainingSet(imbalance=0.5).spoil(images, y, 3, generator)
-    shares = np.bincount(few) / 2000
-    np.testing.assert_allclose(shares, [1, 0.5, 0.25], atol=0.04)
-    with pytest.raises(UserError, match="lies in"):
-        TrainingSet(imbalance=0.0)
 
 
 def test_no_test_example_and_no_test_target_is_ever_spoilt() -> None:

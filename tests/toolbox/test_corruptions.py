@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from repro.errors import UserError
 from repro.toolbox import corruptions
-from repro.toolbox.corruptions import GaussianBlur, gaussian_kernel
+from repro.toolbox.corruptions import GaussianBlur, gaussian_kernel, shifted
 
 
 def test_the_docstring_holds() -> None:
@@ -54,3 +54,16 @@ def test_bad_knobs_are_one_line() -> None:
         GaussianBlur(-1.0)
     with pytest.raises(UserError, match="side is a whole number of at least 1 or null"):
         GaussianBlur(1.0, side=0)
+
+
+def test_shifts_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.arange(32.0).view(2, 1, 4, 4)
+    assert torch.equal(
+        shifted(x, "roll", 1, generator)[0, 0, 0], torch.tensor([3.0, 0.0, 1.0, 2.0])
+    )
+    struck = shifted(x.expand(500, 2, 1, 4, 4).flatten(0, 1), "impulse", 0.2, generator)
+    changed = (struck != x.repeat(500, 1, 1, 1)).double().mean()
+    assert float(changed) == pytest.approx(0.2, abs=0.02)
+    assert set(struck[struck != x.repeat(500, 1, 1, 1)].tolist()) <= {0.0, 31.0}
+    assert float(shifted(x, "blur", 3, generator)[0, 0, 1, 1]) == pytest.approx(5.0)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from repro.errors import UserError, did_you_mean
 from repro.knobs import Count, NonNegative, Positive, checked
 
 
@@ -73,3 +74,42 @@ def _along(kernel: Tensor, x: Tensor, axis: int) -> Tensor:
         .view(*rows.shape[:-1], size)
         .movedim(-1, axis)
     )
+
+
+# -- Corruptions by name, with noise from a generator of the caller's ------------------------------
+
+
+def _noise(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    return x + size * torch.randn(x.shape, generator=generator).to(x)
+
+
+def _impulse(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    hit = torch.rand(x.shape, generator=generator).to(x) < share
+    white = torch.rand(x.shape, generator=generator).to(x) < 0.5
+    return torch.where(hit, torch.where(white, x.max(), x.min()), x)
+
+
+def _roll(x: Tensor, pixels: float, _generator: torch.Generator) -> Tensor:
+    return x.roll(int(pixels), -1)
+
+
+def _blur(x: Tensor, width: float, _generator: torch.Generator) -> Tensor:
+    return F.avg_pool2d(x, int(width), stride=1, padding=int(width) // 2)
+
+
+# Each changes images (N, C, H, W) by an amount: a standard deviation in units of the pixels,
+# a share of the pixels, columns, or the edge of a square.
+SHIFTS = {"noise": _noise, "impulse": _impulse, "roll": _roll, "blur": _blur}
+
+
+def shifted(x: Tensor, name: str, amount: float, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W) under a shift of a name, by an amount.
+
+    Raises:
+        UserError: there is no such shift.
+    """
+    if name not in SHIFTS:
+        raise UserError(
+            f"There is no shift '{name}'; known: {', '.join(SHIFTS)}.{did_you_mean(name, SHIFTS)}"
+        )
+    return SHIFTS[name](x, amount, generator)

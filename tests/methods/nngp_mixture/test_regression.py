@@ -24,8 +24,12 @@ from repro.methods.nngp_mixture import (
     Sampled,
     ScalePrior,
     StudentPredictive,
+    TrainedProcess,
+    burr_laws,
     condition,
     condition_all,
+    condition_kernel,
+    fixed_scales,
     sample_process,
 )
 
@@ -214,3 +218,42 @@ def test_bad_input_says_so() -> None:
         condition(K, K, K[0], K[0], torch.tensor(-1.0))
     with pytest.raises(UserError, match="no prior draw"):
         LikeliestScale().sample((1,))
+
+
+@pytest.mark.parametrize("alpha", [None, 1.5])
+def test_a_trained_process_descends_the_evidence_of_explicit_matrices(alpha: float | None) -> None:
+    """Gaussian, or Student's t of 2α degrees of freedom and scale matrix (β/α) (K + ε)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N + M, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(N, generator=generator, dtype=torch.float64)
+    process = TrainedProcess(NNGPKernel(depth=2), noise=0.3, alpha=alpha, beta=0.6).double()
+    C = problem()[0][:N, :N].numpy() + 0.3 * np.eye(N)
+    law = (
+        stats.multivariate_normal(np.zeros(N), C)
+        if alpha is None
+        else stats.multivariate_t(np.zeros(N), 0.6 / alpha * C, df=2 * alpha)
+    )
+    loss = process.loss(x[:N], y)
+    assert loss.item() == pytest.approx(-law.logpdf(y.numpy()) / N, rel=1e-5)
+    loss.backward()
+    trained = [p for p in process.parameters() if p.requires_grad]
+    assert all(p.grad is not None and bool((p.grad != 0).all()) for p in trained)
+    predicted = process.fit(x[:N], y, x[N:])
+    K = problem()[0]
+    torch.testing.assert_close(
+        predicted.mean, condition(K[:N, :N], K[:N, N:], K.diagonal()[N:], y, NOISE).mean
+    )
+
+
+def test_a_kernel_is_conditioned_at_one_noise_or_at_many() -> None:
+    x, y = torch.randn(9, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    parts = NNGPKernel(depth=2).requires_grad_(False), x[:6], y, x[6:]
+    one, many = (condition_kernel(*parts, noise) for noise in (NOISE, NOISE[None]))
+    torch.testing.assert_close(many.mean[0], one.mean)
+    torch.testing.assert_close(many.variance[0], one.variance)
+
+
+def test_lists_of_laws() -> None:
+    assert fixed_scales([0.1, 3.0]) == [FixedScale(0.1), FixedScale(3.0)]
+    pairs = [(1.0, 2.0), (1.0, 3.0), (2.0, 2.0), (2.0, 3.0)]
+    assert burr_laws([1.0, 2.0], [2.0, 3.0]) == [BurrXII(c, d) for c, d in pairs]

@@ -39,6 +39,7 @@ True
 `SparseProcess` is the variational classifier, `limits` holds finite networks and what they tend to.
 """
 
+from repro.methods.nngp_mixture.evidence import TrainedProcess
 from repro.methods.nngp_mixture.kernels import ACTIVATIONS, NNGPKernel
 from repro.methods.nngp_mixture.limits import (
     LastLayerDescent,
@@ -58,9 +59,11 @@ from repro.methods.nngp_mixture.priors import (
     Sampled,
     ScalePrior,
     StudentPredictive,
+    burr_laws,
+    fixed_scales,
     sample_process,
 )
-from repro.methods.nngp_mixture.regression import Fit, condition, condition_all
+from repro.methods.nngp_mixture.regression import Fit, condition, condition_all, condition_kernel
 from repro.methods.nngp_mixture.variational import SparseProcess, inverse_gamma_kl
 
 __all__ = [
@@ -78,10 +81,14 @@ __all__ = [
     "ScalePrior",
     "SparseProcess",
     "StudentPredictive",
+    "TrainedProcess",
     "WideNetworks",
+    "burr_laws",
     "condition",
     "condition_all",
+    "condition_kernel",
     "draw_features",
+    "fixed_scales",
     "heavy_tailed_readout",
     "inverse_gamma_kl",
     "mixture_limit",

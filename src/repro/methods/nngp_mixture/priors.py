@@ -272,6 +272,16 @@ class BurrXII(ScalePrior):
         return torch.expm1(-torch.log1p(-u) / self.d) ** (1 / self.c)
 
 
+def fixed_scales(variances: Sequence[float]) -> list[FixedScale]:
+    """A fixed scale for each variance, to choose from."""
+    return [FixedScale(variance) for variance in variances]
+
+
+def burr_laws(cs: Sequence[float], ds: Sequence[float]) -> list[BurrXII]:
+    """A law for each pair of c and d, to choose from."""
+    return [BurrXII(c, d) for c in cs for d in ds]
+
+
 @dataclass(frozen=True)
 class Sampled(ScalePrior):
     """Another prior by importance sampling, although it has closed forms: to compare the two.

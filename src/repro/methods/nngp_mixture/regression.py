@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from repro.errors import UserError
+from repro.methods.nngp_mixture.kernels import NNGPKernel
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,20 @@ def condition_all(K: Tensor, K_star: Tensor, diag_star: Tensor, y: Tensor, noise
         logdet=spectrum_EN.log().sum(1),
         size=len(y),
     )
+
+
+def condition_kernel(
+    kernel: NNGPKernel, x: Tensor, y: Tensor, x_star: Tensor, noise: Tensor
+) -> Fit:
+    """Conditions the process of a kernel.
+
+    Args:
+        kernel: of inputs.
+        x: (N, …) training inputs.
+        y: (N,) targets.
+        x_star: (M, …) test inputs.
+        noise: one ε, a scalar, or many (E,): see `condition` and `condition_all`.
+    """
+    K_star, diagonal = kernel.with_diagonals(x_star, x)
+    solve = condition_all if noise.dim() else condition
+    return solve(kernel(x), K_star.T, diagonal, y, noise)

@@ -32,9 +32,10 @@ True
 """
 
 from repro.methods.skeleton.baselines import ClassicalSkeleton, LearnedSkeleton, SoftSkeleton
-from repro.methods.skeleton.betti import betti_errors, betti_numbers
+from repro.methods.skeleton.betti import betti_errors, betti_numbers, topology_change
 from repro.methods.skeleton.binarise import binarise
 from repro.methods.skeleton.losses import cldice, cldice_of, dice, overlap_loss
+from repro.methods.skeleton.operations import foreign_operations
 from repro.methods.skeleton.simple_points import BooleanTest, EulerTest
 from repro.methods.skeleton.skeletonize import Skeletonize
 
@@ -51,5 +52,7 @@ __all__ = [
     "cldice",
     "cldice_of",
     "dice",
+    "foreign_operations",
     "overlap_loss",
+    "topology_change",
 ]

@@ -56,6 +56,31 @@ def betti_errors(mask: np.ndarray, skeleton: np.ndarray) -> tuple[int, ...]:
     )
 
 
+def topology_change(mask: np.ndarray, skeleton: np.ndarray) -> dict[str, float]:
+    """What is different in a skeleton, and how thin it is.
+
+    Args:
+        mask: (H, W) or (D, H, W), true in the foreground.
+        skeleton: of the same shape.
+
+    Returns:
+        ``betti_<k>_error`` of each Betti number; ``betti_error``, their sum; ``wrong``, whether
+        there is one, 0 or 1; ``size``, skeleton points per point of the mask; ``thick``, blocks of
+        2 x 2 (x 2) skeleton points per skeleton point.
+    """
+    errors = betti_errors(mask, skeleton)
+    blocks = np.lib.stride_tricks.sliding_window_view(skeleton, (2,) * skeleton.ndim)
+    full = blocks.all(axis=tuple(range(skeleton.ndim, 2 * skeleton.ndim)))
+    points = max(1, int(skeleton.sum()))
+    return {
+        **{f"betti_{k}_error": float(error) for k, error in enumerate(errors)},
+        "betti_error": float(sum(errors)),
+        "wrong": float(any(errors)),
+        "size": points / max(1, int(mask.sum())),
+        "thick": int(full.sum()) / points,
+    }
+
+
 def _count(mask: np.ndarray, connectivity: int) -> int:
     structure = ndimage.generate_binary_structure(mask.ndim, connectivity)
     return int(ndimage.label(mask, structure)[1])

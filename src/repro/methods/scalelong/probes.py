@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
-from repro.methods.scalelong import SkipScaling, coefficients, forward_gain
+from repro.methods.scalelong.scaling import SkipScaling, coefficients, forward_gain
 from repro.models.parts.skips import PlainSkips
 from repro.toolbox.norms import gradient_norm
 

@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from repro.methods.skeleton import Skeletonize
+from repro.methods.skeleton.skeletonize import Skeletonize
 from repro.toolbox.costs import CountOperations
 
 # What the abstract allows, by PyTorch's names: additions, multiplications, convolutions, simple
