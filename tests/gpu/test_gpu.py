@@ -154,7 +154,7 @@ def test_no_step_waits_for_the_gpu(slug: str, arm: str) -> None:
 
 @pytest.mark.parametrize(
     "typed",
-    ["hardware.channels_last=true", "hardware.compile=inductor", "hardware.tf32=true",
+    ["hardware.channels_last=true", "hardware.compile=true", "hardware.tf32=true",
      "hardware.activation_checkpointing=true", "optimizer.fused=true"],
 )  # fmt: skip
 def test_what_makes_it_fast_leaves_it_the_same(typed: str, tmp_path: Path) -> None:
