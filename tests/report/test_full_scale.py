@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from repro.planning.plan import plan_study
 from repro.records.papers import Paper, load_paper, load_papers
@@ -96,8 +97,9 @@ def test_what_is_done_is_kept_and_what_is_missing_made_up(page: Path, rehearser:
 
 
 def test_what_is_whole_ends_with_its_minutes_and_stands_apart(
-    page: Path, rehearser: Rehearser
+    page: Path, rehearser: Rehearser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     full_scale.main(["--whole", "--minutes", "4"])
     first = list(dict.fromkeys(paper.slug for paper in load_papers()))[:3]
     assert rehearser.asked == [(slug, load_first(slug)) for slug in first]
@@ -105,6 +107,13 @@ def test_what_is_whole_ends_with_its_minutes_and_stands_apart(
     assert len(titles(page, "rehearsals:whole")) == 3
     assert rehearser.typed[0] == "hardware=gpu"
     assert "on 1 × Abacus" in page.read_text()
+
+
+def test_what_is_whole_takes_a_gpu(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        full_scale.main(["--whole"])
+    assert page.read_text() == EMPTY
 
 
 def load_first(slug: str) -> str:

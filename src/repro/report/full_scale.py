@@ -252,6 +252,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--whole", action="store_true", help="at the real size")
     parser.add_argument("--minutes", type=float, help="start no further scale after so many")
     asked = parser.parse_args(arguments)
+    import torch  # the command, which prints the same rows, has to start without it
+
+    if asked.whole and not torch.cuda.is_available():
+        parser.error("--whole takes a GPU, and there is none here; leave it out.")
     began, failed = time.monotonic(), 0
     block = "rehearsals:whole" if asked.whole else "rehearsals"
     wanted = full_scales(asked.papers)
