@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -139,7 +140,7 @@ def test_what_does_not_fit_names_the_knob(toy: Path) -> None:
 
 def test_a_loader_that_is_less_than_twice_as_fast_as_training_is_told(toy: Path) -> None:
     study = prepared(toy, "paper=toy", "scale=smoke", "arm=sgd", "seed=0")
-    seen = {
+    seen: dict[str, Any] = {
         "device": "H100", "devices": 2, "precision": "bf16-mixed", "parameters": 1, "steps": 4,
         "resumed": True, "step_ms": 8.0, "wait_ms": 2.0, "samples": 20,
     }  # fmt: skip
