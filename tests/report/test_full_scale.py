@@ -128,14 +128,17 @@ def test_parts_of_scales_that_are_gone_are_dropped() -> None:
 
 
 @pytest.mark.parametrize("slug", [paper.slug for paper in load_papers()])
-def test_every_full_scale_is_composed_as_a_gpu_gets_it(slug: str) -> None:
+def test_every_full_scale_is_composed_as_it_is_rehearsed(slug: str) -> None:
+    """For one GPU, and reduced."""
     paper = load_paper(slug)
     for _, scale in full_scale.full_scales([slug]):
-        typed = full_scale.typed_for(paper, scale, whole=True)
-        plan = plan_study([f"paper={slug}", f"scale={scale}", "seed=0", *typed])
-        runs = full_scale.one_of_each_kind(plan).runs
-        assert {run.content["hardware"]["accelerator"] for run in runs} == {"gpu"}
-        assert {run.content["hardware"]["launcher"]["name"] for run in runs} == {"basic"}
+        for whole, accelerator in ((True, "gpu"), (False, "cpu")):
+            typed = full_scale.typed_for(paper, scale, whole)
+            plan = plan_study([f"paper={slug}", f"scale={scale}", "seed=0", *typed])
+            for run in full_scale.one_of_each_kind(plan).runs:
+                hardware = run.content["hardware"]
+                assert hardware["accelerator"] == accelerator
+                assert hardware["launcher"]["name"] == "basic"
 
 
 def test_the_page_speaks_of_scales_that_there_are() -> None:

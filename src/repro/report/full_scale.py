@@ -167,7 +167,9 @@ def typed_for(paper: Paper, scale: str, whole: bool) -> list[str]:
     own = [text for text in paper.scales[scale] if text.startswith("hardware.")]
     if whole:
         return ["hardware=gpu", *own]
-    return ["hardware=cpu", *own, *paper.reduced.get(scale, [])]
+    reduced = paper.reduced.get(scale, [])
+    said = {text.partition("=")[0] for text in reduced}
+    return ["hardware=cpu", *(text for text in own if text.partition("=")[0] not in said), *reduced]
 
 
 def one_of_each_kind(plan: Plan) -> Plan:
@@ -183,7 +185,7 @@ def one_of_each_kind(plan: Plan) -> Plan:
 
 def rehearse(paper: Paper, scale: str, outputs: Path, typed: Sequence[str]) -> Study:
     """Rehearses one of each kind of arm of a scale, here and now."""
-    plan = plan_study([f"paper={paper.slug}", f"scale={scale}", *typed])
+    plan = plan_study([f"paper={paper.slug}", f"scale={scale}", "seed=0", *typed])
     study = create_study(rehearsed(one_of_each_kind(plan), STEPS, MINUTES), outputs)
     with study.held(), trust.trusted():
         launch(study, study.layers, n_jobs=1)
