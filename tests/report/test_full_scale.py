@@ -124,7 +124,10 @@ def load_first(slug: str) -> str:
 def test_parts_of_scales_that_are_gone_are_dropped() -> None:
     old = record.fill(EMPTY, "rehearsals", "### `dgc` scale=full_of_old\n\n|a|\n\n")
     new = full_scale.with_section(old, "rehearsals", "### `man` scale=full\n\nwords\n\n")
-    assert record.filled(new, "rehearsals") == "### `man` scale=full\n\nwords\n\n"
+    lead, _, rest = record.filled(new, "rehearsals").partition("\n\n")
+    count = len(full_scale.full_scales())
+    assert lead == f"Not rehearsed yet: {count - 1} of {count}."
+    assert rest == "### `man` scale=full\n\nwords\n\n"
 
 
 @pytest.mark.parametrize("slug", [paper.slug for paper in load_papers()])

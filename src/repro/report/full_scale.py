@@ -229,7 +229,10 @@ def with_section(text: str, block: str, part: str) -> str:
     """
     known = sections(record.filled(text, block)) | sections(part)
     titles = sorted(heading(paper, scale) for paper, scale in full_scales())
-    return record.fill(text, block, "".join(known[title] for title in titles if title in known))
+    parts = [known[title] for title in titles if title in known]
+    missing = len(titles) - len(parts)
+    lead = f"Not rehearsed yet: {missing} of {len(titles)}.\n\n" if missing else ""
+    return record.fill(text, block, lead + "".join(parts))
 
 
 def document() -> Path:
