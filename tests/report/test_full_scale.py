@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,6 @@ class Rehearser:
 
     Attributes:
         asked: slugs and scales.
-        typed: with the last of them.
         clock: seconds, 90 more after each.
         breaks_at: a scale at which the process is stopped.
         fails: scales that do not come to their last step.
@@ -44,16 +42,14 @@ class Rehearser:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
-        self.typed: Sequence[str] = ()
         self.clock = 0.0
         self.breaks_at = ""
         self.fails: set[str] = set()
 
-    def __call__(self, paper: Paper, scale: str, typed: Sequence[str]) -> list[Row]:
+    def __call__(self, paper: Paper, scale: str, whole: bool) -> list[Row]:
         if scale == self.breaks_at:
             raise KeyboardInterrupt
         self.asked.append((paper.slug, scale))
-        self.typed = typed
         self.clock += 90.0
         return [Row("arm", None if scale in self.fails else SEEN)]
 
@@ -105,8 +101,7 @@ def test_what_is_whole_ends_with_its_minutes_and_stands_apart(
     assert rehearser.asked == [(slug, load_first(slug)) for slug in first]
     assert titles(page) == []
     assert len(titles(page, "rehearsals:whole")) == 3
-    assert rehearser.typed[0] == "hardware=gpu"
-    assert "on 1 × Abacus" in page.read_text()
+    assert "at `hardware=gpu`, on 1 × Abacus" in page.read_text()
 
 
 def test_what_is_whole_takes_a_gpu(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:

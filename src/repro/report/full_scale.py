@@ -39,7 +39,7 @@ COLUMNS = (
     "checkpoint (MB)", "steps", "hours", "resumed",
 )  # fmt: skip
 STEPS = 4  # of each run of the page
-MINUTES = 1.0  # likewise
+MINUTES = {True: 1.0, False: 10.0}  # likewise, at the real size on a GPU and reduced
 NOTHING = "–"
 FAILED = "failed"
 # Words by which devices and systems say that memory is used up.
@@ -183,10 +183,11 @@ def one_of_each_kind(plan: Plan) -> Plan:
     return Plan(**{**vars(plan), "runs": [run for run in plan.runs if run.arm in wanted]})
 
 
-def rehearse(paper: Paper, scale: str, outputs: Path, typed: Sequence[str]) -> Study:
+def rehearse(paper: Paper, scale: str, outputs: Path, whole: bool) -> Study:
     """Rehearses one of each kind of arm of a scale, here and now."""
+    typed = typed_for(paper, scale, whole)
     plan = plan_study([f"paper={paper.slug}", f"scale={scale}", "seed=0", *typed])
-    study = create_study(rehearsed(one_of_each_kind(plan), STEPS, MINUTES), outputs)
+    study = create_study(rehearsed(one_of_each_kind(plan), STEPS, MINUTES[whole]), outputs)
     with study.held(), trust.trusted():
         launch(study, study.layers, n_jobs=1)
     return study
@@ -271,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.minutes is not None and time.monotonic() - began > 60 * asked.minutes:
             break
         typed, was_busy = typed_for(paper, scale, asked.whole), is_busy()
-        arms = measured(paper, scale, typed)
+        arms = measured(paper, scale, asked.whole)
         is_well = all(arm.measured is not None for arm in arms)
         failed += not is_well
         print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
@@ -284,11 +285,11 @@ def _page() -> str:
     return document().read_text(encoding="utf-8")
 
 
-def measured(paper: Paper, scale: str, typed: Sequence[str]) -> list[Row]:
+def measured(paper: Paper, scale: str, whole: bool) -> list[Row]:
     """What the rehearsal of one of each kind of arm says; nothing of it is kept."""
     with tempfile.TemporaryDirectory() as outputs:
         try:
-            return rows(rehearse(paper, scale, Path(outputs), typed))
+            return rows(rehearse(paper, scale, Path(outputs), whole))
         except ReproError as error:
             return [Row("all", None, [str(error).splitlines()[0]])]
 
