@@ -58,12 +58,18 @@ def encoded(array: np.ndarray, kind: str) -> bytes:
 
 
 def write_image_files(
-    folder: Path, split: str, images: list[np.ndarray], labels: list[int], column: str, kind="PNG"
+    folder: Path,
+    split: str,
+    images: list[np.ndarray],
+    labels: list[int],
+    column: str,
+    kind: str = "PNG",
+    label_column: str = "label",
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     cells = [{"bytes": encoded(image, kind), "path": None} for image in images]
     path = folder / f"{split}-00000-of-00001.parquet"
-    parquet.write_table(pa.table({column: cells, "label": labels}), path)
+    parquet.write_table(pa.table({column: cells, label_column: labels}), path)
     return path
 
 

@@ -35,6 +35,7 @@ def written(name: str) -> dict[str, Any]:
 CONFIGS = {file.stem: written(file.stem) for file in sorted(FOLDER.glob("*.yaml"))}
 ALONE = [name for name, config in CONFIGS.items() if not config["info"]["bundled"]]
 PHOTOGRAPHS = [name for name, config in CONFIGS.items() if "workers" in config]
+IN_PARQUET = [n for n in ALONE if "image_column" in CONFIGS[n] and "hub" in CONFIGS[n]["info"]]
 SMALL: dict[str, dict[str, Any]] = {  # where the real sizes take long to draw
     "medmnist": {"batch_size": 4, "eval_batch_size": 4},
     **{name: {"workers": 0, "batch_size": 4, "eval_batch_size": 4} for name in PHOTOGRAPHS},
@@ -100,25 +101,33 @@ def test_suites_consist_of_stand_ins(name: str) -> None:
     assert set(sets.values()) <= CONFIGS["uci"]["info"]["stand_in"]["examples"].keys()
 
 
+@pytest.mark.parametrize("name", IN_PARQUET)
 def test_it_does_in_place_of_files_of_the_hub(
+    name: str,
     tmp_path: Path,
     dataset: Callable[..., Any],
     stand_in: Callable[[str], Any],
     write_images: Callable[..., Path],
 ) -> None:
-    """A batch of the real loader, of tiny files, and one of the stand-in are of one kind."""
-    folder = tmp_path / "uoft-cs" / "cifar10" / "plain_text"
-    pictures = [np.full((32, 32, 3), 9 * n, dtype=np.uint8) for n in range(20)]
-    for split in ("train", "test"):
-        write_images(folder, split, pictures, [n % 10 for n in range(20)], "img")
-    real = dataset("cifar10", tmp_path, val_size=10, batch_size=4)
-    made_up = stand_in("cifar10")
+    """Its batches are like those of the real loader, of tiny files in the layout of the hub."""
+    config, info = CONFIGS[name], CONFIGS[name]["info"]
+    channels, *size = config["input_shape"]
+    size = [20, 30] if name in PHOTOGRAPHS else size  # which may have any
+    labels = [*range(config["classes"])] * 2
+    pictures = [np.full([*size, channels][: 1 + channels], n % 256, np.uint8) for n in labels]
+    columns = config["image_column"], "PNG", config["label_column"]
+    for split in info["splits"]:
+        write_images(tmp_path / info["hub"] / info["config"], split, pictures, labels, *columns)
+    sizes = {"val_size": 1, "batch_size": 2, **SMALL.get(name, {})}
+    if config.get("test_split", "") is None:
+        sizes = {**sizes, "val_size": 1, "batch_size": 1, "test_size": 1}
+    real = dataset(name, tmp_path, **sizes)
+    made_up = stand_in(name)
     for one, other in zip(
         first(real.train_dataloader()), first(made_up.train_dataloader()), strict=True
     ):
         assert one.dtype == other.dtype
         assert one.shape[1:] == other.shape[1:]
-    assert len(made_up.train_dataloader()) == 45000 // 128
 
 
 def test_long_streams_repeat_a_short_one() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from processes import repro
 from rooms import finished
 from two_workers import PROCESSES, SIMULATED, assert_same_training
 
+from repro.internals import TorchDispatchMode, tree_leaves
 from repro.planning.instantiate import instantiate
 from repro.planning.plan import PlannedRun, plan_study
 from repro.planning.prepare import create_study
+from repro.planning.rehearse import stood_in
 from repro.records.papers import load_papers
 from repro.records.run import Status
 from repro.records.study import find_studies
@@ -127,34 +130,61 @@ def test_gpus_train_together_like_simulated_workers(tmp_path: Path) -> None:
     assert_same_training(one.runs[0], other.runs[0])
 
 
-class _NoWaiting(Callback):
-    """Makes it an error that the host waits for the GPU, from the third step on."""
+class _OnHost(TorchDispatchMode):
+    """Collects the operations that compute with tensors of the host, single numbers apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = (each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor))
+        if any(each.device.type == "cpu" and each.numel() > 1 for each in inputs):
+            self.found.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class _OnlyTheGpu(Callback):
+    """From the third step on the host may not wait for the GPU, and is watched for its work."""
+
+    def __init__(self) -> None:
+        self.host = _OnHost()
+        self.watched = ExitStack()
 
     def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step >= 2:
+            self.watched.enter_context(self.host)
             torch.cuda.set_sync_debug_mode("error")
 
     def on_train_batch_end(self, *_: Any) -> None:
         torch.cuda.set_sync_debug_mode("default")
+        self.watched.close()
 
 
 @pytest.mark.parametrize(("slug", "arm"), [("dgc", "dense"), ("lanton", "adamw")])
-def test_no_step_waits_for_the_gpu(slug: str, arm: str) -> None:
+def test_no_step_waits_for_the_gpu_or_works_elsewhere(slug: str, arm: str) -> None:
     typed = [f"paper={slug}", "scale=smoke", f"arm={arm}", "seed=0", ON_GPU]
     config = plan_study([*typed, "training.log_every=100000"]).runs[-1].config
     data = instantiate(config.dataset)
-    trainer = build_trainer(
-        config, logger=False, enable_checkpointing=False, callbacks=[_NoWaiting()]
-    )
+    watching = _OnlyTheGpu()
+    trainer = build_trainer(config, logger=False, enable_checkpointing=False, callbacks=[watching])
     try:
         trainer.fit(build_module(config, data), datamodule=data)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert watching.host.found == set()
+
+
+def test_photographs_come_in_memory_that_the_gpu_copies_from() -> None:
+    typed = ["paper=dgc", "scale=full_imagenet", "arm=dense", "seed=0", "dataset.batch_size=4"]
+    config = stood_in(plan_study([*typed, "dataset.workers=2"]).runs[0].content)
+    data: Any = instantiate(config["dataset"])
+    assert all(tensor.is_pinned() for tensor in next(iter(data.train_dataloader())))
 
 
 @pytest.mark.parametrize(
     "typed",
-    ["hardware.channels_last=true", "hardware.compile=inductor", "hardware.tf32=true",
+    ["hardware.channels_last=true", "hardware.compile=true", "hardware.tf32=true",
      "hardware.activation_checkpointing=true", "optimizer.fused=true"],
 )  # fmt: skip
 def test_what_makes_it_fast_leaves_it_the_same(typed: str, tmp_path: Path) -> None:

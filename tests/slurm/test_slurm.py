@@ -14,6 +14,8 @@ from processes import repro, start, until
 from two_workers import PROCESSES, SIMULATED, assert_same_training
 
 from repro.launching.queue import current_record, jobs_of
+from repro.planning.rehearse import JOB_MINUTES
+from repro.records.rehearsal import rehearsal_of
 from repro.records.run import Run, Status
 from repro.records.series import read_series
 from repro.records.study import Study, find_studies
@@ -128,6 +130,29 @@ def test_two_tasks_train_like_two_simulated_workers(cluster: Path) -> None:
     real = only_study(cluster / "real")
     until(lambda: not jobs_of(real.runs), SECONDS_OF_JOBS)
     assert_same_training(only_study(cluster / "simulated").runs[0], real.runs[0])
+
+
+def test_a_rehearsal_is_one_short_job_that_measures_what_it_does_here(cluster: Path) -> None:
+    rehearse = [*TOY, "arm=sgd", "seed=0", "--rehearse", "--steps", "4", "-q"]
+    found = {}
+    for where, typed in (("jobs", SLURM), ("here", ["hardware=cpu"])):
+        code, output = repro([*rehearse, *typed, f"outputs={where}"], cluster)
+        assert code == 0, output
+        (folder,) = cluster.glob(f"{where}/toy/rehearsal/smoke/*")
+        (run,) = Study.open(folder).runs
+        assert run.record().attempts == 1  # cut and resumed within the job
+        found[where] = rehearsal_of(run)
+        if where == "jobs":
+            show = ["scontrol", "show", "job", str(run.job)]
+            job = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+            assert f"TimeLimit=00:{JOB_MINUTES}:00" in job
+        assert find_studies(cluster / where) == []  # no result
+    there, here = found["jobs"], found["here"]
+    assert there is not None
+    assert here is not None
+    assert there.resumed
+    for name in ("steps", "parameters", "samples", "flops_per_step", "total_steps", "eval_batches"):
+        assert getattr(there, name) == getattr(here, name), name
 
 
 @pytest.mark.parametrize(

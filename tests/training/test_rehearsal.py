@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.planning.rehearse import rehearsed
 from repro.records.papers import load_paper
-from repro.records.rehearsal import Cost, Rehearsal, rehearsal_of
+from repro.records.rehearsal import Cost, Rehearsal, keep_rehearsal, rehearsal_of
 from repro.records.run import Status
 from repro.records.study import find_studies, typical_seconds
 from repro.report import full_scale, record
@@ -135,6 +136,18 @@ def test_what_does_not_fit_names_the_knob(toy: Path) -> None:
     assert row.cells()[-1] == "failed"
     (problem,) = row.problems
     assert "hardware.accumulate=2" in problem
+
+
+def test_a_loader_that_is_less_than_twice_as_fast_as_training_is_told(toy: Path) -> None:
+    study = prepared(toy, "paper=toy", "scale=smoke", "arm=sgd", "seed=0")
+    seen: dict[str, Any] = {
+        "device": "H100", "devices": 2, "precision": "bf16-mixed", "parameters": 1, "steps": 4,
+        "resumed": True, "step_ms": 8.0, "wait_ms": 2.0, "samples": 20,
+    }  # fmt: skip
+    for alone, is_told in ((1900.0, True), (2100.0, False)):  # a process; both train 2000 samples/s
+        keep_rehearsal(study.runs[0], Rehearsal(**seen, loader_samples_per_second=alone))
+        (row,) = full_scale.rows(study)
+        assert any("dataset.workers" in problem for problem in row.problems) is is_told
 
 
 def test_a_job_of_a_cluster_is_short() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from repro.errors import UserError
 from repro.models.language.gpt2 import GPT2
 from repro.models.language.llama import Llama
 from repro.models.vision.resnet_cifar import ResNetCIFAR
+from repro.planning.instantiate import instantiate
+from repro.planning.plan import plan_study
+from repro.records.papers import load_papers
+from repro.report.full_scale import one_of_each_kind
 from repro.toolbox.costs import SavedForBackward
 from repro.toolbox.method import Method
 from repro.training import speed
+from repro.training.execute import build_module
 from repro.training.supervised import Supervised
 
 IMAGES = torch.randn(8, 3, 16, 16, generator=generator_for(0)).double(), torch.arange(8) % 4
@@ -93,6 +99,15 @@ def test_parts_of_a_batch_sum_up_to_it(kind: str, parts: int) -> None:
     assert_same(after(kind, accumulate=parts), after(kind))
 
 
+@pytest.mark.parametrize(("typed", "backend"), [(True, "inductor"), ("aot_eager", "aot_eager")])
+def test_what_compiles(typed: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda _, backend: used.append(backend))
+    for compile_ in (typed, False, None):  # None: what older runs say
+        speed.speed_up(supervised("decoder"), OmegaConf.create({"compile": compile_}))
+    assert used == [backend]
+
+
 def kept(kind: str, **hardware: Any) -> int:
     """Bytes that a step keeps for its way back."""
     module, batch = supervised(kind), KINDS[kind][1]
@@ -148,6 +163,26 @@ def test_the_whole_engine_takes_them(toy: Path) -> None:
     for name, value in plain.items():
         if not name.startswith("time/"):
             assert parts[name] == pytest.approx(value, rel=1e-3), name
+
+
+@pytest.mark.parametrize("slug", [paper.slug for paper in load_papers()])
+def test_every_paper_that_trains_on_batches_takes_them_or_says_why(slug: str) -> None:
+    """One way forward and back of its smoke models."""
+    plan = plan_study([f"paper={slug}", "scale=smoke", "seed=0", "n_jobs=1", "hardware=cpu"])
+    for run in one_of_each_kind(plan).runs:
+        data: Any = instantiate(run.config.dataset)
+        module = build_module(run.config, data)
+        if not isinstance(module, Supervised):
+            continue
+        batch = next(iter(data.train_dataloader()))
+        for hardware in ({"accumulate": 2}, {"activation_checkpointing": True}):
+            faster = copy.deepcopy(module)
+            faster._backward = Tensor.backward  # type: ignore[method-assign]
+            with contextlib.suppress(UserError):
+                speed.speed_up(faster, OmegaConf.create(hardware))
+                loss = faster.accumulated_loss if faster.parts > 1 else faster.loss
+                loss(batch).backward()
+                assert any(parameter.grad is not None for parameter in faster.parameters())
 
 
 def test_a_procedure_of_its_own_refuses_them(tmp_path: Path) -> None:

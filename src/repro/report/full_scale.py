@@ -1,13 +1,16 @@
 """What full scales take: the rehearsals of a study as a table, and of all papers as a page.
 
 ``python -m repro.report.full_scale`` rehearses every full scale of every paper at the size that its
-config calls ``paper.reduced``, and writes docs/full-scale.md. With ``--whole`` nothing is reduced,
-which takes an accelerator; ``--minutes`` ends it.
+config calls ``paper.reduced``, and writes each into docs/full-scale.md as soon as it is done; slugs
+say of which papers, ``--missing`` leaves out what the page has already. With ``--whole`` nothing is
+reduced, which takes an accelerator; ``--minutes`` ends it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -36,8 +39,9 @@ COLUMNS = (
     "checkpoint (MB)", "steps", "hours", "resumed",
 )  # fmt: skip
 STEPS = 4  # of each run of the page
-MINUTES = 1.0  # likewise
+MINUTES = {True: 1.0, False: 10.0}  # likewise, at the real size on a GPU and reduced
 NOTHING = "–"
+FAILED = "failed"
 # Words by which devices and systems say that memory is used up.
 OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "not enough memory")
 SMALLER = (
@@ -73,7 +77,7 @@ class Row:
         """The cells below `COLUMNS`."""
         seen = self.measured
         if seen is None:
-            return [self.arm, *[NOTHING] * (len(COLUMNS) - 2), "failed"]
+            return [self.arm, *[NOTHING] * (len(COLUMNS) - 2), FAILED]
         rate = seen.flops_per_second
         return [
             self.arm,
@@ -155,15 +159,17 @@ def full_scales(slugs: Sequence[str] | None = None) -> list[tuple[Paper, str]]:
     return [(papers[order], scale) for _, order, scale in sorted(numbered)]
 
 
-def on_cpu(paper: Paper, scale: str) -> list[str]:
-    """What is typed to rehearse a scale on two cores."""
-    return ["hardware=cpu", *paper.reduced.get(scale, [])]
+def typed_for(paper: Paper, scale: str, whole: bool) -> list[str]:
+    """What is typed to rehearse a scale as it is on one GPU, or reduced on the CPU.
 
-
-def on_gpu(paper: Paper, scale: str) -> list[str]:
-    """What is typed to rehearse a scale as it is on one GPU."""
+    Choosing the hardware drops what the scale says of it, which is therefore said again.
+    """
     own = [text for text in paper.scales[scale] if text.startswith("hardware.")]
-    return ["hardware=gpu", *own]
+    if whole:
+        return ["hardware=gpu", *own]
+    reduced = paper.reduced.get(scale, [])
+    said = {text.partition("=")[0] for text in reduced}
+    return ["hardware=cpu", *(text for text in own if text.partition("=")[0] not in said), *reduced]
 
 
 def one_of_each_kind(plan: Plan) -> Plan:
@@ -177,22 +183,57 @@ def one_of_each_kind(plan: Plan) -> Plan:
     return Plan(**{**vars(plan), "runs": [run for run in plan.runs if run.arm in wanted]})
 
 
-def rehearse(paper: Paper, scale: str, outputs: Path, typed: Sequence[str]) -> Study:
+def rehearse(paper: Paper, scale: str, outputs: Path, whole: bool) -> Study:
     """Rehearses one of each kind of arm of a scale, here and now."""
-    plan = plan_study([f"paper={paper.slug}", f"scale={scale}", *typed])
-    study = create_study(rehearsed(one_of_each_kind(plan), STEPS, MINUTES), outputs)
+    typed = typed_for(paper, scale, whole)
+    plan = plan_study([f"paper={paper.slug}", f"scale={scale}", "seed=0", *typed])
+    study = create_study(rehearsed(one_of_each_kind(plan), STEPS, MINUTES[whole]), outputs)
     with study.held(), trust.trusted():
         launch(study, study.layers, n_jobs=1)
     return study
 
 
-def section(paper: Paper, scale: str, typed: Sequence[str], arms: Sequence[Row]) -> list[str]:
-    """The part of the page about one scale."""
-    reduced = f", at {' '.join(f'`{text}`' for text in typed)}" if typed else ""
-    lines = [f"### `{paper.slug}` scale={scale}", "", f"One arm of each kind{reduced}:", ""]
+def heading(paper: Paper, scale: str) -> str:
+    """The line above the part of the page about one scale."""
+    return f"### `{paper.slug}` scale={scale}"
+
+
+def section(title: str, typed: Sequence[str], arms: Sequence[Row], is_busy: bool) -> str:
+    """The part of the page about one scale.
+
+    Args:
+        title: its heading.
+        typed: what it was rehearsed with.
+        arms: what was measured.
+        is_busy: whether the machine did something else at the same time.
+    """
+    settings = " ".join(f"`{text}`" for text in typed)
+    seen = next((arm.measured for arm in arms if arm.measured is not None), None)
+    device = "" if seen is None else f", on {seen.devices} × {seen.device}"
+    beside = " beside other work" if is_busy else ""
+    lines = [title, "", f"One arm of each kind, at {settings}{device}{beside}:", ""]
     lines += tables.markdown_table(COLUMNS, [arm.cells() for arm in arms])
     lines += [f"* `{arm.arm}`: {problem}" for arm in arms for problem in arm.problems]
-    return [*lines, ""]
+    return "\n".join([*lines, "", ""])
+
+
+def sections(block: str) -> dict[str, str]:
+    """The parts of a block of the page, by their headings."""
+    parts = re.split(r"^(?=### )", block, flags=re.M)
+    return {part.splitlines()[0]: part for part in parts if part.startswith("### ")}
+
+
+def with_section(text: str, block: str, part: str) -> str:
+    """The page with one part put in, or in the place of what it said; in the order of papers.
+
+    Parts about scales that there are no longer are dropped.
+    """
+    known = sections(record.filled(text, block)) | sections(part)
+    titles = sorted(heading(paper, scale) for paper, scale in full_scales())
+    parts = [known[title] for title in titles if title in known]
+    missing = len(titles) - len(parts)
+    lead = f"Not rehearsed yet: {missing} of {len(titles)}.\n\n" if missing else ""
+    return record.fill(text, block, lead + "".join(parts))
 
 
 def document() -> Path:
@@ -200,42 +241,57 @@ def document() -> Path:
     return record.project_readme().parent / "docs" / "full-scale.md"
 
 
+def is_busy() -> bool:
+    """Whether more processes want to run than there are cores."""
+    return os.getloadavg()[0] > (os.cpu_count() or 1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rehearses and rewrites the page; says what failed.
+    """Rehearses, and writes each scale into the page at once; says what failed.
 
     Returns:
         The number of scales that did not come to their last step.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--paper", action="append", help="only this one; may be repeated")
+    parser.add_argument("papers", nargs="*", help="slugs; none for all papers")
+    parser.add_argument("--missing", action="store_true", help="only what the page does not have")
     parser.add_argument("--whole", action="store_true", help="at the real size")
     parser.add_argument("--minutes", type=float, help="start no further scale after so many")
-    parser.add_argument("--print", action="store_true", help="print instead of writing the page")
     asked = parser.parse_args(arguments)
+    import torch  # the command, which prints the same rows, has to start without it
+
+    if asked.whole and not torch.cuda.is_available():
+        parser.error("--whole takes a GPU, and there is none here; leave it out.")
     began, failed = time.monotonic(), 0
-    lines: list[str] = []
-    with tempfile.TemporaryDirectory() as outputs:
-        for paper, scale in full_scales(asked.paper):
-            if asked.minutes and time.monotonic() - began > 60 * asked.minutes:
-                break
-            typed = on_gpu(paper, scale) if asked.whole else on_cpu(paper, scale)
-            try:
-                arms = rows(rehearse(paper, scale, Path(outputs), typed))
-            except ReproError as error:
-                arms = [Row("all", None, [str(error).splitlines()[0]])]
-            is_well = all(arm.measured is not None for arm in arms)
-            failed += not is_well
-            print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
-            lines += section(paper, scale, typed, arms)
-    text = "\n".join(lines) + "\n"
-    if asked.print:
-        print(text)
-    else:
-        page = document()
-        page_text = page.read_text(encoding="utf-8")
-        block = "rehearsals:whole" if asked.whole else "rehearsals"
-        files.write_text(page, record.fill(page_text, block, text))
+    block = "rehearsals:whole" if asked.whole else "rehearsals"
+    wanted = full_scales(asked.papers)
+    if asked.missing:
+        known = sections(record.filled(_page(), block))
+        wanted = [each for each in wanted if FAILED in known.get(heading(*each), FAILED)]
+    for paper, scale in wanted:
+        if asked.minutes is not None and time.monotonic() - began > 60 * asked.minutes:
+            break
+        typed, was_busy = typed_for(paper, scale, asked.whole), is_busy()
+        arms = measured(paper, scale, asked.whole)
+        is_well = all(arm.measured is not None for arm in arms)
+        failed += not is_well
+        print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
+        part = section(heading(paper, scale), typed, arms, was_busy)
+        files.write_text(document(), with_section(_page(), block, part))
     return failed
+
+
+def _page() -> str:
+    return document().read_text(encoding="utf-8")
+
+
+def measured(paper: Paper, scale: str, whole: bool) -> list[Row]:
+    """What the rehearsal of one of each kind of arm says; nothing of it is kept."""
+    with tempfile.TemporaryDirectory() as outputs:
+        try:
+            return rows(rehearse(paper, scale, Path(outputs), whole))
+        except ReproError as error:
+            return [Row("all", None, [str(error).splitlines()[0]])]
 
 
 if __name__ == "__main__":

@@ -189,8 +189,17 @@ def with_tables(text: str, paper: Paper) -> str:
 
 def fill(text: str, name: str, content: str) -> str:
     """Replaces what stands between ``<!-- name -->`` and ``<!-- /name -->``."""
-    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
-    return pattern.sub(lambda match: match[1] + content + match[2], text)
+    return _block(name).sub(lambda match: match[1] + content + match[3], text)
+
+
+def filled(text: str, name: str) -> str:
+    """What stands between ``<!-- name -->`` and ``<!-- /name -->``; nothing where they are not."""
+    found = _block(name).search(text)
+    return found[2] if found else ""
+
+
+def _block(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {re.escape(name)} -->\n)(.*?)(<!-- /{re.escape(name)} -->)", re.S)
 
 
 def results_markdown(recorded: dict[str, Any]) -> str:

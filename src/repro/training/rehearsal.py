@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import platform
 import resource
 import statistics
 import time
@@ -22,6 +21,7 @@ from repro.records.rehearsal import Rehearsal, keep_rehearsal
 from repro.records.run import Run
 from repro.toolbox.costs import CountFlops, PeakMemory, peak_flops
 from repro.training.checkpoints import Interrupted
+from repro.training.hardware import processor
 
 COUNTED = 1  # the step, from zero, whose operations and memory are counted
 LOADER_SECONDS = 3.0  # for which the loader is measured alone
@@ -131,7 +131,7 @@ class Rehearsing(Callback):
     def _measured(self, trainer: pl.Trainer, module: pl.LightningModule) -> Rehearsal:
         config = self.run.config()
         device, on_gpu = module.device, module.device.type == "cuda"
-        name = torch.cuda.get_device_name(device) if on_gpu else _processor()
+        name = torch.cuda.get_device_name(device) if on_gpu else processor()
         total = trainer.estimated_stepping_batches if self.is_cut else trainer.global_step
         clean = self.steps[COUNTED + 1 :] or self.steps[:COUNTED]
         files = (self.run.last_checkpoint, self.run.best_checkpoint)
@@ -186,10 +186,6 @@ def _median_ms(seconds: list[float]) -> float | None:
 
 def _mb(size: float) -> float:
     return round(size / 2**20, 1)
-
-
-def _processor() -> str:
-    return platform.processor() or platform.machine()
 
 
 def _arithmetic(hardware: Any) -> str:

@@ -23,7 +23,7 @@ OF_SUPERVISED: dict[str, Any] = {
     "accumulate": 1,
     "activation_checkpointing": False,
     "channels_last": False,
-    "compile": None,
+    "compile": False,
 }
 
 
@@ -48,7 +48,7 @@ def speed_up(module: Any, hardware: Any) -> None:
     Raises:
         UserError: the paper does not train that way, or the model or the method cannot.
     """
-    wanted = [key for key, off in OF_SUPERVISED.items() if hardware.get(key, off) != off]
+    wanted = [key for key, off in OF_SUPERVISED.items() if (hardware.get(key) or off) != off]
     if not wanted:
         return
     if not isinstance(module, Supervised):
@@ -63,7 +63,7 @@ def speed_up(module: Any, hardware: Any) -> None:
     if "channels_last" in wanted:
         module.model.to(memory_format=torch.channels_last)
     if "compile" in wanted:
-        module.model.compile(backend=hardware.compile)
+        module.model.compile(backend="inductor" if hardware.compile is True else hardware.compile)
 
 
 def accumulate(module: Supervised, parts: int) -> None:
