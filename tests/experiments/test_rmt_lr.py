@@ -289,8 +289,9 @@ def test_full_has_the_papers_networks(arm: str, parameters: int) -> None:
     assert full.lanczos_steps == 100
 
 
-TINY = ["dataset.val_size=8", "dataset.batch_size=8", "dataset.eval_batch_size=8",
-    "training={epochs:1,max_steps:2,val_every:1}", "hardware=cpu"]  # fmt: skip
+TINY = ["dataset.classes=10", "dataset.val_size=8", "dataset.batch_size=8",
+    "dataset.eval_batch_size=8", "training={epochs:1,max_steps:2,val_every:1}",
+    "hardware=cpu"]  # fmt: skip
 
 
 @pytest.fixture
@@ -305,13 +306,14 @@ def cifar100(tmp_path: Path) -> Path:
 def test_full_measures_spectra_of_published_files(cifar100: Path, tmp_path: Path) -> None:
     """By a smaller network with batch normalisation, chunk by chunk, without kept graphs."""
     typed = ["paper=rmt_lr", "scale=full", "arm=vgg16", "model=small_cnn", "seed=1", *TINY,
-        "examples=16", "spectra={epochs:[0,1],sizes:[4,8],batches:2,chunk:8,lanczos_steps:4}",
+        "examples=16", "spectra={epochs:[0,1],sizes:[4,8],batches:2,chunk:8,lanczos_steps:3}",
         f"data.root={cifar100}"]  # fmt: skip
     summary = finished(tmp_path / "out", *typed).summary()
     for epoch in (0, 1):
-        assert 0 < summary[f"test/hessian/top/e{epoch}"]
+        for kind in ("hessian", "ggn"):
+            assert summary[f"test/{kind}/top/e{epoch}"] > 0
+            assert summary[f"test/{kind}/top/e{epoch}/b4"] > 0
         assert summary[f"test/ggn/bottom/e{epoch}"] > -1e-3
-        assert math.isfinite(summary[f"test/hessian/slope/e{epoch}"])
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,10 @@ def test_the_rules_train_another_papers_residual_network(tmp_path: Path, method:
 @pytest.mark.parametrize(
     ("scale", "arm"),
     [
-        ("full_mlp", "tpsgd_l1"),
-        ("full_cnn", "fa"),
+        ("full_mlp", "fa"),
         ("full_rnn2", "tpsgd_l2"),
-        ("full_vgg11", "tpsgd_l2"),
-        ("full_drtp_mnist", "sdfa"),
-        ("full_drtp_cifar10", "drtp"),
+        ("full_vgg11", "tpsgd_l1"),
+        ("full_drtp_mnist", "drtp"),
         ("full_lenet", "dfa"),
     ],
 )
