@@ -81,7 +81,7 @@ def test_what_is_kept_by_depth() -> None:
     kept: dict[str, list[float]] = {"local": [], "backpropagation": [], "hooks": []}
     for depth in depths:
         model = perceptron(depth, 256)
-        steps = {
+        steps: dict[str, Step] = {
             "local": step_of(TargetProjection("drtp"), model, x),
             "backpropagation": partial(autograd, model, x),
             "hooks": partial(hooked, model, x, {}),

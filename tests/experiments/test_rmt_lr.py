@@ -305,9 +305,10 @@ def cifar100(tmp_path: Path) -> Path:
 
 def test_full_measures_spectra_of_published_files(cifar100: Path, tmp_path: Path) -> None:
     """By a smaller network with batch normalisation, chunk by chunk, without kept graphs."""
-    typed = ["paper=rmt_lr", "scale=full", "arm=vgg16", "model=small_cnn", "seed=1", *TINY,
-        "examples=16", "spectra={epochs:[0,1],sizes:[4,8],batches:2,chunk:8,lanczos_steps:3}",
-        f"data.root={cifar100}"]  # fmt: skip
+    typed = ["paper=rmt_lr", "scale=full", "arm=vgg16", "model=small_cnn", "model.widths=[4,4,8]",
+        "seed=1", *TINY, "examples=16", f"data.root={cifar100}",
+        "spectra={epochs:[0,1],sizes:[4],batches:2,chunk:8,lanczos_steps:3,projected:2}",
+    ]  # fmt: skip
     summary = finished(tmp_path / "out", *typed).summary()
     for epoch in (0, 1):
         for kind in ("hessian", "ggn"):
