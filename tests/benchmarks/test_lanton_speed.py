@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,17 @@ def test_an_optimizer_step_against_torchs_muon() -> None:
     ours = Lanton(group, 1e-4, ball, nesterov=True, noise="off", weight_decay=0.1)
     muon = torch.optim.Muon(weights, 1e-4)
     faster("48 matrices, against torch.optim.Muon", ours.step, muon.step, 0.9, 10)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (1024, 4096)])
+def test_an_optimizer_step_against_its_base(shape: tuple[int, int]) -> None:
+    """On one matrix of a large decoder, where Newton-Schulz is nearly all of a step."""
+    weight = nn.Parameter(torch.randn(*shape))
+    weight.grad = torch.randn_like(weight)
+    group: list[dict[str, Any]] = [{"params": [weight], "role": "hidden"}]
+    ours = Lanton(group, 1e-4, balls("lanczos"))
+    base = Lanton([dict(group[0])], 1e-4, balls("lanczos"), noise="off")
+    faster(f"a step of {shape} with noise, against one without", ours.step, base.step, 1 / 1.5, 3)
 
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (1024, 4096)])

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published import write_images
 from repro.experiments.rmt_lr import sweeps
 from repro.experiments.rmt_lr.base import best_of, exponent, grid, largest_below
 from repro.experiments.rmt_lr.spectra import Spectra, Spiked
 from repro.experiments.rmt_lr.sweeps import Damping, Learner, Scaling
-from rooms import configs, logged, refusal, summaries
+from rooms import configs, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
 from repro.data.base.iterators import generator_for
@@ -286,6 +287,52 @@ def test_full_has_the_papers_networks(arm: str, parameters: int) -> None:
         full = module(arm, scale="full")
     assert sum(each.numel() for each in full.model.parameters()) == parameters
     assert full.lanczos_steps == 100
+
+
+TINY = ["dataset.classes=10", "dataset.val_size=8", "dataset.batch_size=8",
+    "dataset.eval_batch_size=8", "training={epochs:1,max_steps:2,val_every:1}",
+    "hardware=cpu"]  # fmt: skip
+
+
+@pytest.fixture
+def cifar100(tmp_path: Path) -> Path:
+    """Images in the layout of CIFAR-100, of ten of its classes."""
+    folder = tmp_path / "hf" / "uoft-cs" / "cifar100" / "cifar100"
+    splits = {"train": 24, "test": 8}
+    write_images(folder, (32, 32, 3), splits, "img", labels="fine_label")
+    return tmp_path / "hf"
+
+
+def test_full_measures_spectra_of_published_files(cifar100: Path, tmp_path: Path) -> None:
+    """By a smaller network with batch normalisation, chunk by chunk, without kept graphs."""
+    typed = ["paper=rmt_lr", "scale=full", "arm=vgg16", "model=small_cnn", "model.widths=[4,4,8]",
+        "seed=1", *TINY, "examples=16", f"data.root={cifar100}",
+        "spectra={epochs:[0,1],sizes:[4],batches:2,chunk:8,lanczos_steps:3,projected:2}",
+    ]  # fmt: skip
+    summary = finished(tmp_path / "out", *typed).summary()
+    for epoch in (0, 1):
+        for kind in ("hessian", "ggn"):
+            assert summary[f"test/{kind}/top/e{epoch}"] > 0
+            assert summary[f"test/{kind}/top/e{epoch}/b4"] > 0
+        assert summary[f"test/ggn/bottom/e{epoch}"] > -1e-3
+
+
+@pytest.mark.parametrize(
+    ("scale", "arm", "network"),
+    [
+        ("full_scaling", "adam_root_b512", []),
+        ("full_learner", "on_the_fly", ["model=small_cnn", "method.lanczos_steps=2"]),
+        ("full_learner", "by_hand", ["model=small_cnn"]),
+    ],
+)
+def test_full_trains_on_published_files(
+    scale: str, arm: str, network: list[str], cifar100: Path, tmp_path: Path
+) -> None:
+    typed = ["paper=rmt_lr", f"scale={scale}", f"arm={arm}", "seed=1", f"data.root={cifar100}"]
+    summary = finished(tmp_path / "out", *typed, *TINY, *network).summary()
+    assert summary["steps"] == 2
+    assert 0 < summary["train/loss"] < 20
+    assert 0 <= summary["test/accuracy"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from published import write_images
 from repro.experiments.tpsgd.module import LocalRules
 from rooms import configs, finished, refusal, summaries
 
@@ -166,6 +167,29 @@ def test_what_cannot_work_is_one_line(typed: list[str], message: str, tmp_path: 
 def test_the_rules_train_another_papers_residual_network(tmp_path: Path, method: str) -> None:
     typed = ["paper=man", "scale=smoke", "arm=bp", f"method={method}", "seed=0"]
     assert finished(tmp_path, *typed).summary()["test/accuracy"] > 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "arm"),
+    [
+        ("full_mlp", "fa"),
+        ("full_rnn2", "tpsgd_l2"),
+        ("full_vgg11", "tpsgd_l1"),
+        ("full_drtp_mnist", "drtp"),
+        ("full_lenet", "dfa"),
+    ],
+)
+def test_full_scales_train_on_published_files(scale: str, arm: str, tmp_path: Path) -> None:
+    """Two steps and an evaluation on images in the layouts of MNIST and CIFAR-10."""
+    root, splits = tmp_path / "hf", {"train": 24, "test": 10}
+    write_images(root / "ylecun/mnist/mnist", (28, 28), splits, "image")
+    write_images(root / "uoft-cs/cifar10/plain_text", (32, 32, 3), splits, "img")
+    sizes = ["dataset.val_size=8", "dataset.batch_size=8", "training={epochs:1,max_steps:2}"]
+    typed = ["paper=tpsgd", f"scale={scale}", f"arm={arm}", "seed=0", f"data.root={root}"]
+    summary = finished(tmp_path / "out", *typed, "hardware=cpu", *sizes).summary()
+    assert summary["steps"] == 2
+    assert 0 < summary["train/loss"] < 10
+    assert 0 <= summary["test/accuracy"] <= 1
 
 
 def test_a_missing_data_set_is_one_clear_message(tmp_path: Path) -> None:

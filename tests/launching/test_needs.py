@@ -68,3 +68,15 @@ def test_the_arms_that_lack_something_are_named(toy: Path) -> None:
     said = needs.lacking(plan)
     assert said is not None
     assert said.startswith("1 of 2 arms (far) cannot run: Data set 'mnist' is missing")
+
+
+def test_of_a_large_corpus_only_the_shards_that_are_read_have_to_be_there(tmp_path: Path) -> None:
+    folder = tmp_path / "Skylion007" / "openwebtext" / "plain_text"
+    folder.mkdir(parents=True)
+    for shard in range(2):
+        (folder / f"train-0000{shard}-of-00080.parquet").touch()
+    typed = ["paper=lanton", "scale=full", "arm=adamw", "seed=0", f"data.root={tmp_path}"]
+    assert needs.lacking(plan_study([*typed, "dataset.shards=2"])) is None
+    said = needs.lacking(plan_study([*typed, "dataset.shards=3"]))
+    assert said is not None
+    assert "incomplete: 2 of 80 files" in said

@@ -45,8 +45,14 @@ def write_table(file: Path, texts: Sequence[str]) -> None:
     parquet.write_table(pyarrow.table({"text": texts}), file)
 
 
-def write_images(folder: Path, shape: Sequence[int], splits: dict[str, int], column: str) -> None:
-    """Writes random images (height, width, channels) of ten classes, so many in each split."""
+def write_images(
+    folder: Path,
+    shape: Sequence[int],
+    splits: dict[str, int],
+    column: str,
+    labels: str = "label",
+) -> None:
+    """Writes random images (height, width[, channels]) of ten classes, so many in each split."""
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pictures = pytest.importorskip("PIL.Image")
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +63,7 @@ def write_images(folder: Path, shape: Sequence[int], splits: dict[str, int], col
             encoded = io.BytesIO()
             pictures.fromarray(draw.integers(0, 256, shape, np.uint8)).save(encoded, "PNG")
             cells.append({"bytes": encoded.getvalue(), "path": None})
-        table = pyarrow.table({column: cells, "label": [i % 10 for i in range(count)]})
+        table = pyarrow.table({column: cells, labels: [i % 10 for i in range(count)]})
         parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 

@@ -44,7 +44,8 @@ def _missing(content: Mapping[str, Any]) -> list[str]:
     said = extras.missing([*content.get("needs", ()), *info.get("needs", ())])
     root = dataset.get("root") or content["data"]["root"]
     looked_for = info and not _is_stand_in(dataset)
-    problem = catalog.problem_of(dataset, root) if looked_for else None
+    # Of a large corpus the run may read a few files only.
+    problem = catalog.problem_of(dataset, root, dataset.get("shards")) if looked_for else None
     return said if problem is None else [*said, " ".join(problem.split())]
 
 

@@ -66,6 +66,28 @@ def equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
 # -- The base -------------------------------------------------------------------------------------
 
 
+def kept(optimizer: torch.optim.Optimizer) -> int:
+    """Numbers in an optimizer's state."""
+    states = optimizer.state.values()
+    return sum(value.numel() for s in states for value in s.values() if isinstance(value, Tensor))
+
+
+def test_noise_costs_a_copy_of_the_gradients_and_a_number_for_each_layer() -> None:
+    """The base keeps what torch's Muon does: the momentum."""
+    shapes = (6, 6), (6, 6), (4, 9)
+    weights = sum(a * b for a, b in shapes)
+    muon = torch.optim.Muon(moved := parameters(shapes))
+    for parameter in moved:
+        parameter.grad = torch.ones_like(parameter)
+    muon.step()
+    base = made(parameters(shapes), noise="off")
+    ours = made(parameters(shapes), noise="previous", c_unit="absolute")
+    for optimizer in (base, ours):
+        led(optimizer, draws(3, shapes=shapes))
+    assert kept(base) == kept(muon) == weights
+    assert kept(ours) == 2 * weights + len(shapes)
+
+
 @pytest.mark.parametrize(
     ("adjust", "factor"), [("original", "muon"), ("match_rms_adamw", "rms_adamw")]
 )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from repro.methods.rmt_lr import HessianNoise, batch_top, effective_batch, hessian_noise
 from repro.toolbox.linear_algebra.curvature import Curvature, Kind
@@ -71,3 +74,19 @@ def test_the_shift_is_of_the_size_that_the_spiked_model_says() -> None:
     shift = float((tops - 10 - noise.first_order).mean())
     assert batch_top(10.0, noise.across, b) - 10 == pytest.approx(shift, rel=0.1)
     assert noise.isotropic == pytest.approx(noise.total, rel=0.15)  # entries alike: the model holds
+
+
+def test_white_inputs_have_the_edge_of_marchenko_and_pastur() -> None:
+    """Linear regression on few examples: the batch's curvature is a Wishart matrix.
+
+    Its edge, (1 + sqrt(P/B))^2, is where the spiked Wigner model must not be expected to hold: as
+    fluctuations around the identity it would have it at 1 + 2 sqrt(P/B).
+    """
+    torch.manual_seed(0)
+    P, B = 400, 100
+    batch = torch.randn(B, P, dtype=torch.float64), torch.randn(B, 1, dtype=torch.float64)
+    net = nn.Linear(P, 1, bias=False).double()
+    ggn = Curvature(net, [batch], "ggn", lambda z, y: F.mse_loss(z, y) / 2)
+    top = float(lanczos(ggn, torch.randn(P, dtype=torch.float64), 60).top)
+    assert top == pytest.approx((1 + math.sqrt(P / B)) ** 2, rel=0.05)
+    assert top > 1.5 * (1 + 2 * math.sqrt(P / B))

@@ -63,12 +63,15 @@ def _configs() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def place_of(config: Mapping[str, Any], root: str | Path | None) -> Path | None:
+def place_of(
+    config: Mapping[str, Any], root: str | Path | None, first: int | None = None
+) -> Path | None:
     """The folder in which a data set lies; None where it needs none.
 
     Args:
         config: of the data set, with `info`.
         root: folder of benchmark sets.
+        first: so many files of each split on the hub are enough; None: all of them.
 
     Raises:
         UserError: it is missing or incomplete.
@@ -78,7 +81,7 @@ def place_of(config: Mapping[str, Any], root: str | Path | None) -> Path | None:
     if "hub" in info:
         where = HubFiles.of(name, info, root)
         for split in info["splits"]:
-            where.split(split)
+            where.split(split, first)
         return where.folder
     if info["bundled"]:
         return None
@@ -91,10 +94,12 @@ def place_of(config: Mapping[str, Any], root: str | Path | None) -> Path | None:
     return folder
 
 
-def problem_of(config: Mapping[str, Any], root: str | Path | None) -> str | None:
+def problem_of(
+    config: Mapping[str, Any], root: str | Path | None, first: int | None = None
+) -> str | None:
     """Why a data set cannot be used, or None; see `place_of`."""
     try:
-        place_of(config, root)
+        place_of(config, root, first)
     except UserError as error:
         return str(error)
     return None

@@ -69,11 +69,15 @@ class HubFiles:
         """Where the files are looked for."""
         return self.root / self.repository / self.config
 
-    def split(self, split: str) -> list[Path]:
+    def split(self, split: str, first: int | None = None) -> list[Path]:
         """Returns the files of a split, named as on the hub (``train``, ``validation``, ``test``).
 
+        Args:
+            split: its name.
+            first: so many files are enough, and no more are returned; None: all of them.
+
         Raises:
-            UserError: there is none, or one of several is missing.
+            UserError: there is none, or one of those asked for is missing.
         """
         # The hub's own parquet conversions lie one folder deeper, as <split>/0000.parquet.
         files = sorted(self.folder.glob(f"{split}-*.parquet"))
@@ -85,13 +89,14 @@ class HubFiles:
                 " `data.root=` (or REPRO_DATA_ROOT) at a local copy."
             )
         stated = re.search(r"-of-0*(\d+)\.parquet$", files[0].name)
-        if stated and len(files) != int(stated[1]):
+        enough = first is not None and len(files) >= first
+        if stated and len(files) != int(stated[1]) and not enough:
             raise UserError(
                 f"Data set '{self.name}' is incomplete: {len(files)} of {stated[1]} files"
                 f" {self.folder / split}-*.parquet.\nFetch the rest with"
                 f" `repro data fetch {self.name}`."
             )
-        return files
+        return files[:first]
 
 
 def read_table(files: Sequence[Path], columns: Sequence[str]) -> pyarrow.Table:
