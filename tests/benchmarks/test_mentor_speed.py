@@ -80,7 +80,8 @@ def mixtures(width: int, batch: int, factor: float, **sizes: Any) -> None:
 
 
 def test_the_published_mixture() -> None:
-    mixtures(1024, 256, 1.0)
+    """Large products take the time, and those are the same."""
+    mixtures(1024, 256, 0.9)
 
 
 def test_the_small_mixture() -> None:
