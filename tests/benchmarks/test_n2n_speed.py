@@ -17,6 +17,7 @@ from repro.methods.n2n.policies import RemovalPolicy, ShrinkagePolicy
 from repro.methods.n2n.search import Reinforce
 from repro.models import MLP
 from repro.models.vision.resnet_imagenet import ResNetImageNet
+from repro.toolbox.costs import PeakMemory
 
 torch.manual_seed(0)
 MODEL = MLP([64], 10, [128] * 5, batch_norm=True)
@@ -76,6 +77,49 @@ def test_five_residual_students_side_by_side() -> None:
             trained(1)
 
     faster("five students of ResNet-18", partial(trained, 5), one_after_another, 3)
+
+
+def residual_students(teacher: nn.Module, count: int) -> list[nn.Module]:
+    """A policy's first proposals for ResNet-18 at 32 x 32, those without every second layer."""
+    policy = RemovalPolicy(Removal(), keep_rate=0.5)
+    tables = policy.sample(read(teacher), count, torch.Generator().manual_seed(0))
+    students = [Removal().apply(read(teacher), each) for each in tables]
+    return [fresh(each, [3, 32, 32], seed) for seed, each in enumerate(students)]
+
+
+def test_five_halves_of_resnet18() -> None:
+    """As released: one pass over the data and through the teacher for all. Time, and memory."""
+    teacher = ResNetImageNet([3, 32, 32], 10, depth=18, small_images=True)
+    x, y = torch.randn(8, 3, 32, 32), torch.arange(8) % 10
+
+    def batches(_epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        yield x, y
+
+    def trained(students: list[nn.Module]) -> None:
+        train(students, batches, Recipe(epochs=1), teacher)
+
+    students = residual_students(teacher, 5)
+
+    def one_after_another() -> None:
+        for each in students:
+            trained([each])
+
+    def peak(of: list[nn.Module]) -> float:
+        there = [*teacher.parameters(), *(p for each in of for p in each.parameters())]
+        with PeakMemory(x.device, there) as memory:
+            trained(of)
+        return memory.peak / 2**20
+
+    sizes = [sum(p.numel() for p in each.parameters()) * 4 / 2**20 for each in students]
+    together, alone = peak(students), max(peak([each]) for each in students)
+    print(
+        f"\npeak of five students, {sum(sizes):.0f} MB of weights: {together:.0f} MB; of one at a "
+        f"time: {alone:.0f} MB"
+    )
+    # Weights, gradients and two averages of Adam of all students, beside what one alone takes.
+    assert together < alone + 4 * 1.05 * sum(sizes)
+    name = "five halves of ResNet-18, against one by one"
+    faster(name, partial(trained, students), one_after_another, 1.2, repeats=2)
 
 
 def test_what_was_trained_is_not_trained_again() -> None:
