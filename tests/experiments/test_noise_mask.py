@@ -171,11 +171,21 @@ def test_accuracies_by_shots_and_their_gap(monkeypatch: pytest.MonkeyPatch) -> N
     )
     module = probing([5, 50])
     data = module.transfer["outline"]
-    for name in PROBED:
-        found = {f"test/{key}": value for key, value in module._probed(name, data).items()}
-        assert found[f"test/probe_{name}_5"] == pytest.approx(0.05)
-        assert found[f"test/probe_{name}_50"] == pytest.approx(0.5)
-        assert found[f"test/probe_gap_{name}"] == pytest.approx(math.log(5 / 95))
+    found = {
+        f"test/{key}": value for name in PROBED for key, value in module._probed(name, data).items()
+    }
+    assert len(found) == 3 * len(PROBED)
+    for name in (
+        "test/probe_outline_5", "test/probe_digits_5", "test/probe_bloodmnist_5",
+        "test/probe_breastmnist_5", "test/probe_chestmnist_5", "test/probe_dermamnist_5",
+        "test/probe_octmnist_5", "test/probe_organamnist_5", "test/probe_organcmnist_5",
+        "test/probe_organsmnist_5", "test/probe_pathmnist_5", "test/probe_pneumoniamnist_5",
+        "test/probe_retinamnist_5", "test/probe_tissuemnist_5",
+    ):  # fmt: skip
+        assert found[name] == pytest.approx(0.05)
+    assert found["test/probe_outline_50"] == pytest.approx(0.5)
+    for name in ("test/probe_gap_outline", "test/probe_gap_digits", "test/probe_gap_retinamnist"):
+        assert found[name] == pytest.approx(math.log(5 / 95))
 
 
 @pytest.mark.parametrize("scale", ["mini", "mini_concepts", "full"])

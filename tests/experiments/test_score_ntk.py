@@ -133,9 +133,12 @@ def test_errors_of_known_paths_by_rule_and_size() -> None:
 def test_errors_of_known_paths_by_bin_of_time() -> None:
     found = trained(module(model="network", size=16, widths=[1024], test_size=60))
     mean, bins = squares_of_bins()
-    for rule in ("none", "holdout", "oracle"):
-        expected = mean * SHARES[rule] ** 2 / 4
-        assert found[f"test/error/{rule}/m1024"] == pytest.approx(expected)
+    for name, share in (
+        ("test/error/none/m1024", SHARES["none"]),
+        ("test/error/holdout/m1024", SHARES["holdout"]),
+        ("test/error/oracle/m1024", SHARES["oracle"]),
+    ):
+        assert found[name] == pytest.approx(mean * share**2 / 4)
     for part in ("early", "middle", "late"):
         expected = bins[part] * 0.6**2 / 4
         assert found[f"test/bin/{part}/holdout/m1024"] == pytest.approx(expected)

@@ -125,7 +125,9 @@ class Drawing(Declaration):
         if self.share:
             named = [(axes, panel.metric) for axes, panel in zip(grid, panels, strict=True)]
             style.share(named, panels[0].kind.measure)
-        says = self.title or panels[0].kind.says.format(seeds=context.table.seeds)
+        count = context.table.seeds
+        seeds = f"{count} seed{'s' * (count != 1)}"
+        says = self.title or panels[0].kind.says.format(seeds=seeds)
         style.finish(figure, f"{study}: {says}")
         return figure
 

@@ -203,7 +203,7 @@ class Panels(Declaration, ABC):
         title: stands over the panels where there are no groups.
     """
 
-    says: ClassVar[str]  # the figure's title
+    says: ClassVar[str]  # the figure's title; {seeds}: how many there are
     measure: ClassVar[str] = "y"  # the axis of the metric
     metrics: dict[str, Axis] = Field(min_length=1)
     arms: list[Arm] = ["*"]
@@ -243,7 +243,7 @@ class Curves(Panels):
         seeds: whether each seed is drawn as a thin line instead of the range.
     """
 
-    says: ClassVar[str] = "mean and range over {seeds} seeds"
+    says: ClassVar[str] = "mean and range over {seeds}"
     kind: Literal["curves"]
     x: Along = Along(label="step")
     seeds: bool = False
@@ -285,7 +285,7 @@ class Swept(Panels):
         centre: ``median`` shows median and quartiles, for what has no mean.
     """
 
-    says: ClassVar[str] = "mean and range over {seeds} seeds"
+    says: ClassVar[str] = "mean and range over {seeds}"
     kind: Literal["swept"]
     x: Axis
     values: Values = {}
@@ -370,7 +370,7 @@ class DotRows(Panels):
         level: a number drawn as a vertical line.
     """
 
-    says: ClassVar[str] = "{seeds} seeds as dots; bars: mean and its 95 % interval"
+    says: ClassVar[str] = "{seeds} as dots; bars: mean and its 95 % interval"
     measure: ClassVar[str] = "x"
     kind: Literal["dots"]
     rows: dict[str, Source] = {}
@@ -430,7 +430,7 @@ class Scatter(Panels):
         reference: an arm's value drawn as a horizontal line.
     """
 
-    says: ClassVar[str] = "means over {seeds} seeds, which are the small dots"
+    says: ClassVar[str] = "means over {seeds}, which are the small dots"
     kind: Literal["scatter"]
     x: Along
     y: str = METRIC
@@ -496,7 +496,7 @@ class Heat(Panels):
         leave_out: values of ``{x}`` that are not wanted.
     """
 
-    says: ClassVar[str] = "means over {seeds} seeds"
+    says: ClassVar[str] = "means over {seeds}"
     kind: Literal["heat"]
     label: str = ""
     digits: int = 2
