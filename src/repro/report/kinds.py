@@ -205,6 +205,7 @@ class Panels(Declaration, ABC):
 
     says: ClassVar[str]  # the figure's title; {seeds}: how many there are
     measure: ClassVar[str] = "y"  # the axis of the metric
+    needs_runs: ClassVar[bool] = False  # whether final metrics do not suffice
     metrics: dict[str, Axis] = Field(min_length=1)
     arms: list[Arm] = ["*"]
     groups: dict[str, list[Arm]] = {}
@@ -244,6 +245,7 @@ class Curves(Panels):
     """
 
     says: ClassVar[str] = "mean and range over {seeds}"
+    needs_runs: ClassVar[bool] = True
     kind: Literal["curves"]
     x: Along = Along(label="step")
     seeds: bool = False
@@ -564,6 +566,7 @@ class Pictures(Panels):
     """
 
     says: ClassVar[str] = "of one seed"
+    needs_runs: ClassVar[bool] = True
     kind: Literal["pictures"]
 
     def panels(self, context: Context) -> list[Panel]:
