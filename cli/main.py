@@ -215,6 +215,7 @@ def run(
     from repro.launching import local, needs
 
     if dry_run:
+        local.check_launchers(plan)
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), outputs, as_json)
         lacking = needs.lacking(plan)
         if lacking is not None:
