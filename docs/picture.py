@@ -46,7 +46,7 @@ def draw(folder: Path) -> None:
         page.wait_for_timeout(3000)  # until the page has scrolled to the study
         page.screenshot(path=FILE)
         browser.close()
-    Image.open(FILE).convert("RGB").quantize(128).save(FILE, optimize=True)
+    Image.open(FILE).convert("RGB").save(FILE, optimize=True)
 
 
 if __name__ == "__main__":

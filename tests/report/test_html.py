@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -60,6 +61,15 @@ def test_the_page_loads_nothing(report: Any) -> None:
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
     outside = [link for link in page.links if not link.startswith(("#", "./"))]
     assert outside == ["https://arxiv.org/abs/1712.01887"]
+
+
+def test_seeds_are_counted_in_words(report: Any) -> None:
+    """On a phone, where the table's head is hidden."""
+    both = claim("C1", Verdict.SUPPORTED)
+    alone = replace(both, id="C2", checks=(replace(both.checks[0], seeds=1),))
+    make_study(OUTPUTS, verdicts=[both, alone])
+    units = re.findall(r'data-unit="(\w+)">(\d+)<', page_of(report))
+    assert units == [("seeds", "3"), ("seed", "1")]
 
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}</style>"
