@@ -108,7 +108,7 @@ def alone(model: torch.nn.Module, **knobs: Any) -> Any:
     module: Any = TwoStages(
         model=model, method=Method(), optimizer=torch.optim.SGD, schedule=None, **knobs
     )
-    module._trainer = type("Trainer", (), {"world_size": 1})()
+    module.trainer = type("Trainer", (), {"world_size": 1})()
     return module
 
 
@@ -229,10 +229,10 @@ def test_an_untrained_network_keeps_its_weights(study: Study) -> None:
 
 def test_the_mean_of_the_last_epochs_is_tested() -> None:
     module = alone(Bright(), average_last=2)
-    module._trainer.max_epochs = 3
+    module.trainer.max_epochs = 3
     module.log = module.log_dict = lambda *_, **__: None
     for epoch in range(3):
-        module._trainer.current_epoch = epoch
+        module.trainer.current_epoch = epoch
         torch.nn.init.constant_(module.model.fc.weight, float(epoch))
         module.on_train_epoch_end()
     module.on_test_start()

@@ -29,7 +29,7 @@ def built(arm: str = "radiance", scale: str = "mini", *typed: str) -> Coverage:
     module = build_module(config)
     assert isinstance(module, Coverage)
     rates = SimpleNamespace(param_groups=[{"lr": 0.001, "initial_lr": 0.002}])
-    module._trainer = SimpleNamespace(world_size=1, optimizers=[rates])  # type: ignore[assignment]
+    module.trainer = SimpleNamespace(world_size=1, optimizers=[rates])  # type: ignore[assignment]
     module.data = SimpleNamespace(
         groups=GROUPS,
         planes=["concrete", "wood", "glass", "transmitter", "antenna", "frequency"],

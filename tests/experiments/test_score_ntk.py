@@ -185,7 +185,7 @@ def test_samples_are_those_of_where_each_rule_stopped(
 ) -> None:
     """As if f were t sums of the kernel after t steps, and samples off the law by t."""
     room, train = module(samples=20), triples(0)
-    room._trainer = SimpleNamespace(default_root_dir=tmp_path)  # type: ignore[assignment]
+    room.trainer = SimpleNamespace(default_root_dir=tmp_path)  # type: ignore[assignment]
     truth = LAW.sample(20, generator_for(TEST_SEED, 1))
     z = PROBLEM.inputs(train)
     unit = ntk(z, z).sum(1, keepdim=True)

@@ -31,7 +31,7 @@ def built(*typed: str) -> Restoration:
     (config,) = configs("paper=viws_net", *scale, *typed).values()
     module = build_module(config)
     assert isinstance(module, Restoration)
-    module._trainer = type("Trainer", (), {"current_epoch": 0, "world_size": 1, "global_step": 0})()
+    module.trainer = type("Trainer", (), {"current_epoch": 0, "world_size": 1, "global_step": 0})()
     return module
 
 
