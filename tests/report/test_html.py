@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -66,7 +65,8 @@ def test_the_page_loads_nothing(report: Any) -> None:
 def test_seeds_are_counted_in_words(report: Any) -> None:
     """On a phone, where the table's head is hidden."""
     both = claim("C1", Verdict.SUPPORTED)
-    alone = replace(both, id="C2", checks=(replace(both.checks[0], seeds=1),))
+    check = both.checks[0].model_copy(update={"seeds": 1})
+    alone = both.model_copy(update={"id": "C2", "checks": (check,)})
     make_study(OUTPUTS, verdicts=[both, alone])
     units = re.findall(r'data-unit="(\w+)">(\d+)<', page_of(report))
     assert units == [("seeds", "3"), ("seed", "1")]

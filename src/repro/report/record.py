@@ -22,7 +22,7 @@ from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import LOOK_KEYS, Study, find_studies
-from repro.records.summary import OLD, is_outdated, recorded_seconds, recorded_verdicts
+from repro.records.summary import OLD, OLD_MEANS, is_outdated, recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study, save_figure
 from repro.report.figures import recorded_figures
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
@@ -237,7 +237,7 @@ def overview_markdown() -> str:
                 shown = f"{scale} {OLD}" if is_outdated(paper, scale) else scale
                 rows.append([link, _titled(paper), shown, *tally(counts), minutes])
     columns = ("paper", "title", "scale", *MARKS, "minutes")
-    legend = f"{LEGEND}; minutes of one core; {OLD} the paper's code has changed since."
+    legend = f"{LEGEND}; minutes of one core; {OLD_MEANS}."
     return "\n".join(["", *markdown_table(columns, rows), "", legend]) + "\n"
 
 
