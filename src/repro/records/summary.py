@@ -197,4 +197,4 @@ def recorded_commit(paper: Paper, scale: str) -> str:
 def is_outdated(paper: Paper, scale: str) -> bool:
     """Whether what is the paper's own is not known to be as it was for a recorded study."""
     produced = recorded_study(paper, scale)["code"].get("paper_sha256")
-    return bool(produced != paper_fingerprint(paper))
+    return produced is None or bool(produced != paper_fingerprint(paper))
