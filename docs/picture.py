@@ -1,6 +1,6 @@
 """Draws the picture at the top of README.md: what terminal and page say of a paper.
 
-python docs/picture.py    # needs Chromium
+Run it as ``python docs/picture.py`` where `repro` is on the path; it needs Chromium.
 """
 
 from __future__ import annotations
