@@ -51,5 +51,5 @@ def test_every_page_of_the_navigation_exists(site: Site) -> None:
 
 
 def test_its_search_needs_no_server(site: Site) -> None:
-    """Material's `offline` plugin puts the index into a script, which pages may load from a disk."""
+    """Material's `offline` plugin makes a script of the index, which loads from a disk."""
     assert "\n  - offline" in (site.checkout / "mkdocs.yml").read_text()
