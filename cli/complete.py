@@ -88,7 +88,9 @@ def overrides(
 
 
 def _paper(typed: tuple[str, ...]) -> Paper | None:
-    slug = next((text.partition("=")[2] for text in typed if text.startswith("paper=")), None)
+    slugs = paper_files()
+    named = (text for text in typed if text.startswith("paper=") or text in slugs)
+    slug = next((text.removeprefix("paper=") for text in named), None)
     try:
         return load_paper(slug) if slug else None
     except UserError:

@@ -215,6 +215,7 @@ def run(
     from repro.launching import local, needs
 
     if dry_run:
+        local.check_launchers(plan)
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), outputs, as_json)
         lacking = needs.lacking(plan)
         if lacking is not None:
@@ -417,8 +418,8 @@ def report(
 def new(slug: str, title: str | None, link: str | None) -> None:
     """Start a paper: its config, its room and a test, which run at once.
 
-    In a checkout they go where the other papers are; anywhere else into the current folder, to be
-    used with --config-dir.
+    In a checkout they go where the other papers are, whose tests hold for it, too; anywhere else
+    into the current folder, to be used with --config-dir.
     """
     from . import scaffold
 
@@ -429,7 +430,9 @@ def new(slug: str, title: str | None, link: str | None) -> None:
 @overrides_argument
 @outputs_option
 @click.option("--study", type=click.Path(path_type=Path), help="Which study; the latest if absent.")
-@click.option("--rejudge", is_flag=True, help="Judge what is recorded by the claims as they stand.")
+@click.option(
+    "--rejudge", is_flag=True, help="Judge and draw what is recorded again, as the paper now says."
+)
 @config_dir_option
 @people_readable
 def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudge: bool) -> None:
@@ -438,7 +441,7 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudg
     \b
     repro record paper=dgc
     repro record paper=dgc scale=full
-    repro record paper=dgc --rejudge    after a change of its claims
+    repro record paper=dgc --rejudge    after a change of its claims or figures
     """  # noqa: D301
     from repro.report import record as records
 

@@ -22,6 +22,7 @@ from repro.records.papers import Paper
 from repro.records.status import Status
 from repro.records.summary import (
     OLD,
+    OLD_MEANS,
     Scored,
     best_first,
     by_arm,
@@ -195,7 +196,7 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
         if not recorded_:
             shown.add_row(paper_.slug, *["–"] * (len(MARKS) + 2), title)
     console.print(shown)
-    legend = f"{LEGEND}; minutes of one core; {OLD} the paper's code has changed since"
+    legend = f"{LEGEND}; minutes of one core; {OLD_MEANS}"
     console.print(legend, highlight=False)
     console.print("Look closer: repro show SLUG. Run one: repro run paper=SLUG")
 
@@ -251,7 +252,7 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     for scale, verdicts in found.items():
         title = f"\nRecorded at scale={scale}"
         print_verdicts(verdicts, title, verbose)
-        since = f" ({OLD} the paper's code has changed since)" if is_outdated(shown, scale) else ""
+        since = f" ({OLD_MEANS})" if is_outdated(shown, scale) else ""
         console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:

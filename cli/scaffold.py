@@ -1,4 +1,4 @@
-"""`repro new`: a paper's config and room, written from templates so that they run at once."""
+"""`repro new`: a paper's config, room and test, written from templates so that they run at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import repro.conf
 import repro.experiments
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -33,12 +34,15 @@ class Place:
     def templates(self) -> dict[Path, str]:
         """File to write -> template."""
         room = self.root / "experiments" / self.slug if self.in_checkout else self.root / self.slug
-        return {
+        found = {
             self.root / "conf" / "paper" / f"{self.slug}.yaml": "paper.yaml.j2",
             room / "__init__.py": "init.py.j2",
             room / "claims.yaml": "claims.yaml.j2",
             room / "README.md": "README.md.j2",
         }
+        if not self.in_checkout:  # there the tests of all papers hold for this one
+            found[self.root / "tests" / f"test_{self.slug}.py"] = "test.py.j2"
+        return found
 
     @property
     def option(self) -> str:
@@ -76,9 +80,15 @@ def create(slug: str, title: str, link: str, folder: Path) -> None:
     if in_checkout:
         update_readmes(load_paper(slug))  # the project's README names all papers
     click.echo(f"\nIt runs already:  repro run paper={slug} scale=smoke{place.option}")
-    if in_checkout:
-        click.echo(f"So do its tests:  pytest -k {slug} tests/experiments/test_rooms.py")
-    click.echo("Next: fill in what says TODO; CONTRIBUTING.md says what a paper needs.")
+    tests = f"-k {slug} tests/experiments/test_rooms.py" if in_checkout else f"tests/test_{slug}.py"
+    click.echo(f"So does its test: pytest {tests}")
+    help_ = "CONTRIBUTING.md says what a paper needs" if in_checkout else f"examples: {_papers()}"
+    click.echo(f"Next: fill in what says TODO; {help_}.")
+
+
+def _papers() -> Path:
+    """Where the configs of the papers are that come with the command."""
+    return Path(repro.conf.__path__[0]) / "paper"
 
 
 def _checkout() -> Path | None:

@@ -67,6 +67,7 @@ def shell(request: pytest.FixtureRequest) -> Iterator[Shell]:
         ("repro run paper=gs", "repro run paper=gsae "),
         ("repro run paper=dgc arm=dense", "repro run paper=dgc arm=dense "),
         ("repro run paper=dgc method.ra", "repro run paper=dgc method.ratio="),
+        ("repro run dgc method.ra", "repro run dgc method.ratio="),
         ("repro show gradient_n", "repro show gradient_noise "),
         ("repro run gs", "repro run gsae "),
     ],

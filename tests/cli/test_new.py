@@ -39,6 +39,13 @@ def test_outside_a_checkout_the_paper_runs_with_its_config_folder(folder: Path) 
     code, output = run_repro(["show", "mypaper", "--config-dir", "conf"], folder)
     assert code == 0, output
     assert TITLE in output
+    assert "So does its test: pytest tests/test_mypaper.py" in result.stdout
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(tests, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+    (examples,) = (line for line in result.stdout.splitlines() if "examples: " in line)
+    assert (Path(examples.split("examples: ")[1][:-1]) / "dgc.yaml").is_file()
 
 
 def test_in_a_checkout_the_tests_of_all_papers_hold_for_the_new_one(folder: Path) -> None:
@@ -121,6 +128,6 @@ def test_a_module_in_the_current_folder_counts_as_taken_only_if_files_are(folder
 
 
 def test_every_template_is_used() -> None:
-    place = scaffold.Place(Path("x"), "mypaper", in_checkout=True)
+    places = (scaffold.Place(Path("x"), "mypaper", in_checkout) for in_checkout in (True, False))
     templates = {path.name for path in (PROJECT / "cli" / "templates").iterdir()}
-    assert set(place.templates.values()) == templates
+    assert {name for place in places for name in place.templates.values()} == templates

@@ -55,6 +55,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 ) -> None:
     command = [each for each in TOY if not (typed.startswith("arm") and each.startswith("arm"))]
     assert said in refusal(*command, typed)
+    assert said in refusal(*command, typed, "--dry-run")
     assert not list(toy.iterdir())
 
 

@@ -192,7 +192,7 @@ def test_the_clock_stops_at_the_first_epoch_that_reaches_the_target() -> None:
     """Four epochs of 7 seconds: one, three, four and two of four are right, where two thirds do."""
     module = with_logits(target=2 / 3, static=SimpleNamespace(steps=10))
     module.method = SimpleNamespace(metrics=lambda: {"cost/gradients_per_epoch": 8.0})
-    module._trainer = SimpleNamespace(world_size=1, testing=False, sanity_checking=False)
+    module.trainer = SimpleNamespace(world_size=1, testing=False, sanity_checking=False)
     y = torch.zeros(4, dtype=torch.long)
     adversarial = (logits(0, 1, 1, 1), logits(0, 0, 0, 1), logits(0, 0, 0, 0), logits(0, 0, 1, 1))
     for epoch, (x, lr) in enumerate(zip(adversarial, (0.4, 0.3, 0.2, 0.1), strict=True), 1):

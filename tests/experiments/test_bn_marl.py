@@ -83,12 +83,24 @@ def test_games_are_worth_what_arithmetic_says() -> None:
     best = {2: 17 / 4, 3: 4.0, 5: 17 / 4}
     poa = {n: (1 + 2 * (value - 3) / value) / 3 for n, value in best.items()}
     assert found["test/poa"] == pytest.approx(sum(poa.values()) / 3)
-    for n in (2, 3, 5):
-        assert found[f"test/poa_n{n}"] == pytest.approx(poa[n])
-        assert found[f"test/poa_rise_n{n}"] == pytest.approx(poa[n] - 0.25)
-        assert found[f"test/above_n{n}"] == pytest.approx(1 / 3)
-        assert found[f"test/gap_n{n}"] == pytest.approx(3 / best[n])
-        assert found[f"test/gap_share_n{n}"] == pytest.approx(3 / best[n] / 2)
+    expected = {
+        "test/poa_n2": poa[2],
+        "test/poa_n3": poa[3],
+        "test/poa_n5": poa[5],
+        "test/poa_rise_n2": poa[2] - 0.25,
+        "test/poa_rise_n3": poa[3] - 0.25,
+        "test/poa_rise_n5": poa[5] - 0.25,
+        "test/above_n2": 1 / 3,
+        "test/above_n3": 1 / 3,
+        "test/above_n5": 1 / 3,
+        "test/gap_n2": 3 / best[2],
+        "test/gap_n3": 3 / best[3],
+        "test/gap_n5": 3 / best[5],
+        "test/gap_share_n2": 3 / best[2] / 2,
+        "test/gap_share_n3": 3 / best[3] / 2,
+        "test/gap_share_n5": 3 / best[5] / 2,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 def test_trained_players_are_worth_what_arithmetic_says(monkeypatch: pytest.MonkeyPatch) -> None:

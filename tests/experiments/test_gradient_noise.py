@@ -125,7 +125,7 @@ def test_a_network_that_diverges_does_not_disturb_the_others() -> None:
     with torch.no_grad():
         module.model.weights[0][0] = torch.inf
     batch = (torch.randn(8, 1, 8, 8), torch.randint(10, (8,)))
-    module._trainer = None
+    module.trainer = None
     module.method.attach(module.model)
     losses = module.losses(module.model(batch[0]), batch[1])
     assert not losses[0].isfinite()

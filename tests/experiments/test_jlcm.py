@@ -93,7 +93,7 @@ def test_kl_is_of_float_against_compressed() -> None:
     module: Any = built("scale=smoke", "arm=decoder_jlcm")
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
     module.outputs = lambda *_: (q.log()[None], p.log()[None], torch.tensor([0]))
-    module._trainer = SimpleNamespace(world_size=1)
+    module.trainer = SimpleNamespace(world_size=1)
     module.on_test_start()
     module.evaluate((torch.zeros(1), torch.zeros(1)), 0)
     expected = float((p * (p / q).log()).sum())

@@ -97,6 +97,14 @@ def test_the_temperature_is_that_of_the_best_validation_likelihood(shown: Any) -
     drawn = ("t1", "t01", "t001")[
         int(torch.randint(3, (), generator=generator_for(shown.seed, 4)))
     ]  # fmt: skip
+    expected = {
+        "test/coverage/tval/n4000": float(BIAS["t01"] <= 1.96 * std("t01", 4000)),
+        "test/error/tval/n1000": BIAS["t01"],
+        "test/score/tval/n1000": score("t01", 1000),
+        "test/score/tval/n4000": score("t01", 4000),
+        "test/std/tval/n4000": std("t01", 4000),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
     for size in (500, 1000, 4000):
         assert found[f"val/chosen/n{size}"] == 0.1
         for metric in ("coverage", "error", "ratio", "score", "std"):
@@ -108,8 +116,8 @@ def test_the_temperature_is_that_of_the_best_validation_likelihood(shown: Any) -
 
 def test_width_falls_with_the_root_of_the_amount_of_data(shown: Any) -> None:
     found = logged(shown, shown.on_test_epoch_end)
-    for name in ("t1", "tval"):
-        assert found[f"test/slope_std/{name}"] == pytest.approx(-0.5, rel=1e-3)
+    assert found["test/slope_std/t1"] == pytest.approx(-0.5, rel=1e-3)
+    assert found["test/slope_std/tval"] == pytest.approx(-0.5, rel=1e-3)
 
 
 def test_the_amount_of_data_that_reaches_the_score_of_t1(shown: Any) -> None:

@@ -108,7 +108,7 @@ def alone(model: torch.nn.Module, **knobs: Any) -> Any:
     module: Any = TwoStages(
         model=model, method=Method(), optimizer=torch.optim.SGD, schedule=None, **knobs
     )
-    module._trainer = type("Trainer", (), {"world_size": 1})()
+    module.trainer = type("Trainer", (), {"world_size": 1})()
     return module
 
 
@@ -171,11 +171,21 @@ def test_accuracies_by_shots_and_their_gap(monkeypatch: pytest.MonkeyPatch) -> N
     )
     module = probing([5, 50])
     data = module.transfer["outline"]
-    for name in PROBED:
-        found = {f"test/{key}": value for key, value in module._probed(name, data).items()}
-        assert found[f"test/probe_{name}_5"] == pytest.approx(0.05)
-        assert found[f"test/probe_{name}_50"] == pytest.approx(0.5)
-        assert found[f"test/probe_gap_{name}"] == pytest.approx(math.log(5 / 95))
+    found = {
+        f"test/{key}": value for name in PROBED for key, value in module._probed(name, data).items()
+    }
+    assert len(found) == 3 * len(PROBED)
+    for name in (
+        "test/probe_outline_5", "test/probe_digits_5", "test/probe_bloodmnist_5",
+        "test/probe_breastmnist_5", "test/probe_chestmnist_5", "test/probe_dermamnist_5",
+        "test/probe_octmnist_5", "test/probe_organamnist_5", "test/probe_organcmnist_5",
+        "test/probe_organsmnist_5", "test/probe_pathmnist_5", "test/probe_pneumoniamnist_5",
+        "test/probe_retinamnist_5", "test/probe_tissuemnist_5",
+    ):  # fmt: skip
+        assert found[name] == pytest.approx(0.05)
+    assert found["test/probe_outline_50"] == pytest.approx(0.5)
+    for name in ("test/probe_gap_outline", "test/probe_gap_digits", "test/probe_gap_retinamnist"):
+        assert found[name] == pytest.approx(math.log(5 / 95))
 
 
 @pytest.mark.parametrize("scale", ["mini", "mini_concepts", "full"])
@@ -219,10 +229,10 @@ def test_an_untrained_network_keeps_its_weights(study: Study) -> None:
 
 def test_the_mean_of_the_last_epochs_is_tested() -> None:
     module = alone(Bright(), average_last=2)
-    module._trainer.max_epochs = 3
+    module.trainer.max_epochs = 3
     module.log = module.log_dict = lambda *_, **__: None
     for epoch in range(3):
-        module._trainer.current_epoch = epoch
+        module.trainer.current_epoch = epoch
         torch.nn.init.constant_(module.model.fc.weight, float(epoch))
         module.on_train_epoch_end()
     module.on_test_start()

@@ -87,7 +87,7 @@ def test_the_benchmark_on_skeletons_that_are_known(monkeypatch: pytest.MonkeyPat
     faults = (0, 1, 0, 0, 1, 2, 3)
     masks = [shape(*(6,) * (2 if n < 2 else 3), fault=k) for n, k in enumerate(faults)]
     found: Any = Benchmark(nn.Identity(), ByHand(), SoftInput(["0"]))
-    found._trainer = SimpleNamespace(should_stop=False)
+    found.trainer = SimpleNamespace(should_stop=False)
     found.names = list(map(str, range(7)))
     monkeypatch.setattr(found, "tick", lambda: None)
     seconds = iter([s for k in range(7) for s in (0, 0.9, 0, (k + 1) / 1000)])

@@ -110,7 +110,7 @@ def epochs_to_target(accuracies: list[float]) -> tuple[float, float]:
     module.log = logged.__setitem__
     module.log_dict = logged.update
     for epoch, accuracy in enumerate(accuracies):
-        module._trainer = type("Trainer", (), {"current_epoch": epoch, "world_size": 1})()
+        module.trainer = type("Trainer", (), {"current_epoch": epoch, "world_size": 1})()
         module.split = "val"
         module.means.__init__()
         module.means.add("accuracy", torch.tensor(accuracy))

@@ -111,6 +111,20 @@ def test_it_renders(visit: Visit) -> None:
     assert "✓ supported" in study.inner_text()
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_link_leads_to_a_study_below_the_filters(visit: Visit, width: int) -> None:
+    visit.page.set_viewport_size({"width": width, "height": 500})
+    visit.page.click("#overview tbody tr:has-text('mini') a >> nth=0")
+    expect(visit.page.locator("details.study[open]")).to_be_in_viewport()
+    visit.page.wait_for_function(
+        """() => {
+            const bar = document.getElementById("filters").getBoundingClientRect();
+            const top = document.querySelector("details.study[open]").getBoundingClientRect().top;
+            return top >= Math.max(bar.bottom, 0) && top < innerHeight / 2;
+        }"""
+    )
+
+
 def test_filter_by_scale(visit: Visit) -> None:
     visit.page.locator(".chip", has_text="mini").click()
     assert [row.split()[1] for row in visit.visible("#overview tbody tr")] == ["smoke"]

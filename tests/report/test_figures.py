@@ -274,6 +274,16 @@ def test_the_interval_is_that_of_the_axis() -> None:
     assert all(map(math.isnan, style.interval(np.array([1.0]), log=False)))
 
 
+def test_the_title_counts_seeds() -> None:
+    spec = {"kind": "dots", "metrics": {"loss": "loss"}}
+    alone, both = (
+        drawn(runs(ours={"loss": values}), own=["ours"], all=spec)["all"].texts[0].get_text()
+        for values in ([1.0], [1.0, 2.0])
+    )
+    assert alone == "dgc, scale=mini: 1 seed as dots; bars: mean and its 95 % interval"
+    assert "2 seeds as dots" in both
+
+
 @pytest.mark.parametrize("arms", [ARMS[:1], ARMS])
 def test_legend_and_title_are_not_cut(arms: tuple[str, ...]) -> None:
     measured = runs(**{arm: {"a_1": [1.0], "a_2": [number]} for number, arm in enumerate(arms)})

@@ -62,6 +62,16 @@ def test_the_page_loads_nothing(report: Any) -> None:
     assert outside == ["https://arxiv.org/abs/1712.01887"]
 
 
+def test_seeds_are_counted_in_words(report: Any) -> None:
+    """On a phone, where the table's head is hidden."""
+    both = claim("C1", Verdict.SUPPORTED)
+    check = both.checks[0].model_copy(update={"seeds": 1})
+    alone = both.model_copy(update={"id": "C2", "checks": (check,)})
+    make_study(OUTPUTS, verdicts=[both, alone])
+    units = re.findall(r'data-unit="(\w+)">(\d+)<', page_of(report))
+    assert units == [("seeds", "3"), ("seed", "1")]
+
+
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7*7 }}</style>"
 
 

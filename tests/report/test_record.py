@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,12 @@ from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
 from repro.records.papers import Paper, load_paper, load_papers, paper_files
+from repro.records.study import Study
 from repro.records.summary import OLD
-from repro.report import record
+from repro.records.table import table
+from repro.report import record, style
+from repro.report.draw import save_figure
+from repro.report.figures import read_declared, recorded_figures, stock
 from repro.report.tables import verdicts_markdown
 
 PAPERS = load_papers()
@@ -122,3 +128,30 @@ def test_results_of_an_installed_paper_go_beside_the_study(
     assert record.record({}, toy / "outputs", folder) == folder / "results" / "mini.json"
     assert (folder / "results" / "mini.json").is_file()
     assert not room.exists()
+
+
+def test_a_record_is_drawn_as_its_runs_were(tmp_path: Path) -> None:
+    """Final metrics give the very picture; one of curves needs the runs."""
+    folder = make_study(tmp_path)
+    study = Study.open(folder)
+    spec = {"kind": "dots", "metrics": {"test/accuracy": "accuracy"}}
+    curves = {"kind": "curves", "metrics": {"train/loss": "loss"}}
+    paper = replace(study.paper, figures={"final": spec, "learning": curves})
+    with style.settings():
+        drawn = stock(table(study), paper, study.scale)
+    again = recorded_figures(record.results_of(study), paper)
+    assert (set(drawn), set(again)) == ({"final", "learning"}, {"final"})
+    for name, figure in {"runs": drawn["final"], "record": again["final"]}.items():
+        save_figure(figure, tmp_path / f"{name}.png")
+    assert (tmp_path / "runs.png").read_bytes() == (tmp_path / "record.png").read_bytes()
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.slug)
+def test_what_a_room_shows_is_declared_or_of_its_own(paper: Paper) -> None:
+    """A picture in its README is one that a new record would draw again."""
+    shown = re.findall(r"\(results/(\w+)\.png\)", (paper.room_folder / "README.md").read_text())
+    scales = "|".join(sorted(paper.scales, key=len, reverse=True))
+    names = {re.sub(rf"^({scales})_", "", each) for each in shown}
+    own = paper.room_folder / "figures.py"
+    special = set(re.findall(r'"(\w+)": figure', own.read_text())) if own.is_file() else set()
+    assert names <= set(read_declared(paper).drawings) | special

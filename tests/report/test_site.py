@@ -48,3 +48,8 @@ def test_every_page_of_the_navigation_exists(site: Site) -> None:
     pages = re.findall(r"^  - .*: (\S+\.md)$", lines, flags=re.MULTILINE)
     assert pages
     assert all((site.pages / page).is_file() for page in pages)
+
+
+def test_its_search_needs_no_server(site: Site) -> None:
+    """Material's `offline` plugin makes a script of the index, which loads from a disk."""
+    assert "\n  - offline" in (site.checkout / "mkdocs.yml").read_text()

@@ -77,7 +77,7 @@ def logged(module: Any, *hooks: Callable[[], object]) -> dict[str, float]:
 
 def evaluated(module: Any, batches: Iterable[Any]) -> dict[str, float]:
     """What a module logs in a test on these batches, outside of a run."""
-    module._trainer = SimpleNamespace(world_size=1, testing=True)
+    module.trainer = SimpleNamespace(world_size=1, testing=True)
     steps = [functools.partial(module.test_step, each, i) for i, each in enumerate(batches)]
     return logged(module, module.on_test_start, *steps, module.on_test_epoch_end)
 

@@ -84,6 +84,23 @@ def check(plan: Plan, detach: bool) -> None:
     Raises:
         UserError: a launcher's settings are wrong, or there is no cluster here.
     """
+    groups = check_launchers(plan)
+    if any(map(uses_slurm, groups)):
+        slurm.check_available()
+    if detach and not all(map(uses_slurm, groups)):
+        raise UserError(
+            "--detach leaves a study to a cluster. Choose one: hardware=slurm_cpu, slurm_gpu, …"
+        )
+
+
+def check_launchers(plan: Plan) -> list[Overrides]:
+    """Finds out whether the launchers of a study take their settings.
+
+    Returns:
+        The Hydra overrides that choose each.
+
+    A `UserError` says so if one does not.
+    """
     groups = _by_launcher(plan.runs, lambda run: run.content, plan.hydra_overrides)
     with compose.hydra_ready():
         for overrides in groups:
@@ -92,12 +109,7 @@ def check(plan: Plan, detach: bool) -> None:
                 slurm.check_settings(config.hydra.launcher)
             else:
                 _launcher(config)
-    if any(map(uses_slurm, groups)):
-        slurm.check_available()
-    if detach and not all(map(uses_slurm, groups)):
-        raise UserError(
-            "--detach leaves a study to a cluster. Choose one: hardware=slurm_cpu, slurm_gpu, …"
-        )
+    return list(groups)
 
 
 def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | None = None) -> None:

@@ -66,10 +66,13 @@ def _own_sources(paper: Paper) -> Iterator[tuple[str, bytes]]:
         yield f"{file.parent.name}/{file.name}", file.read_bytes()
     if method.with_suffix(".py").is_file():
         yield "", method.with_suffix(".py").read_bytes()
-    target = re.compile(rf"\b(repro\.methods\.{paper.slug}|{re.escape(paper.room)})\b".encode())
-    for path, content in _configs(tuple(config_folders())).items():
-        if paper.slug in path.with_suffix("").parts or target.search(content):
-            yield path.as_posix(), _read_by_runs(content)
+    names = [name.encode() for name in (f"repro.methods.{paper.slug}", paper.room)]
+    target = re.compile(rb"\b(" + b"|".join(map(re.escape, names)) + rb")\b")
+    for name, parts, content in _configs(tuple(config_folders())):
+        # Most hold neither name, which is found out much faster than the other.
+        is_named = any(each in content for each in names) and target.search(content)
+        if paper.slug in parts or is_named:
+            yield name, _read_by_runs(content)
 
 
 def _read_by_runs(config: bytes) -> bytes:
@@ -80,13 +83,14 @@ def _read_by_runs(config: bytes) -> bytes:
 
 
 @functools.cache
-def _configs(folders: tuple[Path, ...]) -> dict[Path, bytes]:
-    """The config files by their paths within their folders."""
-    return {
+def _configs(folders: tuple[Path, ...]) -> list[tuple[str, tuple[str, ...], bytes]]:
+    """The config files: path within their folder, the same in parts without suffix, content."""
+    found = {
         file.relative_to(folder): file.read_bytes()
         for folder in folders
         for file in folder.rglob("*.yaml")
     }
+    return [(path.as_posix(), path.with_suffix("").parts, found[path]) for path in found]
 
 
 def _git_commit(folder: Path) -> str | None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from repro.records.study import Study
 
 
-OLD = "†"  # marks a record that is older than what is its paper's own
+OLD = "†"  # marks a record that may be older than what is its paper's own
+OLD_MEANS = f"{OLD} the paper's code has changed since, or the record does not say which ran"
 
 
 class OfArm(Protocol):
@@ -194,6 +195,6 @@ def recorded_commit(paper: Paper, scale: str) -> str:
 
 
 def is_outdated(paper: Paper, scale: str) -> bool:
-    """Whether what is the paper's own has changed since a recorded study, as far as is known."""
+    """Whether what is the paper's own is not known to be as it was for a recorded study."""
     produced = recorded_study(paper, scale)["code"].get("paper_sha256")
-    return produced is not None and produced != paper_fingerprint(paper)
+    return produced is None or bool(produced != paper_fingerprint(paper))

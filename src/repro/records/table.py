@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,23 @@ def table(study: Study) -> Table:
             )
         )
     return Table(runs)
+
+
+def recorded_table(content: Mapping[str, Any]) -> Table:
+    """The final metrics that a room's ``results/<scale>.json`` holds; it holds no curves.
+
+    Args:
+        content: of the file.
+    """
+    return Table(
+        [
+            Measured(
+                arm=run["arm"],
+                seed=run["seed"],
+                folder=Path(os.devnull),
+                metrics=run["metrics"],
+                diverged=run["status"] == Status.DIVERGED,
+            )
+            for run in content["runs"]
+        ]
+    )

@@ -28,7 +28,12 @@ def save_figures(study: Study, drawn: Mapping[str, Figure]) -> list[Path]:
     for name, figure in drawn.items():
         for suffix in ("png", "svg"):
             path = study.figures_folder / f"{name}.{suffix}"
-            save = functools.partial(figure.savefig, format=suffix, dpi=150)
-            files.write_atomically(path, save)
+            save_figure(figure, path)
             written.append(path)
     return written
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure in the format that its suffix names."""
+    save = functools.partial(figure.savefig, format=path.suffix[1:], dpi=150)
+    files.write_atomically(path, save)

@@ -19,7 +19,7 @@ numbers in a study is left out. `repro.report.kinds` has the kinds and their key
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, model_validator
 from repro.errors import UserError, did_you_mean
 from repro.records.papers import Paper
 from repro.records.study import Study
-from repro.records.table import Table, table
+from repro.records.table import Table, recorded_table, table
 from repro.report import style
 from repro.report.kinds import Along, Chain, Context, Declaration, Kind, NamedArms, Source
 
@@ -55,13 +55,33 @@ def figures(study: Study) -> dict[str, Figure]:
         return found | special.figures(study)
 
 
-def stock(measured: Table, paper: Paper, scale: str) -> dict[str, Figure]:
-    """Draws the figures that a paper declares."""
+def recorded_figures(content: Mapping[str, Any], paper: Paper) -> dict[str, Figure]:
+    """Draws those declared figures for which a record suffices: no curves and no pictures.
+
+    Args:
+        content: of the paper's results file.
+        paper: whose it is.
+    """
+    with style.settings():
+        measured = recorded_table(content)
+        return stock(measured, paper, content["scale"], with_runs=False)
+
+
+def stock(measured: Table, paper: Paper, scale: str, with_runs: bool = True) -> dict[str, Figure]:
+    """Draws the figures that a paper declares.
+
+    Args:
+        measured: what the study measured.
+        paper: whose study it is.
+        scale: of the study.
+        with_runs: whether run directories are there; otherwise what needs them is left out.
+    """
     declared = read_declared(paper)
     context = declared.context(measured, list(paper.arms))
     drawn = {
         name: drawing.draw(context, f"{paper.slug}, scale={scale}")
         for name, drawing in declared.drawings.items()
+        if with_runs or not any(panel.needs_runs for panel in drawing.panels)
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -125,7 +145,9 @@ class Drawing(Declaration):
         if self.share:
             named = [(axes, panel.metric) for axes, panel in zip(grid, panels, strict=True)]
             style.share(named, panels[0].kind.measure)
-        says = self.title or panels[0].kind.says.format(seeds=context.table.seeds)
+        count = context.table.seeds
+        seeds = f"{count} seed{'s' * (count != 1)}"
+        says = self.title or panels[0].kind.says.format(seeds=seeds)
         style.finish(figure, f"{study}: {says}")
         return figure
 

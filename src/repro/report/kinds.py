@@ -203,8 +203,9 @@ class Panels(Declaration, ABC):
         title: stands over the panels where there are no groups.
     """
 
-    says: ClassVar[str]  # the figure's title
+    says: ClassVar[str]  # the figure's title; {seeds}: how many there are
     measure: ClassVar[str] = "y"  # the axis of the metric
+    needs_runs: ClassVar[bool] = False  # whether final metrics do not suffice
     metrics: dict[str, Axis] = Field(min_length=1)
     arms: list[Arm] = ["*"]
     groups: dict[str, list[Arm]] = {}
@@ -243,7 +244,8 @@ class Curves(Panels):
         seeds: whether each seed is drawn as a thin line instead of the range.
     """
 
-    says: ClassVar[str] = "mean and range over {seeds} seeds"
+    says: ClassVar[str] = "mean and range over {seeds}"
+    needs_runs: ClassVar[bool] = True
     kind: Literal["curves"]
     x: Along = Along(label="step")
     seeds: bool = False
@@ -285,7 +287,7 @@ class Swept(Panels):
         centre: ``median`` shows median and quartiles, for what has no mean.
     """
 
-    says: ClassVar[str] = "mean and range over {seeds} seeds"
+    says: ClassVar[str] = "mean and range over {seeds}"
     kind: Literal["swept"]
     x: Axis
     values: Values = {}
@@ -370,7 +372,7 @@ class DotRows(Panels):
         level: a number drawn as a vertical line.
     """
 
-    says: ClassVar[str] = "{seeds} seeds as dots; bars: mean and its 95 % interval"
+    says: ClassVar[str] = "{seeds} as dots; bars: mean and its 95 % interval"
     measure: ClassVar[str] = "x"
     kind: Literal["dots"]
     rows: dict[str, Source] = {}
@@ -430,7 +432,7 @@ class Scatter(Panels):
         reference: an arm's value drawn as a horizontal line.
     """
 
-    says: ClassVar[str] = "means over {seeds} seeds, which are the small dots"
+    says: ClassVar[str] = "means over {seeds}, which are the small dots"
     kind: Literal["scatter"]
     x: Along
     y: str = METRIC
@@ -496,7 +498,7 @@ class Heat(Panels):
         leave_out: values of ``{x}`` that are not wanted.
     """
 
-    says: ClassVar[str] = "means over {seeds} seeds"
+    says: ClassVar[str] = "means over {seeds}"
     kind: Literal["heat"]
     label: str = ""
     digits: int = 2
@@ -564,6 +566,7 @@ class Pictures(Panels):
     """
 
     says: ClassVar[str] = "of one seed"
+    needs_runs: ClassVar[bool] = True
     kind: Literal["pictures"]
 
     def panels(self, context: Context) -> list[Panel]:

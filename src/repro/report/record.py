@@ -22,8 +22,9 @@ from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import LOOK_KEYS, Study, find_studies
-from repro.records.summary import OLD, is_outdated, recorded_seconds, recorded_verdicts
-from repro.report.draw import draw_study
+from repro.records.summary import OLD, OLD_MEANS, is_outdated, recorded_seconds, recorded_verdicts
+from repro.report.draw import draw_study, save_figure
+from repro.report.figures import recorded_figures
 from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
 
 # What a user may type without changing what is measured; folders are not recorded.
@@ -83,10 +84,10 @@ def _is_installed(file: Path) -> bool:
 
 
 def rejudge(wanted: dict[str, str]) -> Path:
-    """Judges a recorded study again, by the paper's claims as they stand now.
+    """Judges and draws a recorded study again, by the paper's claims and figures as they stand now.
 
-    A claim keeps its recorded verdict where the record does not hold what it reads: the curve of a
-    run.
+    A claim keeps its recorded verdict, and a figure stays as it is, where the record does not hold
+    what it reads: the curve of a run.
 
     Args:
         wanted: ``paper``, and optionally ``scale`` (mini by default).
@@ -107,6 +108,8 @@ def rejudge(wanted: dict[str, str]) -> Path:
     content = files.read_json(target)
     content["claims"] = judged_again(load_claims(paper.claims_file), content)
     files.write_json(target, content)
+    for name, figure in recorded_figures(content, paper).items():
+        save_figure(figure, target.parent / f"{scale}_{name}.png")
     update_readmes(paper)
     return target
 
@@ -243,7 +246,7 @@ def overview_markdown() -> str:
                 shown = f"{scale} {OLD}" if is_outdated(paper, scale) else scale
                 rows.append([link, _titled(paper), shown, *tally(counts), minutes])
     columns = ("paper", "title", "scale", *MARKS, "minutes")
-    legend = f"{LEGEND}; minutes of one core; {OLD} the paper's code has changed since."
+    legend = f"{LEGEND}; minutes of one core; {OLD_MEANS}."
     return "\n".join(["", *markdown_table(columns, rows), "", legend]) + "\n"
 
 

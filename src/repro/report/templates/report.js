@@ -68,7 +68,14 @@ function filterOverview(shown) {
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const details = target?.closest("details");
-  if (details) details.open = true;
+  if (!details) return;
+  details.open = true;
+  // Below the filters, and once more when what has come into view has its height.
+  const bar = getComputedStyle(form).position === "sticky" ? form.offsetHeight : 0;
+  target.style.scrollMarginTop = `${bar + 16}px`;
+  const show = () => target.scrollIntoView({ behavior: "instant" });
+  show();
+  requestAnimationFrame(() => requestAnimationFrame(show));
 }
 
 form.addEventListener("input", apply);
