@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -651,6 +651,11 @@ class _Log(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         """Prints no traceback for each line that a full disk does not take."""
+
+    def close(self) -> None:
+        """Closes the file, whether or not the last lines fit."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
