@@ -101,7 +101,7 @@ def test_packages_are_told_apart() -> None:
         ({"a": ["x"]}, "arm 'a': 'x' is not an override"),
         ({"a": ["=1"]}, "arm 'a': '=1' is not an override"),
         ({"a": ["x =1"]}, "arm 'a': 'x =1' is not an override"),
-        ({"a": [{"x": 1}]}, "arm 'a': '{'x': 1}' is not an override"),
+        ({"a": [{"x": 1}]}, "arm 'a': \"{'x': 1}\" is not an override"),
         ({"a": "x=1"}, "arm 'a' takes a list of overrides, not 'x=1'."),
         ({"a b": []}, "arm 'a b': a name takes letters"),
         ([], "arms is a mapping from names to lists of overrides, not []."),

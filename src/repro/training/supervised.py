@@ -130,7 +130,8 @@ class Supervised(Evaluated):
                 "hardware.accumulate cuts batches of tensors, which this data set has not."
             )
         total = torch.zeros((), device=self.device)
-        *early, last = zip(*(tensor.chunk(self.parts) for tensor in batch), strict=True)
+        parts = zip(*(tensor.chunk(self.parts) for tensor in batch), strict=True)
+        *early, last = map(getattr(batch, "_make", tuple), parts)  # named tuples keep their names
         for part in early:
             loss = len(part[0]) / len(batch[0]) * self.loss(part)
             self._backward(loss)
