@@ -157,6 +157,7 @@ def _main(arguments: list[str], folder: str, log: str, environment: dict[str, st
     os.setpgrp()  # like a shell's job: a signal to the group reaches its workers too
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # should the tests be killed
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that nohup started ignore it
     limit = environment.get("TEST_FILE_LIMIT")
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
