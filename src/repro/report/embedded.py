@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-QUALITY = 60  # of WebP, where lines and letters are still sharp
+QUALITY = 52  # of WebP, where lines and letters are still sharp
 NARROWEST = 0.5  # of the width wanted, where letters can still be read
 
 
