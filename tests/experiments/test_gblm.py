@@ -149,12 +149,17 @@ def test_losses_and_perplexities_of_a_model_that_knows_nothing(pruning: Any) -> 
     """To which all 98 symbols are as likely."""
     pruning.data = SimpleNamespace(cut=lambda split, length, most: torch.zeros(5, length).long())
     nn.init.zeros_(next(p for p in pruning.model.parameters() if len(p) == 98))
-    for pattern, name in (
-        (0, "0"), (0.5, "50"), (0.6, "60"), (0.7, "70"), ("2:4", "2of4"), ("4:8", "4of8"),
-    ):  # fmt: skip
+    for pattern, loss, perplexity in (
+        (0, "test/loss_0", "test/perplexity_0"),
+        (0.5, "test/loss_50", "test/perplexity_50"),
+        (0.6, "test/loss_60", "test/perplexity_60"),
+        (0.7, "test/loss_70", "test/perplexity_70"),
+        ("2:4", "test/loss_2of4", "test/perplexity_2of4"),
+        ("4:8", "test/loss_4of8", "test/perplexity_4of8"),
+    ):
         measured = pruning._measure_losses(Pattern(pattern))
-        assert measured[f"test/loss_{name}"] == pytest.approx(math.log(98))
-        assert measured[f"test/perplexity_{name}"] == pytest.approx(98)
+        assert measured[loss] == pytest.approx(math.log(98))
+        assert measured[perplexity] == pytest.approx(98)
 
 
 def test_structure_is_the_mean_over_layers(pruning: Any) -> None:

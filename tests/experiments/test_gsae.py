@@ -61,10 +61,16 @@ def test_what_is_measured_is_logged_by_mode_and_as_the_config_says(dissecting: A
     splicing = Splicing(dissecting.site, dissecting.sae, dissecting.mean)
     splicing.update(x, target)
     expected, logs = splicing.values(), evaluated(dissecting, [(x, target)])
-    for name in ("delta_ce", "kl", "fvu", "dead"):
-        assert logs[f"test/{name}"] == expected[f"{name}/sampled"]
-        for mode in ("label", "sampled", "topk"):
-            assert logs[f"test/{name}/{mode}"] == expected[f"{name}/{mode}"]
+    by_name = {
+        "test/delta_ce": ("test/delta_ce/label", "test/delta_ce/sampled", "test/delta_ce/topk"),
+        "test/kl": ("test/kl/label", "test/kl/sampled", "test/kl/topk"),
+        "test/fvu": ("test/fvu/label", "test/fvu/sampled", "test/fvu/topk"),
+        "test/dead": ("test/dead/label", "test/dead/sampled", "test/dead/topk"),
+    }
+    for name, of_modes in by_name.items():
+        assert logs[name] == logs[f"{name}/sampled"]
+        for of_mode in of_modes:
+            assert logs[of_mode] == expected[of_mode.removeprefix("test/")]
     assert logs["test/recovery/influential"] == pytest.approx(1)
     assert logs["test/recovery/inert"] == pytest.approx(0.5)  # 60 degrees
 
