@@ -199,7 +199,7 @@ def test_figures_are_inside_the_page_and_anything_else_is_not(report: Any, tmp_p
     assert "img-src data:" in text
     assert text.count("<img ") == 1
     assert 'width="1000" height="333" alt="wide"' in text
-    assert re.search(r'<img src="data:image/webp;base64,[A-Za-z0-9+/=]+"', text)
+    assert re.search(r'<img src="data:image/(?:avif|webp);base64,[A-Za-z0-9+/=]+"', text)
 
 
 def test_diverged_seeds_are_counted_in_the_legend(report: Any) -> None:
