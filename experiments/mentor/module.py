@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -20,16 +22,21 @@ from repro.methods.mentor import (
     TopKMoE,
     TopSet,
     evaluate,
+    filmed,
     forks,
     perturbed_weights,
     task_conflict,
     task_information,
 )
+from repro.records import files
+from repro.records.names import ARTIFACTS
+from repro.toolbox.animations import save_animation
 from repro.toolbox.method import OptimizerFactory
 from repro.training.lightning import counted_step
 from repro.training.procedure import Procedure
 
-VAL, TEST, FORK = range(3)  # seeds of first states
+VAL, TEST, FORK, FILM = range(4)  # seeds of first states
+ANIMATED = 160  # pixels of the animation's edge, about
 
 
 class Play(Procedure):
@@ -52,6 +59,7 @@ class Play(Procedure):
         fork_alpha: share of the weights that is kept.
         fork_from: success from which on an agent is forked.
         fork_episodes: after each rule, from the same starts.
+        film_frames: that are kept of one episode after training; 0: none.
         **options: see `Procedure`.
 
     Raises:
@@ -89,6 +97,7 @@ class Play(Procedure):
             "fork_*": "mean of val/fork_* over forks",
             "fresh_*": "likewise",
             "shared_share": "likewise",
+            "film_return": "return of the episode that is kept in pictures",
             "forks": "number of forks from fork_from on; without any, the last fork counts",
         }.items()
     }
@@ -108,6 +117,7 @@ class Play(Procedure):
         fork_alpha: NonNegative = 0.6,
         fork_from: Probability = 0.3,
         fork_episodes: Count = 256,
+        film_frames: Natural = 0,
         **options: Any,
     ) -> None:
         super().__init__(optimizer, **options)
@@ -121,7 +131,7 @@ class Play(Procedure):
         self.pairs = [(int(i), int(j)) for i, j in pairs]
         self.task_states = task_states
         self.fork_every, self.fork_alpha, self.fork_from = fork_every, fork_alpha, fork_from
-        self.fork_episodes = fork_episodes
+        self.fork_episodes, self.film_frames = fork_episodes, film_frames
         hidden = self.agent.actor.hidden
         self.mixture = hidden if isinstance(hidden, TopKMoE) and trial.tasks > 1 else None
         self.untrained = copy.deepcopy(self.mixture)
@@ -188,6 +198,18 @@ class Play(Procedure):
             )
         return found
 
+    def film(self, folder: Path) -> float:
+        """Plays an episode that begins alike in all arms, and returns its return.
+
+        Its frames (T, H, W, C) are ``film.npy`` in the folder, and one after another ``film.gif``.
+        """
+        frames, result = filmed(self.agent, self.trial, self.film_frames, generator_for(FILM))
+        pictures = frames.permute(0, 2, 3, 1).numpy()
+        files.make_folder(folder)
+        np.save(folder / "film.npy", pictures)
+        save_animation(pictures, folder / "film.gif", max(1, ANIMATED // pictures.shape[1]))
+        return result
+
     def information(self, mixture: TopKMoE) -> float:
         """I(task; expert) of a mixture on the features of now."""
         return task_information(self.player, mixture, self.task_states)
@@ -208,7 +230,7 @@ class Play(Procedure):
         self.log_dict({f"val/{name}": value for name, value in row.items()} | area)
 
     def on_test_epoch_end(self) -> None:
-        """Logs how the agent ended, and what came together on the way."""
+        """Logs how the agent ended and what came together on the way, and keeps an episode."""
         self.player.eval()
         with self.apart(), torch.inference_mode(False):
             torch.manual_seed(0)
@@ -217,6 +239,8 @@ class Play(Procedure):
             if self.mixture is not None and self.untrained is not None:
                 ended["information"] = self.information(self.mixture)
                 ended["information_initial"] = self.information(self.untrained)
+            if self.film_frames:
+                ended["film_return"] = self.film(Path(self.trainer.default_root_dir) / ARTIFACTS)
         self.log_dict({f"test/{name}": value for name, value in (ended | self.summed()).items()})
 
     def summed(self) -> dict[str, float]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from rooms import configs, finished, logged, refusal, summaries
 
 from repro.planning.rehearse import stood_in
 from repro.records.papers import load_paper
 from repro.records.study import Study
+from repro.report.figures import figures
 from repro.training.execute import build_module
 
 PAPER = load_paper("mentor")
@@ -28,6 +31,25 @@ def test_smoke_plays(study: Study) -> None:
     assert {"test/fork_top", "test/fork_random", "test/shared_share"} <= found["none"].keys()
     assert "test/information" in found["moe_only"]
     assert "test/information" not in found["none"]
+
+
+def test_every_arm_is_filmed_from_the_same_start(study: Study) -> None:
+    films, returns = [], {}
+    for run in study.runs:
+        record = run.record()
+        films.append(np.load(run.artifacts_folder / "film.npy"))
+        returns[record.arm, record.seed] = run.summary()["test/film_return"]
+        animation: Any = Image.open(run.artifacts_folder / "film.gif")
+        assert (animation.n_frames, animation.size) == (6, (160, 160))
+    first, *others = films
+    assert (first.shape, first.dtype) == ((6, 8, 8, 3), np.uint8)  # an episode has five steps
+    assert all(np.array_equal(each[0], first[0]) for each in others)
+    assert len(np.unique(np.stack([each[-1] for each in films]), axis=0)) > 1
+    (axes,) = figures(study)["rollouts"].axes
+    assert len(axes.images) == 6 * 5
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    arms = ["none", "tp_only", "wide_mlp", "moe_only", "moe_random"]
+    assert labels == [f"{arm}\nreturn {returns[arm, 0]:.3g}" for arm in arms]
 
 
 SIZES = {  # arm: actor's parameters, rule, exploration, exploitation, clip
@@ -91,7 +113,7 @@ def test_a_published_agent_learns_from_its_kind_of_world(tmp_path: Path) -> None
 
 @pytest.fixture
 def room() -> Any:
-    (config,) = configs(*SMALL, "arm=moe_only").values()
+    (config,) = configs(*SMALL, "arm=moe_only", "module.film_frames=0").values()
     return build_module(config)
 
 

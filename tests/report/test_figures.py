@@ -225,6 +225,31 @@ def test_a_picture_of_the_first_seed_of_each_arm(tmp_path: Path) -> None:
     assert [int(np.asarray(each.images[0].get_array())[0, 0]) for each in axes] == [5, 0]
 
 
+def test_strips_have_a_row_for_each_arm_and_a_column_for_each_frame(tmp_path: Path) -> None:
+    made = []
+    for arm, count in (("rival", 2), ("ours", 3), ("ablation", 0)):
+        for seed in (0, 1):
+            folder = tmp_path / arm / str(seed)
+            (folder / "artifacts").mkdir(parents=True)
+            frames = np.zeros((count, 4, 4, 3), np.uint8)
+            frames[:] = 100 * seed + np.arange(count)[:, None, None, None]
+            if count:
+                np.save(folder / "artifacts" / "film.npy", frames)
+            made.append(Measured(arm, seed, folder, {"return": 1.25 + seed} if count == 3 else {}))
+    spec = {"kind": "strips", "metrics": {"film.npy": "time"}, "beside": {"return": "R ="}}
+    (axes,) = drawn(Table(made), film=spec)["film"].axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["ours\nR = 1.25", "rival"]
+    assert axes.get_xlabel() == "time"
+    places = {
+        (round(np.mean(each.get_extent()[2:])), round(np.mean(each.get_extent()[:2]))): each
+        for each in axes.images
+    }
+    shown = {at: int(np.asarray(each.get_array())[0, 0, 0]) for at, each in places.items()}
+    assert shown == {(0, 0): 0, (0, 1): 1, (0, 2): 2, (1, 0): 0, (1, 1): 1}
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-0.5, 2.5), (1.5, -0.5))
+
+
 def test_panels_by_metric_and_group_and_nothing_for_what_is_not_there() -> None:
     measured = runs(ours={"loss": [1.0]}, rival={"loss": [2.0], "kl": [1.0]})
     groups = {"first": ["ours*"], "second": ["rival"], "third": ["ablation"]}

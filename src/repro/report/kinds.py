@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from repro.errors import did_you_mean
 from repro.records.names import ARTIFACTS, is_number
-from repro.records.table import Curve, Table
+from repro.records.table import Curve, Measured, Table
 from repro.report import style
 from repro.report.style import Look
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 X = "{x}"  # stands for a swept value in the name of a metric or an arm
+FRAME = 0.47  # half the edge of a frame in a strip, whose columns are 1 apart
 METRIC = "{metric}"  # stands for the panel's metric in the metric of a line or row
 
 
@@ -581,12 +582,7 @@ class Pictures(Panels):
     @override
     def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> Any:
         """The first file of the first run that has one."""
-        for run in context.table.runs:
-            if run.arm in arms:
-                for pattern in self.metrics:
-                    for file in sorted((run.folder / ARTIFACTS).glob(pattern)):
-                        return [np.load(file, allow_pickle=False)]
-        return []
+        return [picture for _, picture in _kept(context, arms, self.metrics)][:1]
 
     def paint(self, axes: Axes, panel: Panel) -> None:
         """A picture without axes."""
@@ -600,10 +596,74 @@ class Pictures(Panels):
         return 1.9, 2.0
 
 
-Kind = Annotated[Curves | Swept | DotRows | Scatter | Heat | Pictures, Field(discriminator="kind")]
+class Strips(Panels):
+    """Frames (T, H, W, C) that runs keep as an artifact (``.npy``): time goes from left to right.
+
+    A row for each arm, of its first seed that has the file.
+
+    Attributes:
+        metrics: file name or pattern -> label of time.
+        beside: final metric of the same run -> what the number below the arm's name is called.
+    """
+
+    says: ClassVar[str] = "of one seed"
+    needs_runs: ClassVar[bool] = True
+    kind: Literal["strips"]
+    beside: Values = {}
+
+    @override
+    def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> Any:
+        """What stands beside each row, and its frames."""
+        rows = [next(_kept(context, [arm], [metric]), None) for arm in arms]
+        return [(self._label(run), frames) for run, frames in filter(None, rows)]
+
+    def _label(self, run: Measured) -> str:
+        shown = [name for name in self.beside if name in run.metrics]
+        return "\n".join([run.arm, *(f"{self.beside[n]} {run.metrics[n]:.3g}" for n in shown)])
+
+    def paint(self, axes: Axes, panel: Panel) -> None:
+        """Frames as squares in a grid; shorter episodes end earlier."""
+        for row, (_, frames) in enumerate(panel.content):
+            for column, frame in enumerate(frames):
+                square = (column - FRAME, column + FRAME, row + FRAME, row - FRAME)
+                axes.imshow(frame, cmap="gray", interpolation="nearest", extent=square)
+        rows, columns = self._grid(panel)
+        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xlabel=panel.axis.label)
+        axes.set_yticks(range(rows), [label for label, _ in panel.content])
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False)
+
+    @override
+    def size(self, panel: Panel) -> tuple[float, float]:
+        """As large as the grid, and the names beside it."""
+        rows, columns = self._grid(panel)
+        return 1.2 + 0.62 * columns, 0.5 + 0.62 * rows
+
+    @staticmethod
+    def _grid(panel: Panel) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(panel.content), max(len(frames) for _, frames in panel.content)
+
+
+Kind = Annotated[
+    Curves | Swept | DotRows | Scatter | Heat | Pictures | Strips, Field(discriminator="kind")
+]
 
 
 # -- Helpers ---------------------------------------------------------------------------------------
+
+
+def _kept(
+    context: Context, arms: Sequence[str], patterns: Iterable[str]
+) -> Iterator[tuple[Measured, np.ndarray]]:
+    """The runs of some arms with an array that they keep, by the first pattern that fits."""
+    for run in context.table.runs:
+        folder = run.folder / ARTIFACTS
+        fitting = (file for each in patterns for file in sorted(folder.glob(each)))
+        if run.arm in arms and (file := next(fitting, None)):
+            yield run, np.load(file, allow_pickle=False)
 
 
 def _over_seeds(curves: Sequence[Curve]) -> tuple[np.ndarray, ...]:

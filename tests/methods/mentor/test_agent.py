@@ -28,6 +28,7 @@ from repro.methods.mentor import (
     Value,
     evaluate,
     expectile_loss,
+    filmed,
     random_shift,
     stacked,
 )
@@ -336,6 +337,25 @@ def test_evaluation_plays_the_mean_and_leaves_the_mode() -> None:
     second = evaluate(playing.agent, playing.world, 16, draw())
     assert torch.equal(first[0], second[0])
     assert playing.agent.training
+
+
+def test_a_film_shows_the_world_while_the_mean_acts() -> None:
+    playing = player()
+    world, learner = playing.world, playing.agent
+    draw = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    states, rewards = [world.reset(1, draw())], []
+    for _ in range(world.horizon):
+        step = world.step(states[-1], learner.act(*world.see(states[-1][:, None])))
+        states.append(step.state)
+        rewards.append(float(step.reward))
+    every = world.see(torch.stack(states, 1)[0, :, None]).pixels
+    frames, result = filmed(learner, world, 100, draw())
+    assert torch.equal(frames, every)
+    assert len(frames.unique(dim=0)) > 1
+    assert result == pytest.approx(sum(rewards))
+    some, again = filmed(learner, world, 4, draw())
+    assert torch.equal(some, every[[0, 5, 10, 15]])
+    assert again == result
 
 
 def test_the_docstring_shows_plain_loops_that_run() -> None:

@@ -66,7 +66,7 @@ from repro.methods.mentor.perturbation import (
     perturb,
     perturbed_weights,
 )
-from repro.methods.mentor.player import Player, evaluate
+from repro.methods.mentor.player import Player, evaluate, filmed, rollout
 from repro.methods.mentor.probes import forks, task_conflict, task_information
 from repro.methods.mentor.replay import Episodes, Replay, Transitions, stacked
 
@@ -94,6 +94,7 @@ __all__ = [
     "expectile_loss",
     "exploitation_weight",
     "exploration_noise",
+    "filmed",
     "forks",
     "fresh_weights",
     "gradient_cosines",
@@ -103,6 +104,7 @@ __all__ = [
     "perturbed_weights",
     "random_shift",
     "recorded_layers",
+    "rollout",
     "stacked",
     "task_conflict",
     "task_information",

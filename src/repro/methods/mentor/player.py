@@ -5,14 +5,14 @@ Shape suffixes: E copies of the world, T steps, K stacked frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from repro.data.worlds.sights import Sight, World
+from repro.data.worlds.sights import Sight, Step, World
 from repro.knobs import Count, Natural, checked
 from repro.methods.mentor.agent import Agent
 from repro.methods.mentor.replay import Episodes, Padding, Replay, Transitions
@@ -26,31 +26,63 @@ def newest(states: Sequence[Tensor], count: int, padding: Padding) -> Tensor:
 
 
 @torch.no_grad()
+def rollout(agent: Agent, world: World, first: Tensor) -> Iterator[Step]:
+    """Plays an episode by the actor's mean, step by step.
+
+    Args:
+        agent: acts in evaluation mode.
+        world: where; not one in which an episode is under way, unless it resumes.
+        first: states (E, ...) as `World.reset` gives them.
+    """
+    states = [first]
+    for _ in range(world.horizon):
+        sight = _on(agent, world.see(newest(states, world.stack, world.padding)))
+        step = world.step(states[-1], agent.act(*sight).cpu())
+        yield step
+        if step.over:
+            return
+        states = [*states[-world.stack :], step.state]
+
+
 def evaluate(
     agent: Agent, world: World, count: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
     """Plays episodes by the actor's mean.
 
     Args:
-        agent: acts in evaluation mode.
-        world: where; not one in which an episode is under way, unless it resumes.
+        agent: see `rollout`.
+        world: likewise.
         count: E.
         generator: of the first states.
 
     Returns:
         Returns (E,), and which episodes succeeded (E,), as floats.
     """
-    states = [world.reset(count, generator)]
-    rewards, success = [], []
-    for _ in range(world.horizon):
-        sight = _on(agent, world.see(newest(states, world.stack, world.padding)))
-        step = world.step(states[-1], agent.act(*sight).cpu())
-        states = [*states[-world.stack :], step.state]
-        rewards.append(step.reward)
-        success.append(step.success)
-        if step.over:
-            break
+    steps = rollout(agent, world, world.reset(count, generator))
+    rewards, success = zip(*((step.reward, step.success) for step in steps), strict=True)
     return torch.stack(rewards).sum(0), world.solved(torch.stack(success)).float()
+
+
+def filmed(
+    agent: Agent, world: World, count: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, float]:
+    """Plays one episode by the actor's mean, and keeps some of its frames.
+
+    Args:
+        agent: see `rollout`.
+        world: likewise.
+        count: of frames, from the first state to the last; at most one of each state is kept.
+        generator: of the first state.
+
+    Returns:
+        Frames (T, C, H, W) as bytes, and the return.
+    """
+    first = world.reset(1, generator)
+    steps = list(rollout(agent, world, first))
+    states = torch.cat([first, *(step.state for step in steps)])
+    shown = states[torch.linspace(0, len(states) - 1, min(count, len(states))).round().long()]
+    frames = world.see(torch.stack([shown] * world.stack, 1)).pixels[:, : world.shape[0]]
+    return frames, float(sum(step.reward for step in steps))
 
 
 class Player(nn.Module):
