@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,36 @@ import torch
 from published import write_images
 from repro.experiments.tpsgd.module import LocalRules
 from rooms import configs, finished, refusal, summaries
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from repro.claims.studies import judge_study
 from repro.claims.verdicts import Verdict
-from repro.methods.tpsgd import Backprop, TargetProjection
+from repro.methods.tpsgd import Backprop, DirectFeedback, TargetProjection
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
 
 PAPER = load_paper("tpsgd")
 SMOKE = ["paper=tpsgd", "scale=smoke"]
+SHAPES = {"full_drtp_mnist": (1, 28, 28), "full_drtp_cifar10": (3, 32, 32)}
 
 
 def built(*typed: str) -> LocalRules:
     """A module, away from any trainer."""
-    (config,) = configs("paper=tpsgd", *typed).values()
-    module = build_module(config)
-    assert isinstance(module, LocalRules)
+    (module,) = modules(*typed)
     return module
 
 
-@pytest.mark.parametrize("scale", ["mini", "full_mlp", "full_drtp_mnist"])
+def modules(*typed: str) -> Iterator[LocalRules]:
+    """Those of all arms that are planned."""
+    for config in configs("paper=tpsgd", *typed).values():
+        module = build_module(config)
+        assert isinstance(module, LocalRules)
+        yield module
+
+
+@pytest.mark.parametrize("scale", ["mini", "full_mlp", "full_lenet"])
 def test_every_arm_has_its_own_rates(scale: str) -> None:
     for arm, config in configs("paper=tpsgd", f"scale={scale}").items():
         rates = config.rates[config.rate_table][arm]
@@ -46,6 +57,10 @@ def test_every_arm_has_its_own_rates(scale: str) -> None:
         ("full_cnn", 32 * 25 + 32 + 14 * 14 * 32 * 1000 + 1000 + 10_010),
         ("full_rnn", 28 * 128 + 128 + 128 * 128 + 1290),
         ("full_drtp_mnist", 32 * 25 + 32 + 14 * 14 * 32 * 1000 + 1000 + 10_010),
+        (
+            "full_drtp_cifar10",
+            64 * 27 + 64 + 256 * 64 * 9 + 256 + 8 * 8 * 256 * 2000 + 2000 + 20_010,
+        ),
         # The published convolutions of VGG-11 and VGG-16, and two hidden layers of 512.
         ("full_vgg11", 9_220_480 + 2 * (512 * 512 + 512) + 5130),
         ("full_vgg16", 14_714_688 + 2 * (512 * 512 + 512) + 5130),
@@ -54,8 +69,72 @@ def test_every_arm_has_its_own_rates(scale: str) -> None:
 )
 def test_full_scales_build_the_networks_they_name(scale: str, parameters: int) -> None:
     with torch.device("meta"):
-        module = built(f"scale={scale}", "arm=frozen" if "lenet" not in scale else "arm=bp")
+        module = next(modules(f"scale={scale}"))
     assert sum(p.numel() for p in module.model.parameters()) == parameters
+
+
+def step_of_drtps_authors(net: nn.Module, x: Tensor, y: Tensor, arm: str, tables: Any) -> None:
+    """A step as their code takes it, with their rates: hooks replace gradients behind activations.
+
+    What the hooks put there is of each example, whereas the loss is a mean over examples and, on
+    MNIST, over outputs.
+    """
+    dataset, rule = arm.split("_")
+    hot = F.one_hot(y, 10).to(x)
+    signals: dict[int, Tensor] = {}
+    z = x
+    for number, layer in enumerate(net.units, 1):
+        is_frozen = dataset == "cifar" and isinstance(layer[-2], nn.Conv2d)
+        layer.requires_grad_(not is_frozen)
+        z = layer(z)
+        if z.requires_grad and rule != "bp":
+            z.register_hook(lambda _, number=number: signals[number])
+    out = net.head(z)
+    if dataset == "mnist":
+        loss, seen = F.binary_cross_entropy(out.sigmoid(), hot), out.sigmoid()
+    else:
+        loss, seen = F.cross_entropy(out, y), out.softmax(1)
+    error = {"drtp": hot, "dfa": seen - hot, "sdfa": (seen - hot).sign()}.get(rule)
+    for number, table in tables.items():
+        sign = -1 if rule == "drtp" else 1  # a target lies where its own matrix does not point
+        signals[number] = sign * torch.einsum("bc,c...->b...", error.detach(), table)
+    rate = {"mnist": 1e-4, "cifar": 5e-4}[dataset]
+    trained = [each for each in net.parameters() if each.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, nesterov=True)
+    loss.backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("scale", "arm"),
+    [
+        *(("full_drtp_mnist", f"mnist_{rule}") for rule in ("bp", "drtp", "dfa", "sdfa")),
+        *(("full_drtp_cifar10", f"cifar_{rule}") for rule in ("bp", "drtp")),
+    ],
+)
+def test_a_step_of_drtps_scales_is_that_of_its_authors(scale: str, arm: str) -> None:
+    """Rates times the factors by which signals differ: 100 examples, 10 outputs."""
+    torch.manual_seed(0)
+    module = built(f"scale={scale}", f"arm={arm}", "model.stages=[[4]]", "model.hidden=[20]")
+    net, method = module.model.double().eval(), module.method  # without dropout
+    before, reference = copy.deepcopy(net), copy.deepcopy(net)
+    x, y = torch.rand(100, *SHAPES[scale], dtype=torch.float64), torch.arange(100) % 10
+    method.attach(net)
+    optimizer = method.optimizer(net, module.optimizer_factory)
+    method.backward(module.training_loss, (x, y), Tensor.backward)
+    optimizer.step()
+    rules = TargetProjection | DirectFeedback
+    tables = method.projections._tables if isinstance(method, rules) else {}
+    for table in tables.values():
+        assert float(table.abs().max()) == pytest.approx((6 / table[0].numel()) ** 0.5, rel=0.1)
+    step_of_drtps_authors(reference, x, y, arm, tables)
+    found, expected = (steps(before, after) for after in (net, reference))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def steps(before: nn.Module, after: nn.Module) -> list[Tensor]:
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    return [(there - here).detach() for here, there in pairs]
 
 
 def test_what_a_step_keeps_against_depth() -> None:
@@ -175,7 +254,8 @@ def test_the_rules_train_another_papers_residual_network(tmp_path: Path, method:
         ("full_mlp", "fa"),
         ("full_rnn2", "tpsgd_l2"),
         ("full_vgg11", "tpsgd_l1"),
-        ("full_drtp_mnist", "drtp"),
+        ("full_drtp_mnist", "mnist_drtp"),
+        ("full_drtp_cifar10", "cifar_drtp"),
         ("full_lenet", "dfa"),
     ],
 )
