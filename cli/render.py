@@ -184,7 +184,7 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
             ]
         )
         return
-    from repro.claims.verdicts import LEGEND, MARKS, tally
+    from repro.claims.outcomes import LEGEND, MARKS, tally
 
     shown = table("slug", "scale", *MARKS, "minutes", "paper")
     for paper_, recorded_ in rows:

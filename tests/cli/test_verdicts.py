@@ -17,7 +17,8 @@ from repro.cli.render import recorded
 from repro.cli.verdicts import verdict_table
 from rich.console import Console
 
-from repro.claims.verdicts import ClaimVerdict, Recorded, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import ClaimVerdict, Recorded
 from repro.records.papers import load_paper, load_papers
 from repro.report.tables import answer, in_reach
 

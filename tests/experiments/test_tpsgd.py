@@ -11,8 +11,8 @@ from published import write_images
 from repro.experiments.tpsgd.module import LocalRules
 from rooms import configs, finished, refusal, summaries
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.methods.tpsgd import Backprop, TargetProjection
 from repro.records.papers import load_paper
 from repro.records.study import Study

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_outputs import claim, make_study, update_json
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.papers import load_paper
 from repro.report import tables
 

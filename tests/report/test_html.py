@@ -14,7 +14,7 @@ import pytest
 from fake_outputs import claim, make_study, update_json
 from PIL import Image
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.papers import Paper, load_papers
 
 OUTPUTS = Path("outputs")

@@ -130,7 +130,7 @@ def check_hydra(texts: Sequence[str]) -> None:
 
 def _folders() -> tuple[Path, ...]:
     """The config folders, of which what is registered is a function."""
-    return tuple(config_folders())
+    return config_folders()
 
 
 @functools.cache

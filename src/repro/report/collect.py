@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import read_verdicts
-from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.claims.verdicts import ClaimVerdict
 from repro.errors import ReproError, UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files

@@ -22,7 +22,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.run import MeasuredRun
 from repro.records.status import Status
 from repro.report import forest, pictures

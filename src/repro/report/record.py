@@ -15,8 +15,9 @@ from typing import Any
 from repro.claims.evidence import RunResult, Series
 from repro.claims.file import Claim, ClaimsFile, load_claims
 from repro.claims.judge import judge
+from repro.claims.outcomes import LEGEND, MARKS, Verdict, tally
 from repro.claims.studies import recorded_results, verdicts_of
-from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
+from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict
 from repro.records.run import MeasuredRun
 from repro.records.summary import by_arm, mean_and_spread, state_counts
 
