@@ -40,6 +40,7 @@ from repro.report.tables import (
     is_divided,
     metrics_of,
     out_of_reach,
+    said_elsewhere,
     with_minus,
 )
 
@@ -126,6 +127,7 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         "is_divided": is_divided,
         "in_reach": in_reach,
         "out_of_reach": out_of_reach,
+        "said_elsewhere": said_elsewhere,
         "answer": answer,
         "minus": with_minus,
         "link": functools.partial(_link, start=target.absolute().parent),
