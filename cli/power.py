@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from repro.claims.file import ClaimsFile, load_claims
+from repro.claims.outcomes import Verdict
 from repro.claims.power import Power, power
 from repro.claims.studies import recorded_claims, recorded_results
-from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.papers import Paper
 from repro.records.summary import recorded_study

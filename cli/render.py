@@ -184,7 +184,7 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
             ]
         )
         return
-    from repro.claims.verdicts import LEGEND, MARKS, tally
+    from repro.claims.outcomes import LEGEND, MARKS, tally
 
     shown = table("slug", "scale", *MARKS, "minutes", "paper")
     for paper_, recorded_ in rows:
@@ -215,6 +215,7 @@ def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
 def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     """What was measured of a paper, then its question, claims, arms, scales and knobs."""
     from repro.claims.file import load_claims
+    from repro.report.tables import judged_at
 
     claims = load_claims(shown.claims_file).claims
     settings, found = knobs(shown), recorded(shown)
@@ -251,7 +252,7 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
         console.print(shown.question, markup=False, highlight=False)
     for scale, verdicts in found.items():
         title = f"\nRecorded at scale={scale}"
-        print_verdicts(verdicts, title, verbose)
+        print_verdicts(verdicts, title, verbose, judged_at(found))
         since = f" ({OLD_MEANS})" if is_outdated(shown, scale) else ""
         console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
@@ -362,11 +363,13 @@ def submitted(study: Study, as_json: bool) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_verdicts(verdicts: Sequence[ClaimVerdict], title: str, verbose: bool) -> None:
-    """The verdicts on a paper's claims."""
+def print_verdicts(
+    verdicts: Sequence[ClaimVerdict], title: str, verbose: bool, elsewhere: Mapping[str, str] = {}
+) -> None:
+    """The verdicts on a paper's claims, see `verdict_table`."""
     from repro.cli.verdicts import verdict_table  # `list` does without
 
-    console.print(verdict_table(verdicts, title, verbose), highlight=False)
+    console.print(verdict_table(verdicts, title, verbose, elsewhere), highlight=False)
 
 
 def study_result(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict
 from repro.report.tables import (
     NOT_HERE,
+    NOWHERE,
     answer,
     detail_of,
     effect_of,
@@ -18,6 +20,7 @@ from repro.report.tables import (
     is_divided,
     margin_reasons,
     out_of_reach,
+    said_elsewhere,
     with_minus,
 )
 
@@ -25,7 +28,10 @@ COLOURS = {"supported": "green", "not supported": "red", "inconclusive": "yellow
 
 
 def verdict_table(
-    verdicts: Iterable[ClaimVerdict], title: str = "Claims", verbose: bool = False
+    verdicts: Iterable[ClaimVerdict],
+    title: str = "Claims",
+    verbose: bool = False,
+    elsewhere: Mapping[str, str] = NOWHERE,
 ) -> Group:
     """What to print of verdicts, readable at 80 columns.
 
@@ -33,11 +39,14 @@ def verdict_table(
         verdicts: of a study, or recorded.
         title: what they are.
         verbose: also every check, the paper's own numbers and why limits are what they are.
+        elsewhere: other scales at which claims are judged, see `judged_at`.
     """
-    return Group(*_parts(list(verdicts), title, verbose))
+    return Group(*_parts(list(verdicts), title, verbose, elsewhere))
 
 
-def _parts(verdicts: Sequence[ClaimVerdict], title: str, verbose: bool) -> Iterator[RenderableType]:
+def _parts(
+    verdicts: Sequence[ClaimVerdict], title: str, verbose: bool, elsewhere: Mapping[str, str]
+) -> Iterator[RenderableType]:
     yield Text.assemble((title, "bold"), f": {answer(in_reach(verdicts))}")
     shown = Table.grid(padding=(0, 1))
     shown.add_column(no_wrap=True)
@@ -45,7 +54,9 @@ def _parts(verdicts: Sequence[ClaimVerdict], title: str, verbose: bool) -> Itera
     for claim in in_reach(verdicts):
         shown.add_row(Text(claim.id, "bold"), Group(*_lines(claim, verbose)))
     yield shown
-    left = out_of_reach(verdicts)
+    judged, left = said_elsewhere(verdicts, elsewhere), out_of_reach(verdicts, elsewhere)
+    if judged:
+        yield Text(f"– judged {judged}", "dim")
     if left and not verbose:
         yield Text(f"– {NOT_HERE}: {', '.join(claim.id for claim in left)}", "dim")
     for claim in left if verbose else ():

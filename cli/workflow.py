@@ -169,10 +169,15 @@ def _execute(study: Study, quiet: bool) -> int | None:
 
 def _say_stopped(study: Study) -> None:
     """Says that a study was stopped, and how to continue it where that is possible."""
-    if study.record_file.is_file():
-        render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
-    else:
+    if not study.record_file.is_file():
         render.message(f"Stopped. {short(study.folder)} was deleted meanwhile.")
+        return
+    render.message(f"Stopped. Continue with: repro resume {short(study.folder)}")
+    stopped = [run for run in study.runs if current_record(run).status is Status.INTERRUPTED]
+    early = [run for run in stopped if not run.last_checkpoint.is_file()]
+    if early:
+        have, start = ("run has", "starts") if len(early) == 1 else ("runs have", "start")
+        render.message(f"{len(early)} {have} no checkpoint yet and {start} anew.")
 
 
 def start_search(request: Request, plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_outputs import claim, make_study
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 
 START = datetime(2026, 1, 1)
 SCALES = ("smoke", "mini", "full")

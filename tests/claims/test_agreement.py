@@ -8,7 +8,8 @@ import pytest
 from fake_outputs import claim
 
 from repro.claims.agreement import agreements, beside
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict
 
 SUPPORTED = claim("C1", Verdict.SUPPORTED)  # an effect of 0.0083 in [-0.0021, 0.0188]
 

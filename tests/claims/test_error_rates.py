@@ -16,7 +16,7 @@ from torture import torture, tries
 from repro.claims.evidence import RunResult
 from repro.claims.file import ClaimsFile, parse_claims
 from repro.claims.judge import judge
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 
 pytestmark = torture
 STUDIES = tries(600, 2000)

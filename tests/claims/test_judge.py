@@ -10,7 +10,8 @@ import pytest
 
 from repro.claims.evidence import RunResult
 from repro.claims.judge import judge
-from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import ClaimVerdict
 
 NOISE = (-0.010, 0.004, 0.001, -0.003, 0.008)
 OTHER = (0.005, -0.006, 0.002, 0.009, -0.004)

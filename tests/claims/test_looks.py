@@ -13,7 +13,7 @@ from repro.claims import statistics
 from repro.claims.evidence import RunResult
 from repro.claims.judge import judge
 from repro.claims.looks import shares, spent
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 
 LOOKS = (4, 6, 9, 14, 20)  # what max_seeds=20 gives
 STUDIES = 2000

@@ -8,7 +8,8 @@ import pytest
 
 from repro.claims.evidence import RunResult
 from repro.claims.file import check_arms, parse_claims
-from repro.claims.verdicts import CheckVerdict, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict
 from repro.errors import UserError
 
 NOISE = (-0.010, 0.004, 0.001, -0.003, 0.008)

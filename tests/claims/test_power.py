@@ -11,8 +11,8 @@ from scipy import stats
 
 from repro.claims import statistics
 from repro.claims.evidence import RunResult
+from repro.claims.outcomes import Verdict
 from repro.claims.power import power
-from repro.claims.verdicts import Verdict
 
 LEVEL, POWER = 0.95, 0.8
 

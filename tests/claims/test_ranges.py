@@ -8,7 +8,7 @@ import json
 import pytest
 
 from repro.claims import ranges
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.errors import UserError
 from repro.records.papers import load_papers
 

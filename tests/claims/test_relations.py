@@ -12,10 +12,10 @@ from repro.claims import statistics
 from repro.claims.evidence import Evidence, RunResult
 from repro.claims.file import check_arms, parse_claims
 from repro.claims.intervals import Region
+from repro.claims.outcomes import Verdict
 from repro.claims.relations import RELATIONS, MetricCheck, Outcome
 from repro.claims.relations.curves import steps_to
 from repro.claims.relations.pairs import Level
-from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = (

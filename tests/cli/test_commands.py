@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from fake_outputs import claim, make_study
 from repro.cli.main import cli
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.papers import load_paper
 from repro.records.study import Study, find_studies
 

@@ -122,7 +122,7 @@ def test_several_config_folders_are_searched_in_order(
     first, second = tmp_path / "a", tmp_path / "b"
     monkeypatch.setenv(CONFIG_DIR_VARIABLE, f"{first}{os.pathsep}{second}{os.pathsep}")
     monkeypatch.setattr(papers, "installed_folders", lambda: (tmp_path / "installed",))
-    assert config_folders()[1:] == [tmp_path / "installed", first, second]
+    assert config_folders()[1:] == (tmp_path / "installed", first, second)
 
 
 @pytest.mark.parametrize("verb", [["data", "list"], ["doctor"], ["compare", "a", "b"]])

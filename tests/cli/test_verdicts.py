@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_outputs import claim
@@ -17,7 +18,8 @@ from repro.cli.render import recorded
 from repro.cli.verdicts import verdict_table
 from rich.console import Console
 
-from repro.claims.verdicts import ClaimVerdict, Recorded, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import ClaimVerdict, Recorded
 from repro.records.papers import load_paper, load_papers
 from repro.report.tables import answer, in_reach
 
@@ -29,9 +31,9 @@ RECORDED = [
 ]
 
 
-def shown(verdicts: Iterable[ClaimVerdict], width: int = 80, verbose: bool = False) -> list[str]:
+def shown(verdicts: Iterable[ClaimVerdict], width: int = 80, **options: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(verdict_table(verdicts, verbose=verbose), highlight=False)
+    console.print(verdict_table(verdicts, **options), highlight=False)
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines()]
 
@@ -106,6 +108,15 @@ def test_everything_about_a_claim_on_demand() -> None:
         "C2 It costs no accuracy. not tested at this scale: needs a GPU",
     ):
         assert part in text, part
+
+
+def test_what_another_scale_judges_is_named_with_it() -> None:
+    away = [claim(name, Verdict.NOT_AT_SCALE) for name in ("C2", "C3")]
+    lines = shown([claim("C1", Verdict.SUPPORTED), *away], elsewhere={"C3": "mini"})
+    assert lines[-2:] == [
+        "– judged at mini: C3",
+        "– not tested at this scale: C2",
+    ]
 
 
 def test_brackets_in_a_statement_are_text() -> None:

@@ -14,8 +14,8 @@ from repro.experiments.gbnn.tries import JOINT_KNOBS, Boosted, Rivals, Task, exp
 from rooms import configs, finished, plan, refusal, summaries
 from torch import Tensor, nn
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.methods.gbnn import GradientBoosting
 from repro.models.toys.mlp import MLP

@@ -113,7 +113,6 @@ def test_a_killed_run_ends_with_the_same_numbers(outputs: Path, tmp_path: Path) 
         ("method=man", "choose autoencoder="),
         ("model=mlp", "input_shape"),
         ("module.dictionary.labels=sample", "Did you mean 'sampled'"),
-        ("module.dictionary.mode=lable", "Did you mean 'label'"),
         ("module.dictionary.steered=0", "steered is a whole number of at least 1"),
     ],
 )

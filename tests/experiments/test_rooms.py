@@ -11,9 +11,9 @@ from interruptions import same_after_a_kill
 from rooms import configs, refusal, summaries
 
 from repro.claims.file import check_arms, load_claims
+from repro.claims.outcomes import Verdict
 from repro.claims.relations.pairs import Identity
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.errors import UserError
 from repro.records.papers import Paper, load_papers
 from repro.records.run import Run, Status

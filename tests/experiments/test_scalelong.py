@@ -15,8 +15,8 @@ from repro.experiments.scalelong import module as scalelong_module
 from repro.experiments.scalelong.module import Denoising
 from rooms import configs, finished, prepared, refusal, summaries
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.launching.local import run_study
 from repro.methods.scalelong import SkipScaler
 from repro.records.papers import load_paper

@@ -15,8 +15,8 @@ from repro.experiments.skeleton.benchmark import Benchmark, SoftInput
 from rooms import configs, evaluated, finished, logged, plan, refusal, summaries
 from torch import Tensor, nn
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.data.base.catalog import describe
 from repro.methods.skeleton import Skeletonize
 from repro.records.papers import load_paper

@@ -15,8 +15,8 @@ from rooms import configs, finished, refusal, summaries
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import judge_study
-from repro.claims.verdicts import Verdict
 from repro.methods.tpsgd import Backprop, DirectFeedback, TargetProjection
 from repro.records.papers import load_paper
 from repro.records.study import Study

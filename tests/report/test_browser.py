@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect, sync_playwright
 from repro.cli.main import cli
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 
 from .test_html import HOSTILE, make_hostile
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fake_outputs import claim, make_study, update_json
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.papers import load_paper
 from repro.report import tables
 
@@ -174,6 +174,21 @@ def test_claims_of_other_scales_stand_below_the_table() -> None:
         "",
         "- C2 It costs no accuracy. (needs a GPU)",
     ]
+
+
+def test_claims_that_are_judged_at_another_scale_take_one_line() -> None:
+    away = [claim(name, Verdict.NOT_AT_SCALE) for name in ("C2", "C3", "C4")]
+    mini = [claim("C1", Verdict.SUPPORTED), *away]
+    wide = [claim("C2", Verdict.INCONCLUSIVE), claim("C3", Verdict.NOT_TESTED)]
+    long = [claim("C1", Verdict.SUPPORTED), claim("C4", Verdict.NOT_SUPPORTED)]
+    elsewhere = tables.judged_at({"mini": mini, "mini_wide": wide, "mini_Long": long})
+    assert elsewhere == {"C1": "mini", "C2": "mini_wide", "C4": "mini_Long"}
+    lines = tables.verdicts_markdown(mini, elsewhere=elsewhere)
+    assert "Judged at mini_wide: C2; at mini_Long: C4." in lines
+    assert [line[:5] for line in lines if line.startswith("- ")] == ["- C3 "]
+    assert "Judged at mini: C1." in tables.verdicts_markdown(
+        [claim("C1", Verdict.NOT_AT_SCALE)], elsewhere=elsewhere
+    )
 
 
 @pytest.mark.parametrize(

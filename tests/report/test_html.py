@@ -14,7 +14,7 @@ import pytest
 from fake_outputs import claim, make_study, update_json
 from PIL import Image
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.papers import Paper, load_papers
 
 OUTPUTS = Path("outputs")
@@ -187,6 +187,15 @@ def test_checks_that_agree_are_folded(report: Any) -> None:
     assert text.count('<svg class="forest"') == 5
     assert "1 claim not tested at this scale" in text
     assert "needs a GPU" in text
+
+
+def test_a_claim_that_another_scale_judges_is_only_named(report: Any) -> None:
+    away = claim("C3", Verdict.NOT_AT_SCALE).model_copy(update={"reason": "needs a GPU"})
+    make_study(OUTPUTS, verdicts=[claim("C1", Verdict.SUPPORTED), away])
+    make_study(OUTPUTS, scale="full", verdicts=[claim("C3", Verdict.SUPPORTED)])
+    text = page_of(report)
+    assert "Judged at full: C3." in text
+    assert "needs a GPU" not in text
 
 
 def test_figures_are_inside_the_page_and_anything_else_is_not(report: Any, tmp_path: Path) -> None:

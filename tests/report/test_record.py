@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,17 @@ import pytest
 from fake_outputs import claim, make_study
 
 from repro.claims.file import load_claims
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
 from repro.records.papers import Paper, load_paper, load_papers, paper_files
 from repro.records.study import Study
-from repro.records.summary import OLD
+from repro.records.summary import (
+    OLD,
+    recorded_commit,
+    recorded_seconds,
+    recorded_verdicts,
+)
 from repro.records.table import table
 from repro.report import record, style
 from repro.report.draw import save_figure
@@ -54,6 +60,28 @@ def test_recorded_verdicts_follow_from_recorded_runs_and_the_claims(
     content = read_json(paper.results_file(scale))
     again = record.judged_again(load_claims(paper.claims_file), content)
     assert again == content["claims"], f"run: repro record paper={paper.slug} --rejudge"
+
+
+@pytest.mark.parametrize(("paper", "scale"), RECORDS, ids=lambda it: getattr(it, "slug", it))
+def test_an_overview_says_the_same_as_the_whole_record(paper: Paper, scale: str) -> None:
+    content = read_json(paper.results_file(scale))
+    seconds = [run["seconds"] for run in content["runs"] if run["seconds"] is not None]
+    assert recorded_seconds(paper, scale) == pytest.approx(sum(seconds))
+    verdicts = [claim["verdict"] for claim in content["claims"]]
+    assert recorded_verdicts(paper)[scale] == Counter(verdicts)
+    assert recorded_commit(paper, scale) == content["code"].get("commit", "unknown")
+
+
+def test_an_overview_of_a_damaged_record_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper, damaged = load_paper("dgc"), tmp_path / "mini.json"
+    damaged.write_text(
+        paper.results_file("mini").read_text().replace('"claims": [', '"claims": ', 1)
+    )
+    monkeypatch.setattr(Paper, "results_file", lambda _, scale: damaged)
+    with pytest.raises(UserError, match="cannot be read"):
+        recorded_seconds(paper, "mini")
 
 
 def test_a_changed_claim_is_judged_on_the_recorded_runs(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Paper, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Paper
 from repro.records.run import Run
 
 EPOCHS = 30

@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 import torch
 from processes import repro, start, until
+from repro.cli import workflow
 
+from repro.planning.plan import plan_study
+from repro.planning.prepare import create_study
 from repro.records.series import read_series
+from repro.records.status import Status
 from repro.records.study import Study, find_studies
 from repro.training.execute import _StopRequest
 
@@ -234,6 +238,25 @@ def test_a_study_whose_folder_is_deleted_stops_and_leaves_it_deleted(
     else:  # it missed run.json before the signal came
         assert code in (1, 2)
         assert str(study.relative_to(toy)) in line
+
+
+def test_who_stops_before_the_first_checkpoint_is_told_what_resuming_does(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["paper=toy", "scale=smoke", "arm=sgd", "seeds=[0,1]"]
+    study = create_study(plan_study(typed), toy / "outputs")
+    said = {}
+    for run in study.runs:
+        run.update(status=Status.INTERRUPTED)
+    for number, run in enumerate(study.runs):
+        workflow._say_stopped(study)
+        said[number] = capsys.readouterr().err.splitlines()
+        run.checkpoints_folder.mkdir()
+        run.last_checkpoint.touch()
+    workflow._say_stopped(study)
+    assert said[0][1:] == ["repro: 2 runs have no checkpoint yet and start anew."]
+    assert said[1][1:] == ["repro: 1 run has no checkpoint yet and starts anew."]
+    assert "Continue with: repro resume" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_a_folder_there_is_nothing_to_be_polite_about(tmp_path: Path) -> None:

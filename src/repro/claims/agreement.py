@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Recorded, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Recorded
 
 ROUNDING = 1e-6  # relative: what another processor's order of sums may change
 

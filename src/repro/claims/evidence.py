@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.errors import did_you_mean
 
 Text = Annotated[str, Field(min_length=1)]

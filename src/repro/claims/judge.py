@@ -25,9 +25,10 @@ from typing import NamedTuple
 from repro.claims.evidence import Evidence, RunResult, UndecidedError
 from repro.claims.file import Claim, ClaimsFile
 from repro.claims.looks import shares
+from repro.claims.outcomes import Verdict, all_of
 from repro.claims.relations import Check, Outcome
 from repro.claims.relations.base import sentence
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict, all_of
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict
 
 
 class _Stage(NamedTuple):

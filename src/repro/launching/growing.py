@@ -9,8 +9,8 @@ import statistics
 from dataclasses import dataclass
 
 from repro.claims.file import load_claims
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import verdicts_of
-from repro.claims.verdicts import Verdict
 from repro.planning.plan import plan_study
 from repro.planning.prepare import add_runs
 from repro.records.study import LOOK_KEYS, Study

@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from repro.errors import UserError
 from repro.planning import compose
+from repro.records.files import parse_yaml
 from repro.records.papers import config_folders
 
 TRUST_VARIABLE = "REPRO_TRUST"  # an environment variable, because workers and jobs must see it too
@@ -130,7 +129,7 @@ def check_hydra(texts: Sequence[str]) -> None:
 
 def _folders() -> tuple[Path, ...]:
     """The config folders, of which what is registered is a function."""
-    return tuple(config_folders())
+    return config_folders()
 
 
 @functools.cache
@@ -171,7 +170,7 @@ def _launchers(folders: tuple[Path, ...]) -> frozenset[tuple[str, str]]:
 
 def _contents(folders: Sequence[Path], group: str) -> list[dict[str, Any]]:
     files = [file for folder in folders for file in sorted((folder / group).rglob("*.yaml"))]
-    return [yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files]
+    return [parse_yaml(file.read_text(encoding="utf-8")) or {} for file in files]
 
 
 def _is_harmless(key: str, value: Any) -> bool:

@@ -24,9 +24,10 @@ def stack(layers: Sequence[Sequence[str]], is_group: IsGroup) -> list[str]:
     merged: dict[str, str] = {}
     for layer in layers:
         for name in (key_of(text).partition("@")[0] for text in layer):
-            if is_group(name):
-                inside = name.replace("/", ".") + "."
-                merged = {key: text for key, text in merged.items() if not key.startswith(inside)}
+            inside = name.replace("/", ".") + "."
+            dropped = [key for key in merged if key.startswith(inside)]
+            if dropped and is_group(name):
+                merged = {key: text for key, text in merged.items() if key not in dropped}
         for text in layer:
             earlier = merged.pop(key_of(text), "")
             if earlier.startswith("+") and not text.startswith(("+", "~")):
@@ -115,9 +116,10 @@ def _checked(texts: Any, origin: str) -> list[str]:
     for text in checked:
         if not _OVERRIDE.fullmatch(text):
             raise UserError(f"{origin}: {text!r} is not an override (write key=value).")
-        if key_of(text) in seen:
-            raise UserError(f"{origin}: '{key_of(text)}' is given twice.")
-        seen.add(key_of(text))
+        key = key_of(text)
+        if key in seen:
+            raise UserError(f"{origin}: '{key}' is given twice.")
+        seen.add(key)
     if any(text.startswith(_LIKE) for text in checked[1:]):
         raise UserError(f"{origin}: {_LIKE}… comes first; what follows changes it.")
     return checked

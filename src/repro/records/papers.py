@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +40,7 @@ class Paper:
     figures: dict[str, Any]  # the stock figures of its studies, see repro.report.figures
     config_file: Path
 
-    @property
+    @cached_property
     def room_folder(self) -> Path:
         """The folder of the paper's room.
 
@@ -65,11 +65,15 @@ class Paper:
         return self.room_folder / "results" / f"{scale}.json"
 
 
-def config_folders() -> list[Path]:
+def config_folders() -> tuple[Path, ...]:
     """The config folders in search order: the project's, installed distributions', the user's."""
-    own = os.environ.get(CONFIG_DIR_VARIABLE, "")
+    return _folders_with(os.environ.get(CONFIG_DIR_VARIABLE, ""))
+
+
+@cache
+def _folders_with(own: str) -> tuple[Path, ...]:
     named = (Path(folder) for folder in own.split(os.pathsep) if folder)
-    return list(dict.fromkeys([_own_folder(), *installed_folders(), *named]))
+    return tuple(dict.fromkeys([_own_folder(), *installed_folders(), *named]))
 
 
 @cache
@@ -120,7 +124,15 @@ def load_paper(slug: str) -> Paper:
     known = paper_files()
     if slug not in known:
         raise UserError(f"There is no paper '{slug}'.{did_you_mean(slug, known)} See `repro list`.")
-    file = known[slug]
+    return _described(slug, known[slug])
+
+
+def load_papers() -> list[Paper]:
+    """All papers, by slug."""
+    return [_described(slug, file) for slug, file in sorted(paper_files().items())]
+
+
+def _described(slug: str, file: Path) -> Paper:
     try:
         content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -147,11 +159,6 @@ def load_paper(slug: str) -> Paper:
         raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: a paper needs paper.title, arms and scales ({error}).") from None
-
-
-def load_papers() -> list[Paper]:
-    """All papers, by slug."""
-    return [load_paper(slug) for slug in sorted(paper_files())]
 
 
 def is_group(name: str) -> bool:

@@ -68,7 +68,7 @@ def _own_sources(paper: Paper) -> Iterator[tuple[str, bytes]]:
         yield "", method.with_suffix(".py").read_bytes()
     names = [name.encode() for name in (f"repro.methods.{paper.slug}", paper.room)]
     target = re.compile(rb"\b(" + b"|".join(map(re.escape, names)) + rb")\b")
-    for name, parts, content in _configs(tuple(config_folders())):
+    for name, parts, content in _configs(config_folders()):
         # Most hold neither name, which is found out much faster than the other.
         is_named = any(each in content for each in names) and target.search(content)
         if paper.slug in parts or is_named:

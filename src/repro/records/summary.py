@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 OLD = "†"  # marks a record that may be older than what is its paper's own
 OLD_MEANS = f"{OLD} the paper's code has changed since, or the record does not say which ran"
+# Where the runs of a record begin and what each took, as `files.write_json` writes them.
+_RUNS, _SECONDS = b',\n "runs": [', re.compile(rb'\n   "seconds": ([\d.e+-]+)')
 
 
 class OfArm(Protocol):
@@ -157,14 +161,16 @@ def state_counts(statuses: Sequence[Status]) -> str:
 def recorded_study(paper: Paper, scale: str) -> dict[str, Any]:
     """What the paper's room holds of a study; parsed once for as long as the file is the same.
 
-    Raises:
-        UserError: it is missing, or not JSON.
+    A `UserError` says so if it is missing, or not JSON.
     """
-    file = paper.results_file(scale)
+    return _parsed(*_version_of(paper.results_file(scale)))
+
+
+def _version_of(file: Path) -> tuple[Path, int, int, int]:
     if not file.is_file():
         raise UserError(f"{file} does not exist.")
     found = file.stat()
-    return _parsed(file, found.st_ino, found.st_mtime_ns, found.st_size)
+    return file, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @functools.cache
@@ -173,28 +179,45 @@ def _parsed(file: Path, *_version: int) -> dict[str, Any]:
     return content
 
 
+def _overview(paper: Paper, scale: str) -> dict[str, Any]:
+    """A recorded study without its runs, which are nine tenths of it, but with their seconds."""
+    return _skimmed(*_version_of(paper.results_file(scale)))
+
+
+@functools.cache
+def _skimmed(file: Path, *version: int) -> dict[str, Any]:
+    head, is_as_written, runs = file.read_bytes().partition(_RUNS)
+    try:
+        if is_as_written:
+            return {**json.loads(head + b"}"), "seconds": sum(map(float, _SECONDS.findall(runs)))}
+    except ValueError:
+        pass  # it is damaged, which is said below
+    study = _parsed(file, *version)
+    return {**study, "seconds": float(sum(run["seconds"] or 0 for run in study["runs"]))}
+
+
 def recorded_verdicts(paper: Paper) -> dict[str, dict[str, int]]:
     """How many claims got which verdict, for each scale with recorded results."""
     counts = {}
     for scale in paper.scales:
         if paper.results_file(scale).is_file():
-            given = [claim["verdict"] for claim in recorded_study(paper, scale)["claims"]]
+            given = [claim["verdict"] for claim in _overview(paper, scale)["claims"]]
             counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
     return counts
 
 
 def recorded_seconds(paper: Paper, scale: str) -> float:
     """How long the runs of a recorded study took, one after the other."""
-    runs = recorded_study(paper, scale)["runs"]
-    return float(sum(run["seconds"] or 0 for run in runs))
+    seconds: float = _overview(paper, scale)["seconds"]
+    return seconds
 
 
 def recorded_commit(paper: Paper, scale: str) -> str:
     """The git commit of the code that produced a recorded study, or ``unknown``."""
-    return str(recorded_study(paper, scale)["code"].get("commit", "unknown"))
+    return str(_overview(paper, scale)["code"].get("commit", "unknown"))
 
 
 def is_outdated(paper: Paper, scale: str) -> bool:
     """Whether what is the paper's own is not known to be as it was for a recorded study."""
-    produced = recorded_study(paper, scale)["code"].get("paper_sha256")
+    produced = _overview(paper, scale)["code"].get("paper_sha256")
     return produced is None or bool(produced != paper_fingerprint(paper))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from repro.claims.outcomes import Verdict
 from repro.claims.studies import read_verdicts
-from repro.claims.verdicts import ClaimVerdict, Verdict
+from repro.claims.verdicts import ClaimVerdict
 from repro.errors import ReproError, UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
@@ -18,6 +19,7 @@ from repro.records.run import Code, MeasuredRun, Run
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord, find_studies
 from repro.records.summary import by_arm
+from repro.report.tables import judged_at
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class PaperEntry:
             if study.verdicts and not chosen.verdicts:
                 best[study.about.scale] = study
         return list(best.values())
+
+    @property
+    def judged_at(self) -> dict[str, str]:
+        """The scale at which each claim is judged, by its id."""
+        return judged_at({study.about.scale: study.verdicts for study in self.latest})
 
 
 @dataclass(frozen=True)

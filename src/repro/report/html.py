@@ -22,7 +22,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from repro.claims.verdicts import Verdict
+from repro.claims.outcomes import Verdict
 from repro.records.run import MeasuredRun
 from repro.records.status import Status
 from repro.report import forest, pictures
@@ -40,6 +40,7 @@ from repro.report.tables import (
     is_divided,
     metrics_of,
     out_of_reach,
+    said_elsewhere,
     with_minus,
 )
 
@@ -126,6 +127,7 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         "is_divided": is_divided,
         "in_reach": in_reach,
         "out_of_reach": out_of_reach,
+        "said_elsewhere": said_elsewhere,
         "answer": answer,
         "minus": with_minus,
         "link": functools.partial(_link, start=target.absolute().parent),

@@ -45,7 +45,7 @@ def _study(paper: PaperEntry, study: StudyEntry) -> Iterator[str]:
     where = "" if study.is_recorded else f" in {escape(study.folder)}"
     yield f"With {escape(' '.join(study.about.typed))}{where}"
     if study.verdicts:
-        yield from ("", *tables.verdicts_markdown(study.verdicts, escape))
+        yield from ("", *tables.verdicts_markdown(study.verdicts, escape, paper.judged_at))
     arms = tables.arm_rows(study.runs, paper.metrics)
     metrics = tables.metrics_of(arms, paper.metrics)
     rows = [

@@ -7,6 +7,7 @@ marker comments and are generated from it, never typed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 from repro.claims.evidence import RunResult, Series
 from repro.claims.file import Claim, ClaimsFile, load_claims
 from repro.claims.judge import judge
+from repro.claims.outcomes import LEGEND, MARKS, Verdict, tally
 from repro.claims.studies import recorded_results, verdicts_of
-from repro.claims.verdicts import LEGEND, MARKS, ClaimVerdict, Verdict, tally
+from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
@@ -25,7 +27,14 @@ from repro.records.study import LOOK_KEYS, Study, find_studies
 from repro.records.summary import OLD, OLD_MEANS, is_outdated, recorded_seconds, recorded_verdicts
 from repro.report.draw import draw_study, save_figure
 from repro.report.figures import recorded_figures
-from repro.report.tables import arm_rows, escape_cell, markdown_table, verdicts_markdown
+from repro.report.tables import (
+    NOWHERE,
+    arm_rows,
+    escape_cell,
+    judged_at,
+    markdown_table,
+    verdicts_markdown,
+)
 
 # What a user may type without changing what is measured; folders are not recorded.
 HARMLESS = {"paper", "scale", "n_jobs", "hardware", *LOOK_KEYS}
@@ -183,11 +192,19 @@ def project_readme() -> Path:
 
 def with_tables(text: str, paper: Paper) -> str:
     """A README's text with each ``<!-- results:SCALE -->`` block filled from the record."""
-    for scale in paper.scales:
-        if paper.results_file(scale).is_file():
-            table = results_markdown(files.read_json(paper.results_file(scale)))
-            text = fill(text, f"results:{scale}", table)
+    records = {
+        scale: files.read_json(paper.results_file(scale))
+        for scale in paper.scales
+        if paper.results_file(scale).is_file()
+    }
+    elsewhere = judged_at({scale: _verdicts_in(content) for scale, content in records.items()})
+    for scale, content in records.items():
+        text = fill(text, f"results:{scale}", results_markdown(content, elsewhere))
     return text
+
+
+def _verdicts_in(recorded: dict[str, Any]) -> list[ClaimVerdict]:
+    return [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -205,9 +222,13 @@ def _block(name: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {re.escape(name)} -->\n)(.*?)(<!-- /{re.escape(name)} -->)", re.S)
 
 
-def results_markdown(recorded: dict[str, Any]) -> str:
-    """The claim table and the table of arms, in Markdown."""
-    claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
+def results_markdown(recorded: dict[str, Any], elsewhere: Mapping[str, str] = NOWHERE) -> str:
+    """The claim table and the table of arms, in Markdown.
+
+    Args:
+        recorded: what a results file holds.
+        elsewhere: other scales at which claims are judged, see `judged_at`.
+    """
     typed = " ".join(recorded["typed"])
     known = recorded["code"].get("commit")
     commit = f" (commit {known})" if known else ""
@@ -220,7 +241,7 @@ def results_markdown(recorded: dict[str, Any]) -> str:
     lines = [
         f"`repro run {typed}`, code {recorded['code']['sha256']}{commit}:",
         "",
-        *verdicts_markdown(claims),
+        *verdicts_markdown(_verdicts_in(recorded), elsewhere=elsewhere),
         "",
         "Mean ± standard deviation over seeds:",
         "",

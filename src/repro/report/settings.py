@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from repro.errors import UserError, did_you_mean
+from repro.records.files import parse_yaml
 from repro.records.papers import config_folders
 
 
@@ -37,7 +38,7 @@ class Settings(BaseModel):
             if not file.is_file():
                 continue
             try:
-                merged |= yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+                merged |= parse_yaml(file.read_text(encoding="utf-8")) or {}
                 settings = cls.model_validate(merged)
             except (yaml.YAMLError, TypeError) as error:
                 raise UserError(f"{file} is not a YAML mapping: {error}") from error

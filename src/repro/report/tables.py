@@ -6,11 +6,12 @@ The terminal, README files, Markdown and HTML reports all show these rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from repro.claims.verdicts import CheckVerdict, ClaimVerdict, Verdict
+from repro.claims.outcomes import Verdict
+from repro.claims.verdicts import CheckVerdict, ClaimVerdict
 from repro.records.run import MeasuredRun
 from repro.records.summary import by_arm, mean_and_spread, state_counts
 
@@ -22,6 +23,7 @@ TALLY = {
 }
 VERDICT_COLUMNS = ("claim", "verdict", "measured here", "seeds", "statement", "the paper")
 NOT_HERE = "not tested at this scale"
+NOWHERE: Mapping[str, str] = {}  # no claim is judged at another scale
 
 
 def escape_cell(text: str) -> str:
@@ -65,9 +67,35 @@ def in_reach(verdicts: Iterable[ClaimVerdict]) -> list[ClaimVerdict]:
     return [claim for claim in verdicts if claim.verdict is not Verdict.NOT_AT_SCALE]
 
 
-def out_of_reach(verdicts: Iterable[ClaimVerdict]) -> list[ClaimVerdict]:
-    """The claims that it cannot test."""
-    return [claim for claim in verdicts if claim.verdict is Verdict.NOT_AT_SCALE]
+def out_of_reach(
+    verdicts: Iterable[ClaimVerdict], elsewhere: Mapping[str, str] = NOWHERE
+) -> list[ClaimVerdict]:
+    """The claims that it cannot test, and that are not judged elsewhere; see `judged_at`."""
+    left = (claim for claim in verdicts if claim.verdict is Verdict.NOT_AT_SCALE)
+    return [claim for claim in left if claim.id not in elsewhere]
+
+
+def judged_at(studies: Mapping[str, Iterable[ClaimVerdict]]) -> dict[str, str]:
+    """The scale at which each claim of a paper is judged, the first if several are; by its id.
+
+    Args:
+        studies: the verdicts of a study for each scale.
+    """
+    found: dict[str, str] = {}
+    for scale, verdicts in studies.items():
+        for claim in verdicts:
+            if claim.verdict not in TALLY["not tested"]:
+                found.setdefault(claim.id, scale)
+    return found
+
+
+def said_elsewhere(verdicts: Iterable[ClaimVerdict], elsewhere: Mapping[str, str]) -> str:
+    """Where claims are judged that the scale cannot test: ``at mini: C1, C2``, or nothing."""
+    found: dict[str, list[str]] = {}
+    for claim in out_of_reach(verdicts):
+        if claim.id in elsewhere:
+            found.setdefault(elsewhere[claim.id], []).append(claim.id)
+    return "; ".join(f"at {scale}: {', '.join(names)}" for scale, names in found.items())
 
 
 def is_divided(claim: ClaimVerdict) -> bool:
@@ -90,13 +118,16 @@ def answer(verdicts: Iterable[ClaimVerdict]) -> str:
 
 
 def verdicts_markdown(
-    verdicts: Iterable[ClaimVerdict], escape: Callable[[str], str] = escape_cell
+    verdicts: Iterable[ClaimVerdict],
+    escape: Callable[[str], str] = escape_cell,
+    elsewhere: Mapping[str, str] = NOWHERE,
 ) -> list[str]:
     """The table of claims in Markdown, as lines; below it what is left out, and limits' reasons.
 
     Args:
         verdicts: the claims.
         escape: makes text harmless; by default only what ends a cell is.
+        elsewhere: other scales at which claims are judged, see `judged_at`.
     """
     verdicts = list(verdicts)
     rows = [
@@ -111,7 +142,9 @@ def verdicts_markdown(
         for claim in in_reach(verdicts)
     ]
     lines = markdown_table(VERDICT_COLUMNS, rows) if rows else []
-    left = out_of_reach(verdicts)
+    judged, left = said_elsewhere(verdicts, elsewhere), out_of_reach(verdicts, elsewhere)
+    if judged:
+        lines += ["", f"Judged {escape(judged)}."]
     if left:
         lines += ["", f"{NOT_HERE.capitalize()}:", ""]
         lines += [f"- {escape(c.id)} {escape(c.statement)} ({escape(c.reason)})" for c in left]

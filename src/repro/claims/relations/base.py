@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 
 from repro.claims.evidence import Evidence, Strict, SweptValue, Text, UndecidedError
 from repro.claims.intervals import Estimate, Region
+from repro.claims.outcomes import Verdict
 from repro.claims.ranges import range_of
-from repro.claims.verdicts import Verdict, percent_word
+from repro.claims.verdicts import percent_word
 
 if TYPE_CHECKING:
     import numpy as np

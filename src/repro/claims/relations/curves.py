@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from repro.claims.evidence import Evidence, Series, Text, common_seeds, lone_seeds
 from repro.claims.intervals import Region
+from repro.claims.outcomes import Verdict, all_of
 from repro.claims.relations.base import MetricCheck, Outcome, Range, Sample, log, sentence
 from repro.claims.relations.pairs import Comparison, Factor
-from repro.claims.verdicts import Verdict, all_of
 
 
 class Spread(MetricCheck):

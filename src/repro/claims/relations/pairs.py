@@ -17,6 +17,7 @@ from repro.claims.evidence import (
     lone_seeds,
 )
 from repro.claims.intervals import Estimate, Region
+from repro.claims.outcomes import Verdict
 from repro.claims.ranges import range_of
 from repro.claims.relations.base import (
     POWER,
@@ -28,7 +29,6 @@ from repro.claims.relations.base import (
     log,
     sentence,
 )
-from repro.claims.verdicts import Verdict
 
 
 class Level(MetricCheck):

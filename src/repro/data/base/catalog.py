@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from repro.data.base.files import INSTALL, HubFiles, data_root, read_table
 from repro.errors import UserError, did_you_mean
+from repro.records.files import parse_yaml
 from repro.records.papers import config_folders
 
 # What is assumed of a data set whose config does not say: a user's own.
@@ -107,7 +106,7 @@ def problem_of(
 
 def _read(file: Path) -> dict[str, Any]:
     """A data set's config, with an `info` in any case."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    content = parse_yaml(file.read_text(encoding="utf-8")) or {}
     return {"info": OWN, **content, "name": file.stem}
 
 
