@@ -29,7 +29,7 @@ def through_the_engine(folder: Path, typed: list[str], monkeypatch: pytest.Monke
             taken.append(time.perf_counter() - self.start)
 
     monkeypatch.setattr("repro.training.checkpoints.Watch", Timed)
-    finished(folder / "outputs", "paper=toy", *typed)
+    finished(folder / "outputs", "paper=toy", "seed=0", *typed)
     return taken[0]
 
 
@@ -65,7 +65,7 @@ def bare_loop(config: Any, folder: Path) -> float:
 def test_training_costs_little_more_than_a_bare_loop(
     toy: Path, monkeypatch: pytest.MonkeyPatch, size: list[str], limit: float
 ) -> None:
-    typed = ["arm=sgd", "seed=0", "model=mlp", *size]
+    typed = ["arm=sgd", "model=mlp", *size]
     (config,) = configs("paper=toy", *typed).values()
     torch.use_deterministic_algorithms(True)
     bare_loop(config, toy)

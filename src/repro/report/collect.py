@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class StudyEntry:
         """The day, or that the results are the recorded ones."""
         return "recorded" if self.is_recorded else str(self.created.date())
 
-    @property
+    @functools.cached_property
     def groups(self) -> dict[str, list[MeasuredRun]]:
         """The runs by what they have in common but the seed."""
         return {runs[0].group: runs for runs in by_arm(self.runs).values()}
