@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -186,12 +187,10 @@ def _overview(paper: Paper, scale: str) -> dict[str, Any]:
 
 @functools.cache
 def _skimmed(file: Path, *version: int) -> dict[str, Any]:
-    head, is_as_written, runs = file.read_bytes().partition(_RUNS)
-    try:
+    with suppress(OSError, ValueError):  # it cannot be read, which is said below
+        head, is_as_written, runs = file.read_bytes().partition(_RUNS)
         if is_as_written:
             return {**json.loads(head + b"}"), "seconds": sum(map(float, _SECONDS.findall(runs)))}
-    except ValueError:
-        pass  # it is damaged, which is said below
     study = _parsed(file, *version)
     return {**study, "seconds": float(sum(run["seconds"] or 0 for run in study["runs"]))}
 
