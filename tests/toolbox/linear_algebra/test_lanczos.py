@@ -40,6 +40,16 @@ def test_basis_stays_orthonormal_where_the_recurrence_alone_finds_ghosts() -> No
     assert int((ritz.values > 50).sum()) == 1
 
 
+def test_basis_stays_orthonormal_where_rounding_alone_goes_on() -> None:
+    """Rank 20: after 21 steps there is nothing left to find."""
+    torch.manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(400, 400, dtype=torch.float64)).Q
+    low_rank = (rows[:, :20] * torch.arange(1.0, 21)) @ rows[:, :20].mT
+    ritz = lanczos(low_rank.mv, torch.randn(400, dtype=torch.float64), 100)
+    eye = torch.eye(len(ritz.values), dtype=torch.float64)
+    assert torch.allclose(ritz.basis @ ritz.basis.mT, eye, atol=1e-12)
+
+
 def test_quadrature_is_exact_for_low_powers(A: Tensor) -> None:
     z = torch.randn(30, dtype=torch.float64)
     ritz = lanczos(A.mv, z, 5)

@@ -8,8 +8,9 @@ and Welsch 1969)::
 
     zᵀ f(A) z / zᵀz  ≈  Σ_i w_i f(θ_i)
 
-Every new direction is made orthogonal to all earlier ones, twice: in floating point the recurrence
-alone finds the largest eigenvalue again and again.
+Every new direction is made orthogonal to all earlier ones as well, and where that takes much of it
+once more (Daniel et al. 1976): in floating point the recurrence alone finds the largest eigenvalue
+again and again.
 """
 
 from __future__ import annotations
@@ -89,9 +90,11 @@ def lanczos(product: Product, start: Tensor, steps: Count, tolerance: float | No
         size = w.norm(dim=-1)
         own = (w * q).sum(-1).to(alpha.dtype)
         alpha[..., step] = torch.where(q.any(-1), own, alpha[..., 0]) if step else own
+        w, rest = _without(w, known[..., -2:, :])
         for _ in range(2):
-            w = w - ((known @ w.unsqueeze(-1)).mT @ known).squeeze(-2)
-        rest = w.norm(dim=-1)
+            before, (w, rest) = rest, _without(w, known)
+            if bool((rest >= before / 2).all()):  # else much of what was left was rounding
+                break
         goes_on = rest > floor * size  # else the space is invariant, and what is left is rounding
         beta[..., step] = torch.where(goes_on, rest, 0)
         if not bool(goes_on.any()):
@@ -102,6 +105,12 @@ def lanczos(product: Product, start: Tensor, steps: Count, tolerance: float | No
                 break
         q = torch.where(goes_on, 1 / rest, 0).unsqueeze(-1) * w
     return _ritz(alpha[..., : step + 1], beta[..., : step + 1], basis[..., : step + 1, :])
+
+
+def _without(w: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of vectors (…, P) outside the span of rows (…, k, P), and its norm."""
+    left = w - ((rows @ w.unsqueeze(-1)).mT @ rows).squeeze(-2)
+    return left, left.norm(dim=-1)
 
 
 def _ritz(alpha: Tensor, beta: Tensor, basis: Tensor) -> Ritz:
