@@ -6,6 +6,7 @@ import copy
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from timing import faster
@@ -42,15 +43,29 @@ def test_hessian_products_against_forward_over_reverse() -> None:
     faster("a Hessian product", lambda: curvature(v), lambda: reference(v), 1.2)
 
 
-def test_the_top_eigenvalue_of_a_million_parameters_against_eigsh() -> None:
-    """64-768-768-768-10 (1.2 million parameters), within 1e-4 of each other."""
-    net, x, y = mlp(64, 768, 768, 768, 10), torch.randn(256, 64), torch.randint(10, (256,))
-    reference = forward_over_reverse(net, x, y)
-    P = Layout.of(net).vector(net).numel()
-    start, found = torch.randn(P), {}
-    operator = LinearOperator(
+def torch_func(net: nn.Module, x: Tensor, y: Tensor) -> LinearOperator:
+    """The Hessian as an operator of SciPy's."""
+    reference, P = forward_over_reverse(net, x, y), Layout.of(net).vector(net).numel()
+    return LinearOperator(
         (P, P), matvec=lambda v: reference(torch.from_numpy(v)).numpy(), dtype="float32"
     )
+
+
+def curvlinops(net: nn.Module, x: Tensor, y: Tensor) -> LinearOperator:
+    """The same by the library of that name."""
+    library = pytest.importorskip("curvlinops")
+    operator = library.HessianLinearOperator(
+        net, nn.CrossEntropyLoss(), list(net.parameters()), [(x, y)], check_deterministic=False
+    )
+    return operator.to_scipy("float32")
+
+
+@pytest.mark.parametrize("operator_of", [torch_func, curvlinops])
+def test_the_top_eigenvalue_of_a_million_parameters_against_eigsh(operator_of: Any) -> None:
+    """64-768-768-768-10 (1.2 million parameters), within 1e-4 of each other."""
+    net, x, y = mlp(64, 768, 768, 768, 10), torch.randn(256, 64), torch.randint(10, (256,))
+    operator = operator_of(net, x, y)
+    start, found = torch.randn(operator.shape[0]), {}
 
     def ours() -> None:
         found["ours"] = float(lanczos(Curvature(net, [(x, y)]), start, 100, tolerance=1e-3).top)
@@ -61,7 +76,8 @@ def test_the_top_eigenvalue_of_a_million_parameters_against_eigsh() -> None:
         )
         found["theirs"] = float(values[0])
 
-    faster("top eigenvalue of 1.2M parameters", ours, theirs, repeats=2)
+    name = f"top eigenvalue of 1.2M parameters, eigsh on {operator_of.__name__}"
+    faster(name, ours, theirs, repeats=2)
     assert abs(found["ours"] / found["theirs"] - 1) < 1e-4
 
 

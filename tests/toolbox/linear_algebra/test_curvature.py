@@ -1,15 +1,17 @@
-"""Curvature products against explicit matrices from `torch.func`."""
+"""Curvature products against explicit matrices from `torch.func`, and against curvlinops."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 from torch.nn import functional as F
 
 from repro.toolbox.ensembles import Layout
 from repro.toolbox.linear_algebra.curvature import Curvature, Kind, at_rest
+from repro.toolbox.linear_algebra.lanczos import lanczos
 
 
 @pytest.fixture
@@ -51,6 +53,31 @@ def test_products_are_those_of_the_matrix(
         curvature = Curvature(net, examples, kind, keep=keep)
         assert torch.allclose(curvature.matrix(), reference, atol=1e-10)
         assert curvature.products == curvature.size == 17
+
+
+NETWORKS = {
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3)),
+    "cnn": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["hessian", "ggn"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_products_and_top_eigenvalues_are_those_of_curvlinops(kind: Kind, network: str) -> None:
+    curvlinops = pytest.importorskip("curvlinops")
+    torch.manual_seed(0)
+    net = NETWORKS[network]().double()
+    x, y = torch.randn(24, 1, 6, 6, dtype=torch.float64), torch.arange(24) % 3
+    batches = list(zip(x.split(10), y.split(10), strict=True))  # 10, 10 and 4
+    ours = Curvature(net, batches, kind)
+    make = {"hessian": curvlinops.HessianLinearOperator, "ggn": curvlinops.GGNLinearOperator}[kind]
+    theirs = make(net, nn.CrossEntropyLoss(), list(net.parameters()), batches)
+    v = torch.randn(ours.size, dtype=torch.float64)
+    torch.testing.assert_close(ours(v), theirs @ v)
+    top = eigsh(theirs.to_scipy(), 1, which="LA", return_eigenvectors=False)[0]
+    assert float(lanczos(ours, v, ours.size, 1e-6).top) == pytest.approx(top, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
