@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import omegaconf.base
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -32,6 +33,11 @@ from repro.records.papers import OF_REPORTS, config_folders, is_group
 STUDY_BLOCKS = ("arms", "scales")
 Point = dict[str, Any]  # one point of a grid: override key -> value
 Stamps = tuple[tuple[str, int, int], ...]  # path, time of change in ns and bytes of each file
+
+# OmegaConf parses every interpolation each time that it is looked up, which was a quarter of the
+# time of planning: there are few different ones, and what is parsed is only read.
+_interpolations: Any = omegaconf.base
+_interpolations.parse = functools.cache(_interpolations.parse)
 
 
 @dataclass
