@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -111,8 +112,13 @@ def paper_files() -> dict[str, Path]:
     return found
 
 
+# Papers as they were read, by the state of their files: all are asked for whenever a run builds
+# something from a room that is kept elsewhere, and reading them takes longer than a small run.
+_papers: dict[Hashable, Paper] = {}
+
+
 def load_paper(slug: str) -> Paper:
-    """Reads one paper's description.
+    """Reads one paper's description, unless that was read and has not changed.
 
     Raises:
         UserError: no such paper, or its file lacks something or holds a malformed arm or scale.
@@ -121,23 +127,40 @@ def load_paper(slug: str) -> Paper:
     if slug not in known:
         raise UserError(f"There is no paper '{slug}'.{did_you_mean(slug, known)} See `repro list`.")
     file = known[slug]
+    about = file.stat()
+    # Overrides are inherited according to the groups that the folders hold.
+    request = (file, about.st_mtime_ns, about.st_size, *config_folders())
+    if request not in _papers:
+        _papers[request] = _read_paper(slug, file)
+    return _papers[request]
+
+
+def _read_paper(slug: str, file: Path) -> Paper:
+    """What a config file says of its paper.
+
+    Raises:
+        UserError: the file lacks something or holds a malformed arm or scale.
+    """
     try:
         content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     try:
         about = content.get("paper") or {}
+        knows_group = cache(is_group)  # arm after arm says the same names
         return Paper(
             slug=slug,
             title=about["title"],
             link=about.get("link", ""),
             question=about.get("question", ""),
             room=about.get("room", f"repro.experiments.{slug}"),
-            arms=layers.expand(content["arms"], "arm", is_group),
-            scales=layers.expand(content["scales"], "scale", is_group),
+            arms=layers.expand(content["arms"], "arm", knows_group),
+            scales=layers.expand(content["scales"], "scale", knows_group),
             report=list(content.get("report") or []),
             reduced=layers.expand(
-                layers.inherit(content.get("reduced") or {}, content["scales"]), "scale", is_group
+                layers.inherit(content.get("reduced") or {}, content["scales"]),
+                "scale",
+                knows_group,
             ),
             combines=list(about.get("combines") or []),
             figures=dict(content.get("figures") or {}),
