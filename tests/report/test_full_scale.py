@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro.planning.plan import plan_study
+from repro.planning.plan import PlannedRun, plan_study
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.rehearsal import Rehearsal
 from repro.report import full_scale, record
@@ -127,13 +127,23 @@ def test_parts_of_scales_that_are_gone_are_dropped() -> None:
 
 @pytest.mark.parametrize("slug", [paper.slug for paper in load_papers()])
 def test_every_full_scale_is_composed_as_it_is_rehearsed(slug: str) -> None:
-    """For one GPU, and reduced."""
+    """Reduced, all its arms; for one GPU those that are rehearsed, as they differ in hardware only.
+
+    As they are for any hardware, all arms are composed with the rooms.
+    """
     paper = load_paper(slug)
+
+    def rehearsed(scale: str, *typed: str, whole: bool) -> list[PlannedRun]:
+        typed = (*typed, *full_scale.typed_for(paper, scale, whole))
+        plan = plan_study([f"paper={slug}", f"scale={scale}", "seed=0", *typed])
+        return full_scale.one_of_each_kind(plan).runs
+
     for _, scale in full_scale.full_scales([slug]):
-        for whole, accelerator in ((True, "gpu"), (False, "cpu")):
-            typed = full_scale.typed_for(paper, scale, whole)
-            plan = plan_study([f"paper={slug}", f"scale={scale}", "seed=0", *typed])
-            for run in full_scale.one_of_each_kind(plan).runs:
+        reduced = rehearsed(scale, whole=False)
+        arms = ",".join(run.arm for run in reduced)
+        whole = rehearsed(scale, f"arm=[{arms}]", whole=True)
+        for runs, accelerator in ((reduced, "cpu"), (whole, "gpu")):
+            for run in runs:
                 hardware = run.content["hardware"]
                 assert hardware["accelerator"] == accelerator
                 assert hardware["launcher"]["name"] == "basic"

@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,9 +325,9 @@ def test_nothing_to_search(toy: Path) -> None:
 
 
 def test_ambiguous_arm_is_asked_for(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paper = load_paper("toy")
-    monkeypatch.setattr("repro.search.request.load_paper", lambda _: paper)
-    paper.arms["plain_too"] = []
+    toy_paper = load_paper("toy")
+    two_plain = replace(toy_paper, arms={**toy_paper.arms, "plain_too": []})
+    monkeypatch.setattr("repro.search.request.load_paper", lambda _: two_plain)
     with pytest.raises(UserError, match="Which arm is searched"):
         read_request(["paper=toy", RATE])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
@@ -116,7 +117,7 @@ def paper_files() -> dict[str, Path]:
 
 
 def load_paper(slug: str) -> Paper:
-    """Reads one paper's description.
+    """Reads one paper's description, unless that was read and has not changed.
 
     Raises:
         UserError: no such paper, or its file lacks something or holds a malformed arm or scale.
@@ -124,32 +125,43 @@ def load_paper(slug: str) -> Paper:
     known = paper_files()
     if slug not in known:
         raise UserError(f"There is no paper '{slug}'.{did_you_mean(slug, known)} See `repro list`.")
-    return _described(slug, known[slug])
+    return _of_now(slug, known[slug])
 
 
 def load_papers() -> list[Paper]:
     """All papers, by slug."""
-    return [_described(slug, file) for slug, file in sorted(paper_files().items())]
+    return [_of_now(slug, file) for slug, file in sorted(paper_files().items())]
 
 
-def _described(slug: str, file: Path) -> Paper:
+def _of_now(slug: str, file: Path) -> Paper:
+    found = file.stat()
+    # Overrides are inherited according to the groups that the folders hold.
+    return _described(slug, file, found.st_mtime_ns, found.st_size, config_folders())
+
+
+@cache
+def _described(slug: str, file: Path, *_version: Hashable) -> Paper:
+    """What a config file says of its paper."""
     try:
         content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     try:
         about = content.get("paper") or {}
+        knows_group = cache(is_group)  # arm after arm says the same names
         return Paper(
             slug=slug,
             title=about["title"],
             link=about.get("link", ""),
             question=about.get("question", ""),
             room=about.get("room", f"repro.experiments.{slug}"),
-            arms=layers.expand(content["arms"], "arm", is_group),
-            scales=layers.expand(content["scales"], "scale", is_group),
+            arms=layers.expand(content["arms"], "arm", knows_group),
+            scales=layers.expand(content["scales"], "scale", knows_group),
             report=list(content.get("report") or []),
             reduced=layers.expand(
-                layers.inherit(content.get("reduced") or {}, content["scales"]), "scale", is_group
+                layers.inherit(content.get("reduced") or {}, content["scales"]),
+                "scale",
+                knows_group,
             ),
             combines=list(about.get("combines") or []),
             figures=dict(content.get("figures") or {}),
