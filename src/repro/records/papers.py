@@ -141,7 +141,11 @@ def _of_now(slug: str, file: Path) -> Paper:
 
 @cache
 def _described(slug: str, file: Path, *_version: Hashable) -> Paper:
-    """What a config file says of its paper."""
+    """What a config file says of its paper.
+
+    Raises:
+        UserError: it lacks something or holds a malformed arm or scale.
+    """
     try:
         content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
