@@ -207,7 +207,7 @@ class Play(Procedure):
         pictures = frames.permute(0, 2, 3, 1).numpy()
         files.make_folder(folder)
         np.save(folder / "film.npy", pictures)
-        save_animation(pictures, folder / "film.gif", max(1, ANIMATED // pictures.shape[1]))
+        save_animation(list(pictures), folder / "film.gif", max(1, ANIMATED // pictures.shape[1]))
         return result
 
     def information(self, mixture: TopKMoE) -> float:

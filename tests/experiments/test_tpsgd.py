@@ -73,7 +73,7 @@ def test_full_scales_build_the_networks_they_name(scale: str, parameters: int) -
     assert sum(p.numel() for p in module.model.parameters()) == parameters
 
 
-def step_of_drtps_authors(net: nn.Module, x: Tensor, y: Tensor, arm: str, tables: Any) -> None:
+def step_of_drtps_authors(net: Any, x: Tensor, y: Tensor, arm: str, tables: Any) -> None:
     """A step as their code takes it, with their rates: hooks replace gradients behind activations.
 
     What the hooks put there is of each example, whereas the loss is a mean over examples and, on
@@ -94,7 +94,7 @@ def step_of_drtps_authors(net: nn.Module, x: Tensor, y: Tensor, arm: str, tables
         loss, seen = F.binary_cross_entropy(out.sigmoid(), hot), out.sigmoid()
     else:
         loss, seen = F.cross_entropy(out, y), out.softmax(1)
-    error = {"drtp": hot, "dfa": seen - hot, "sdfa": (seen - hot).sign()}.get(rule)
+    error = {"drtp": hot, "dfa": seen - hot, "sdfa": (seen - hot).sign()}.get(rule, hot)
     for number, table in tables.items():
         sign = -1 if rule == "drtp" else 1  # a target lies where its own matrix does not point
         signals[number] = sign * torch.einsum("bc,c...->b...", error.detach(), table)
@@ -121,7 +121,7 @@ def test_a_step_of_drtps_scales_is_that_of_its_authors(scale: str, arm: str) -> 
     x, y = torch.rand(100, *SHAPES[scale], dtype=torch.float64), torch.arange(100) % 10
     method.attach(net)
     optimizer = method.optimizer(net, module.optimizer_factory)
-    method.backward(module.training_loss, (x, y), Tensor.backward)
+    method.backward(module.loss, (x, y), Tensor.backward)
     optimizer.step()
     rules = TargetProjection | DirectFeedback
     tables = method.projections._tables if isinstance(method, rules) else {}
