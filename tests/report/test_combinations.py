@@ -42,7 +42,7 @@ def read_page() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
 COLUMNS, WITHOUT = read_page()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # tests of papers come apart, with all that is about the same one
 def methods() -> dict[str, DictConfig]:
     return combinations.method_configs()
 
