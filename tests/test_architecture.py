@@ -51,12 +51,19 @@ def tree(module: str) -> ast.Module:
     return ast.parse(sources()[module].read_text())
 
 
-def imported(module: str) -> Iterator[str]:
+@cache
+def imported(module: str) -> tuple[str, ...]:
     """The project's modules that a module imports, but for type checkers."""
+    return tuple(_imported(module))
+
+
+def _imported(module: str) -> Iterator[str]:
     ignored = {
         id(node)
         for branch in ast.walk(tree(module))
-        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
+        if isinstance(branch, ast.If)
+        and isinstance(branch.test, ast.Name)
+        and branch.test.id == "TYPE_CHECKING"
         for node in ast.walk(branch)
     }
     package = module if sources()[module].name == "__init__.py" else module.rpartition(".")[0]

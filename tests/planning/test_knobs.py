@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ CONFIGS = sorted(
 )
 
 
+@cache
 def load(path: Path) -> DictConfig:
     """A config with the others of its group that it builds upon."""
     own = OmegaConf.load(path)
