@@ -158,7 +158,7 @@ def test_results_of_an_installed_paper_go_beside_the_study(
 ) -> None:
     folder = make_study(toy / "outputs")
     room = toy / "lib" / "site-packages" / "room"
-    monkeypatch.setattr(Paper, "room_folder", room)
+    monkeypatch.setattr(Paper, "room_folder", property(lambda _: room))
     monkeypatch.setattr(record, "draw_study", lambda study: [])
     monkeypatch.setattr(record, "verdicts_of", lambda study: [])
     assert record.record({}, toy / "outputs", folder) == folder / "results" / "mini.json"
