@@ -71,6 +71,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def wide_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """What commands print in this process is as wide as where nobody says how wide."""
-    render = sys.modules.get("repro.cli.render")
-    if render is not None:
-        monkeypatch.setattr(render.console, "width", render.WIDE)
+    from repro.cli import render  # needed by few tests
+
+    monkeypatch.setattr(render.console, "width", render.WIDE)
