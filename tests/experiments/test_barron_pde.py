@@ -390,11 +390,13 @@ def test_training_starts_where_it_says_and_improves(tmp_path: Path, study: Study
 
 
 def test_full_has_the_sizes_of_the_plan() -> None:
-    runs = configs("paper=barron_pde", "scale=full", "arm=[cubic,drift,trained_cos]")
-    cubic, drift = (build_module(runs[arm]) for arm in ("cubic", "drift"))
+    runs = configs("paper=barron_pde", "scale=full", "arm=[cubic,weak,drift,trained_cos]")
+    cubic, weak, drift = (build_module(runs[arm]) for arm in ("cubic", "weak", "drift"))
     assert isinstance(cubic.measurement, Growth)
+    assert isinstance(weak.measurement, Growth)
     assert isinstance(drift.measurement, Drift)
-    assert cubic.measurement.jobs == [2, 4, 8, 16, 32, 64]
+    assert cubic.measurement.jobs == [2, 4, 8, 12, 16]
+    assert weak.measurement.jobs == [2, 4, 8, 16, 32, 64]
     assert (3, 7) in drift.measurement.jobs
     ritz: Any = build_module(runs["trained_cos"])
     assert sum(each.numel() for each in ritz.parameters()) == 16384 * (8 + 2) + 1
