@@ -250,9 +250,10 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     console.print(Text.assemble((shown.title, "bold"), f"  {shown.link}"))
     if shown.question:
         console.print(shown.question, markup=False, highlight=False)
+    elsewhere = judged_at(found)
     for scale, verdicts in found.items():
         title = f"\nRecorded at scale={scale}"
-        print_verdicts(verdicts, title, verbose, judged_at(found))
+        print_verdicts(verdicts, title, verbose, elsewhere)
         since = f" ({OLD_MEANS})" if is_outdated(shown, scale) else ""
         console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")

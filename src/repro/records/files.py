@@ -179,6 +179,12 @@ def _sum_of(file: IO[bytes], size: int) -> bytes:
     return found.digest()
 
 
+def version_of(file: Path) -> tuple[int, int, int]:
+    """What tells a file from itself after it was written again: inode, time of change, bytes."""
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def checksum(content: bytes) -> str:
     """What tells a file's content from a damaged one."""
     return hashlib.sha256(content).hexdigest()[:32]

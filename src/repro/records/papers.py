@@ -15,7 +15,7 @@ import yaml
 
 from repro.errors import UserError, did_you_mean
 from repro.records import layers
-from repro.records.files import parse_yaml
+from repro.records.files import parse_yaml, version_of
 
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"  # folders, separated as in PATH
 ENTRY_POINTS = "repro.papers"  # the group in which distributions name their config packages
@@ -134,9 +134,8 @@ def load_papers() -> list[Paper]:
 
 
 def _of_now(slug: str, file: Path) -> Paper:
-    found = file.stat()
     # Overrides are inherited according to the groups that the folders hold.
-    return _described(slug, file, found.st_mtime_ns, found.st_size, config_folders())
+    return _described(slug, file, version_of(file), config_folders())
 
 
 @cache

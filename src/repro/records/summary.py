@@ -7,7 +7,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,34 +164,33 @@ def recorded_study(paper: Paper, scale: str) -> dict[str, Any]:
 
     A `UserError` says so if it is missing, or not JSON.
     """
-    return _parsed(*_version_of(paper.results_file(scale)))
+    return _parsed(*_as_it_is(paper.results_file(scale)))
 
 
-def _version_of(file: Path) -> tuple[Path, int, int, int]:
+def _as_it_is(file: Path) -> tuple[Path, Hashable]:
     if not file.is_file():
         raise UserError(f"{file} does not exist.")
-    found = file.stat()
-    return file, found.st_ino, found.st_mtime_ns, found.st_size
+    return file, files.version_of(file)
 
 
 @functools.cache
-def _parsed(file: Path, *_version: int) -> dict[str, Any]:
+def _parsed(file: Path, _version: Hashable) -> dict[str, Any]:
     content: dict[str, Any] = files.read_json(file)
     return content
 
 
 def _overview(paper: Paper, scale: str) -> dict[str, Any]:
     """A recorded study without its runs, which are nine tenths of it, but with their seconds."""
-    return _skimmed(*_version_of(paper.results_file(scale)))
+    return _skimmed(*_as_it_is(paper.results_file(scale)))
 
 
 @functools.cache
-def _skimmed(file: Path, *version: int) -> dict[str, Any]:
+def _skimmed(file: Path, version: Hashable) -> dict[str, Any]:
     with suppress(OSError, ValueError):  # it cannot be read, which is said below
         head, is_as_written, runs = file.read_bytes().partition(_RUNS)
         if is_as_written:
             return {**json.loads(head + b"}"), "seconds": sum(map(float, _SECONDS.findall(runs)))}
-    study = _parsed(file, *version)
+    study = _parsed(file, version)
     return {**study, "seconds": float(sum(run["seconds"] or 0 for run in study["runs"]))}
 
 

@@ -81,7 +81,7 @@ class PaperEntry:
                 best[study.about.scale] = study
         return list(best.values())
 
-    @property
+    @functools.cached_property
     def judged_at(self) -> dict[str, str]:
         """The scale at which each claim is judged, by its id."""
         return judged_at({study.about.scale: study.verdicts for study in self.latest})

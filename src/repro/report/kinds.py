@@ -7,6 +7,7 @@ study's table, ``paint`` draws them. `repro.report.style` says how everything lo
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -582,7 +583,7 @@ class Pictures(Panels):
     @override
     def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> Any:
         """The first file of the first run that has one."""
-        return [picture for _, picture in _kept(context, arms, self.metrics)][:1]
+        return [picture for _, picture in itertools.islice(_kept(context, arms, self.metrics), 1)]
 
     def paint(self, axes: Axes, panel: Panel) -> None:
         """A picture without axes."""

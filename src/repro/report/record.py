@@ -17,14 +17,21 @@ from repro.claims.evidence import RunResult, Series
 from repro.claims.file import Claim, ClaimsFile, load_claims
 from repro.claims.judge import judge
 from repro.claims.outcomes import LEGEND, MARKS, Verdict, tally
-from repro.claims.studies import recorded_results, verdicts_of
+from repro.claims.studies import recorded_claims, recorded_results, verdicts_of
 from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.study import LOOK_KEYS, Study, find_studies
-from repro.records.summary import OLD, OLD_MEANS, is_outdated, recorded_seconds, recorded_verdicts
+from repro.records.summary import (
+    OLD,
+    OLD_MEANS,
+    is_outdated,
+    recorded_seconds,
+    recorded_study,
+    recorded_verdicts,
+)
 from repro.report.draw import draw_study, save_figure
 from repro.report.figures import recorded_figures
 from repro.report.tables import (
@@ -192,19 +199,12 @@ def project_readme() -> Path:
 
 def with_tables(text: str, paper: Paper) -> str:
     """A README's text with each ``<!-- results:SCALE -->`` block filled from the record."""
-    records = {
-        scale: files.read_json(paper.results_file(scale))
-        for scale in paper.scales
-        if paper.results_file(scale).is_file()
-    }
-    elsewhere = judged_at({scale: _verdicts_in(content) for scale, content in records.items()})
-    for scale, content in records.items():
-        text = fill(text, f"results:{scale}", results_markdown(content, elsewhere))
+    scales = [scale for scale in paper.scales if paper.results_file(scale).is_file()]
+    elsewhere = judged_at({scale: recorded_claims(paper, scale) for scale in scales})
+    for scale in scales:
+        table = results_markdown(recorded_study(paper, scale), elsewhere)
+        text = fill(text, f"results:{scale}", table)
     return text
-
-
-def _verdicts_in(recorded: dict[str, Any]) -> list[ClaimVerdict]:
-    return [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -229,6 +229,7 @@ def results_markdown(recorded: dict[str, Any], elsewhere: Mapping[str, str] = NO
         recorded: what a results file holds.
         elsewhere: other scales at which claims are judged, see `judged_at`.
     """
+    claims = [ClaimVerdict.from_dict(raw) for raw in recorded["claims"]]
     typed = " ".join(recorded["typed"])
     known = recorded["code"].get("commit")
     commit = f" (commit {known})" if known else ""
@@ -241,7 +242,7 @@ def results_markdown(recorded: dict[str, Any], elsewhere: Mapping[str, str] = NO
     lines = [
         f"`repro run {typed}`, code {recorded['code']['sha256']}{commit}:",
         "",
-        *verdicts_markdown(_verdicts_in(recorded), elsewhere=elsewhere),
+        *verdicts_markdown(claims, elsewhere=elsewhere),
         "",
         "Mean ± standard deviation over seeds:",
         "",
