@@ -78,8 +78,8 @@ class SGMCMC(torch.optim.Optimizer):
             square = state["square"].mul_(group["alpha"])
             square.addcmul_(gradient, gradient, value=1 - group["alpha"])
             rate = rate / square.sqrt().add_(group["damping"])
-        variance = 2 * friction * rate * group["temperature"]
-        spread = torch.as_tensor(variance).sqrt()
+        variance = 2 * friction * group["temperature"] * rate  # numbers first: one pass less
+        spread = torch.as_tensor(variance).sqrt_()
         move = self.noise(theta).mul(spread).sub_(gradient * rate)
         if friction < 1:
             if "velocity" not in state:
