@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from repro.methods.yolov9 import Pgi
 from repro.models.vision.gelan import gelan
-from repro.toolbox.costs import SavedForBackward
+from repro.toolbox.costs import PeakMemory, SavedForBackward
 from repro.toolbox.detection import ciou, suppress, task_aligned
 
 
@@ -79,6 +79,11 @@ def test_assignment_is_no_slower_than_loops() -> None:
         lambda: loops(*given, objects),
         0.1,
     )
+    with PeakMemory(torch.device("cpu")) as memory:
+        task_aligned(*given, objects)
+    pairs = 4 * count * 20 * anchors  # bytes of one number for each image, box and anchor
+    print(f"\nits peak: {memory.peak / 2**20:.0f} MB, {memory.peak / pairs:.0f} such numbers")
+    assert memory.peak < 25 * pairs
 
 
 def test_suppression_beats_a_matrix_of_all_pairs() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from published import write_images
 from repro.experiments.contextual_fusion import module as room
 from repro.experiments.contextual_fusion.bench import CLEAN, Bench, HeadSettings, Perturbations
@@ -264,7 +267,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module")
 def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in both published layouts, and CIFAR-10 in the hub's."""
+    """Random weights in both published layouts, CIFAR-10 and COCO in the hub's."""
     root = tmp_path_factory.mktemp("downloads")
     torch.manual_seed(0)
     for name, (file, classes) in NETWORKS.items():
@@ -276,7 +279,26 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(state, root / file, _use_new_zipfile_serialization=name == "fg")
     folder = root / "uoft-cs" / "cifar10" / "plain_text"
     write_images(folder, (32, 32, 3), {"train": 40, "test": 20}, "img")
+    write_photographs(root / "detection-datasets" / "coco" / "data", {"train": 40, "val": 20})
     return root
+
+
+def write_photographs(folder: Path, splits: dict[str, int]) -> None:
+    """Noise of 48 × 40 pixels with one large object of ten classes, in the layout of COCO's hub."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for split, count in splits.items():
+        rows = []
+        for number in range(count):
+            encoded = io.BytesIO()
+            pixels = draw.integers(0, 256, (40, 48, 3), np.uint8)
+            Image.fromarray(pixels).save(encoded, "PNG")
+            objects = {"category": [number % 10], "bbox": [[0.0, 0.0, 40.0, 40.0]]}
+            picture = {"bytes": encoded.getvalue(), "path": None}
+            rows.append({"image": picture, "width": 48, "height": 40, "objects": objects})
+        table = pyarrow.Table.from_pylist(rows)
+        parquet.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 
 def test_both_published_layouts_load_into_one_network(downloads: Path) -> None:
@@ -306,9 +328,15 @@ def test_both_published_layouts_load_into_one_network(downloads: Path) -> None:
     assert unloaded({"x": facts}, size=8, mean=[0.5], std=[0.2])("x", nothing, CPU, 0).width == 512
 
 
-def test_the_full_scale_runs_on_what_was_downloaded(downloads: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scale", "smaller"),
+    [("full", []), ("full_coco", ["dataset.classes=10", "dataset.input_shape=[3,32,32]"])],
+)
+def test_full_scales_run_on_what_was_downloaded(
+    scale: str, smaller: list[str], downloads: Path, tmp_path: Path
+) -> None:
     typed = [
-        "paper=contextual_fusion", "scale=full", "seed=0", f"data.root={downloads}",
+        "paper=contextual_fusion", f"scale={scale}", "seed=0", f"data.root={downloads}", *smaller,
         "hardware=cpu", "base.size=32", "dataset.val_size=10", "dataset.batch_size=10",
         "head_epochs=2", "module.bench.names=[fg,bg]", "module.own=[1.0]",
         "module.measured=[fgsm]",

@@ -100,6 +100,21 @@ def test_without_noise_it_is_rmsprop_from_a_square_of_one() -> None:
     assert torch.allclose(ours, trajectory(reference), atol=1e-6)
 
 
+def test_steps_and_schedule_are_those_of_jax_sgmc() -> None:
+    """Where its 0.1.5 ends after 20 steps of pSGLD in double precision, given the same noise."""
+    data = torch.tensor([[1.0, 2.0, 3.0], [0.5, -1.0, 2.0]], dtype=torch.float64)
+    theta = nn.Parameter(torch.tensor([0.0, -1.0, 2.0], dtype=torch.float64))
+    t = torch.arange(20, dtype=torch.float64)[:, None]
+    noise = iter(torch.sin(3 * t + torch.arange(3)))
+    sampler = SGMCMC([theta], noise=lambda _: next(noise))
+    for rate in polynomial_rates(0.05, 0.01, 20).tolist():
+        sampler.param_groups[0]["lr"] = rate
+        theta.grad = (theta.detach() - data).sum(0) + theta.detach()  # of all data and the prior
+        sampler.step()
+    end = [0.3316556773434546, -0.3764677282698944, 1.9393555430375369]
+    assert theta.tolist() == pytest.approx(end, rel=1e-12)
+
+
 def test_a_temperature_of_the_noise_is_one_of_the_potential() -> None:
     """Up to the damping, and to the start of V, which is the same where all gradients are large."""
     T, ends = 0.01, []

@@ -78,7 +78,7 @@ def test_diagnostics_are_those_of_arviz() -> None:
     ]
     draws = torch.stack(chains)[..., None]
     assert float(rhat(draws)) == pytest.approx(1.0898015165145196, rel=1e-9)
-    assert float(effective_size(draws)) == pytest.approx(104.51980650652236, rel=1e-3)
+    assert float(effective_size(draws)) == pytest.approx(104.51980650652236, rel=1e-9)
 
 
 def test_diagnostics_of_chains_that_mix_and_of_chains_that_do_not() -> None:

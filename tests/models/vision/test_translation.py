@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from repro.errors import UserError
 from repro.models.vision.translation import PatchGAN, Pix2PixUNet, ResizeUNet
@@ -46,6 +49,30 @@ def test_dropout_is_next_to_the_deepest_level() -> None:
     assert [any(isinstance(part, nn.Dropout) for part in block.children()) for block in up] == [
         False, False, False, False, True, True, True, False
     ]  # fmt: skip
+
+
+def nested(net: Pix2PixUNet, x: Tensor, level: int = 0) -> Tensor:
+    """The published block of a level, which holds those below it and hands on what it reads."""
+
+    def through(block: Any, kind: type[nn.Module], x: Tensor) -> Tensor:
+        for part in block:
+            x = part(x) if isinstance(part, kind) else x
+        return x
+
+    down, up = net.down[level], net.up[level]
+    y = through(down, nn.Conv2d, F.leaky_relu(x, 0.2) if level else x)
+    y = through(down, nn.BatchNorm2d, y)
+    if level + 1 < len(net.down):
+        y = nested(net, y, level + 1)
+    y = through(up, nn.BatchNorm2d, through(up, nn.ConvTranspose2d, F.relu(y)))
+    return torch.cat([x, y], 1) if level else y.sigmoid()
+
+
+def test_levels_are_wired_as_in_the_published_blocks() -> None:
+    torch.manual_seed(0)
+    net = Pix2PixUNet([3, 64, 64], width=4, halvings=6, dropout=0.0, deviation=0.2)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(net(x), nested(net, x))
 
 
 def seen_by_a_logit(model: PatchGAN, size: int) -> int:

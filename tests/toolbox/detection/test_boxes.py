@@ -165,6 +165,19 @@ def test_assignment_is_that_of_loops(world: World, top: int) -> None:
     assert assigned.scores.max() <= 1
 
 
+def test_a_contested_anchor_goes_to_the_best_of_all_objects() -> None:
+    """Two claim it because its centre lies in them; its box is that of a third one."""
+    objects = torch.tensor([[[0.0, 0, 20, 20], [5, 5, 30, 15], [20, 0, 40, 20], [0, 0, 0, 0]]])
+    centres, boxes = torch.tensor([[10.0, 10.0]]), objects[:, 2:3]
+    labels = torch.tensor([[0, 1, 2, -1]])
+    scores = torch.tensor([[[0.9, 0.8, 0.25]]])
+    assigned = task_aligned(scores, boxes, centres, labels, objects)
+    assert assigned.boxes.tolist() == [[[20, 0, 40, 20]]]
+    assert torch.allclose(assigned.scores, torch.tensor([[[0.0, 0.0, 1.0]]]), atol=1e-6)
+    uncontested = task_aligned(scores, boxes, centres, labels[:, 1:], objects[:, 1:])
+    assert uncontested.boxes.tolist() == [[[5, 5, 30, 15]]]
+
+
 def test_losses_are_those_of_loops(world: World) -> None:
     found, labels, objects = world
     loss = DetectionLoss()

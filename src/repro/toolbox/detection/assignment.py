@@ -50,8 +50,9 @@ def task_aligned(
 
     An anchor's alignment with an object is m = s^α · CIoU^β of its score s for the object's class
     and its box. Of the anchors whose centre is inside an object the `top` best answer for it; one
-    that several objects claim answers for the one of all that its box overlaps most. Its target is
-    m, scaled so that the best of an object gets the largest CIoU of that object.
+    that several objects claim answers for the one of all that its box overlaps most, be its centre
+    outside that one. Its target is m, scaled so that the best of an object gets the largest CIoU of
+    that object.
 
     Args:
         scores_BAK: predicted, in [0, 1].
@@ -72,10 +73,11 @@ def task_aligned(
     inside_BMA = (torch.minimum(low_BMA2, high_BMA2).amin(-1) > EPS) & real_BM[..., None]
     label_BMA = labels_BM.clamp(min=0)[..., None].expand(-1, -1, len(centres_A2))
     score_BMA = scores_BAK.mT.gather(1, label_BMA)
-    overlap_BMA = ciou(objects_BM4[:, :, None], boxes_BA4[:, None]).clamp(min=0) * inside_BMA
-    aligned_BMA = score_BMA**alpha * overlap_BMA**beta * inside_BMA
+    overlap_BMA = ciou(objects_BM4[:, :, None], boxes_BA4[:, None]).clamp(min=0)
+    overlap_BMA = overlap_BMA * real_BM[..., None]
+    aligned_BMA = score_BMA**alpha * overlap_BMA**beta
 
-    best_BMT = aligned_BMA.topk(min(top, len(centres_A2)), -1).indices
+    best_BMT = (aligned_BMA * inside_BMA).topk(min(top, len(centres_A2)), -1).indices
     claimed_BMA = torch.zeros_like(inside_BMA).scatter_(2, best_BMT, True) & inside_BMA
     contested_BA = claimed_BMA.sum(1) > 1
     closest_BMA = F.one_hot(overlap_BMA.argmax(1), len(labels_BM[0])).mT.bool()
