@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import io
 import os
 import shlex
@@ -599,6 +600,8 @@ def main() -> None:
     except ReproError as error:
         _say_error(str(error))
         sys.exit(error.exit_code)
+    # What was imported stays: looking for garbage in it takes a tenth of the time of `repro list`.
+    gc.freeze()
     # Workers are `python -m …`, which would import what lies in the current folder.
     os.environ["PYTHONSAFEPATH"] = "1"
     cli(prog_name="repro")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def through_the_engine(folder: Path, typed: list[str], monkeypatch: pytest.Monke
 
 
 def bare_loop(config: Any, folder: Path) -> float:
-    """The same training and validation as people write them by hand; the weights are kept too."""
+    """The same training and validation as people write them by hand; the weights are kept too.
+
+    They are waited for until they lie on the disk, which takes as long in any loop.
+    """
     data = instantiate(config.dataset)
     model = instantiate(config.model)
     optimizer = instantiate(config.optimizer)(model.parameters())
@@ -50,7 +54,9 @@ def bare_loop(config: Any, folder: Path) -> float:
     with torch.no_grad():
         for inputs, target in data.val_dataloader():
             F.cross_entropy(model(inputs), target)
-    torch.save(model.state_dict(), folder / "best.pt")
+    with (folder / "best.pt").open("wb") as file:
+        torch.save(model.state_dict(), file)
+        os.fsync(file.fileno())
     return time.perf_counter() - start
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +19,11 @@ from rich.console import Console
 
 from repro.launching import progress
 from repro.records.run import Live, Run
+from repro.records.series import read_series
 from repro.records.study import Study, find_studies
+from repro.training import checkpoints, pace, series
 from repro.training.checkpoints import Diverged, Watch
+from repro.training.series import CsvLogger
 
 LIVE = {
     "steps_per_second": 123.4,
@@ -92,9 +98,20 @@ class Told:
     is_global_zero = True
 
 
-def test_watching_tells_speed_and_the_mean_loss() -> None:
+class Clock:
+    """Stands for the time."""
+
+    now = 0.0
+
+    def take(self, seconds: float) -> None:
+        """Lets it pass."""
+        self.now += seconds
+
+
+def test_watching_tells_speed_and_the_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    monkeypatch.setattr(pace, "SHARE", math.inf)  # even so short a report takes some time
     told: list[tuple[float, float, float | None]] = []
     watch = Watch(check_every=2, report=lambda *said: told.append(said), report_every=0.0)
     trainer: Any = Told()
@@ -115,6 +132,42 @@ def test_watching_tells_speed_and_the_mean_loss() -> None:
     trainer.global_step = 6
     with pytest.raises(Diverged, match="not finite at step 6"):
         watch.on_train_batch_end(trainer, None, lost)  # type: ignore[arg-type]
+
+
+def test_telling_takes_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk takes a fifth of a second, and a step takes a tenth."""
+    import torch
+
+    clock = Clock()
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    watch = Watch(check_every=50, report=lambda *_: clock.take(0.2))
+    trainer: Any = Told()
+    for _ in range(10_000):
+        watch.on_train_batch_start()
+        clock.take(0.1)
+        watch.on_train_batch_end(trainer, None, torch.tensor(1.0))  # type: ignore[arg-type]
+    assert clock.now == pytest.approx(1010, abs=1)
+
+
+def test_a_series_takes_a_hundredth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(series, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("waits for the disk"))
+
+    class Slow(CsvLogger):
+        def text(self) -> str:
+            clock.take(0.2)
+            return super().text()
+
+    written = Slow(tmp_path / "metrics.csv")
+    for step in range(1000):
+        clock.take(1.0)
+        written.log_metrics({"train/loss": 1.0}, step)
+        written.save()
+    assert clock.now == pytest.approx(1010, abs=1)
+    assert len(read_series(written.file)) > 970
 
 
 def test_losses_are_looked_at_now_and_then_only() -> None:

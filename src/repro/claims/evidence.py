@@ -20,7 +20,12 @@ Series = Mapping[int, float]  # by step: the number of the last update, counted 
 class Strict(BaseModel):
     """What a person types: unknown fields and infinite numbers are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        defer_build=True,  # until one is needed: a study needs few of the relations
+    )
 
 
 class CollapseRule(Strict):

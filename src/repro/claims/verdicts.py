@@ -11,7 +11,7 @@ from repro.claims.outcomes import Verdict
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can hold."""

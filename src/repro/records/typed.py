@@ -19,7 +19,12 @@ Moment = Annotated[datetime, PlainSerializer(datetime.isoformat)]
 class Record(BaseModel):
     """Content of a JSON file; the keys that other versions write are kept."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        ser_json_inf_nan="constants",
+        defer_build=True,  # until one is needed: few commands need every kind
+    )
 
     def content(self) -> dict[str, Any]:
         """What the file holds: the keys that were ever given, as JSON has them."""

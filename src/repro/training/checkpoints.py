@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from repro.records import files, names
 from repro.training.lightning import epoch_row, fresh_metrics, restore_loaders
+from repro.training.pace import pause_after
 from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
@@ -44,7 +45,7 @@ class Watch(Callback):
         check_every: steps between two looks at whether the losses are finite.
         report: told the fraction of steps that are done, steps per second, and the mean loss
             between the last two looks at the losses; None before the first.
-        report_every: least seconds between two reports.
+        report_every: least seconds between two reports; more where one takes long.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Watch(Callback):
     ) -> None:
         self.check_every = check_every
         self.report = report
-        self.report_every = report_every
+        self.report_every = self.pause = report_every
         self.losses: Tensor | None = None  # summed: what is not finite stays so
         self.summed = 0  # so many of them
         self.loss: float | None = None  # their mean at the last look
@@ -96,11 +97,12 @@ class Watch(Callback):
         now = time.perf_counter()
         self.seconds += now - self.started
         self.steps += 1
-        if now - self.reported_at >= self.report_every and trainer.is_global_zero:
+        if now - self.reported_at >= self.pause and trainer.is_global_zero:
             steps = self.steps - self.reported_steps
             done = trainer.global_step / max(1, trainer.estimated_stepping_batches)
             self.report(done, steps / (now - self.reported_at), self.loss)
             self.reported_at, self.reported_steps = now, self.steps
+            self.pause = pause_after(time.perf_counter() - now, self.report_every)
 
     def _look(self, step: int) -> None:
         """Waits for the losses so far: the one place where the device is waited for.

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from repro.records import files
 from repro.records.series import KEYS, read_series, rows_of
+from repro.training.pace import pause_after
 
 SECONDS_BETWEEN_WRITES = 1.0
 
@@ -31,6 +32,7 @@ class CsvLogger(Logger):
         self.file = file
         self.rows: list[dict[str, Any]] = []
         self.written_at = -math.inf
+        self.pause = SECONDS_BETWEEN_WRITES
 
     @property
     def name(self) -> str:
@@ -54,15 +56,20 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes all rows if that has not been done lately: Lightning asks after every row."""
-        if time.monotonic() - self.written_at >= SECONDS_BETWEEN_WRITES:
-            self.write()
+        """Writes all rows if that has not been done lately: Lightning asks after every row.
+
+        The disk is not waited for, because checkpoints hold the rows as well.
+        """
+        now = time.monotonic()
+        if now - self.written_at >= self.pause:
+            self.write(durable=False)
+            self.pause = pause_after(time.monotonic() - now, SECONDS_BETWEEN_WRITES)
 
     @rank_zero_only
-    def write(self) -> None:
+    def write(self, durable: bool = True) -> None:
         """Writes all rows."""
         self.written_at = time.monotonic()
-        files.write_text(self.file, self.text())
+        files.write_text(self.file, self.text(), durable)
 
     def text(self) -> str:
         """All rows, as the file holds them."""
