@@ -180,6 +180,11 @@ def test_error_scaling_scales_the_variance_of_each_network() -> None:
     method.before_step(model)
     assert model[0].grad[0].var().item() == pytest.approx(0.25, rel=0.05)
     assert model[0].grad[1].abs().max() == 0
+    method.observe_error(0.25)  # of both
+    model[0].grad = torch.zeros(2, 50_000)
+    expected = 0.25 * method.std**2
+    method.before_step(model)
+    assert model[0].grad.var().item() == pytest.approx(expected, rel=0.05)
     method.observe_error(0.0)
     model[0].grad = torch.zeros(2, 50_000)
     method.before_step(model)
