@@ -5,6 +5,7 @@ Hydra would compose them, but takes longer to import than people like to wait fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +51,21 @@ def knobs(paper: Paper) -> list[Knob]:
     first = {knob.key for knob in own}
     told = [knob for knob in found.values() if knob.meaning or not knob.default.startswith("$")]
     return sorted(told, key=lambda knob: knob.key not in first)  # the rest only pass values on
+
+
+def in_words(default: str) -> str:
+    """A default as people read it: what follows another setting, or the environment, says which.
+
+    Examples:
+        >>> in_words("${oc.select:dataset.classes,${oc.select:dataset.targets,null}}")
+        '= dataset.classes'
+        >>> in_words("${oc.env:REPRO_DATA_ROOT,null}")
+        '$REPRO_DATA_ROOT'
+    """
+    found = re.fullmatch(r"\$\{(oc\.select:|oc\.env:|)\.*([\w.]+)(,.*)?\}", default)
+    if found is None:
+        return default
+    return f"${found[2]}" if found[1] == "oc.env:" else f"= {found[2]}"
 
 
 def _put(found: dict[str, Knob], knob: Knob) -> dict[str, Knob]:

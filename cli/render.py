@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from repro.cli import OUTPUT_LOST
-from repro.cli.knobs import knobs
-from rich.console import Console, RenderableType
+from repro.cli.knobs import in_words, knobs
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -112,9 +113,13 @@ class PlainTable(Table):
 
 def table(*columns: str, title: str | None = None) -> PlainTable:
     """A table in the house style."""
-    name = None if title is None else Text(title)
     made = PlainTable(
-        title=name, title_justify="left", header_style="bold", box=None, pad_edge=False
+        title=None if title is None else Text(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
     )
     for number, column in enumerate(columns):
         made.add_column(Text(_header(column)), overflow="fold", no_wrap=number == 0)
@@ -150,13 +155,20 @@ def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool)
         ]
         emit({"paper": planned.paper.slug, "scale": planned.scale, "runs": listed})
         return
-    shown = table("layer", "arm", "point", "seeds", "overrides", "s/run")
-    for number, layer in enumerate(layers):
-        for (arm, point), runs in by_arm(layer).items():
-            own = [text for text in runs[0].overrides if not text.startswith(("paper=", "seed="))]
-            cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
-            seeds = ",".join(str(run.seed) for run in runs)
-            shown.add_row(str(number), arm, point, seeds, " ".join(own), cost)
+    groups = [
+        (number, arm, point, runs)
+        for number, layer in enumerate(layers)
+        for (arm, point), runs in by_arm(layer).items()
+    ]
+    own = [[t for t in runs[0].overrides if not t.startswith("seed=")] for *_, runs in groups]
+    shared = [text for text in own[0] if all(text in texts for texts in own)]
+    console.print(f"every run: {' '.join(shared)}", highlight=False, markup=False)
+    shown = table("layer", "arm", "point", "seeds", "also", "seconds")
+    for (number, arm, point, runs), texts in zip(groups, own, strict=True):
+        cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
+        seeds = ",".join(str(run.seed) for run in runs)
+        also = " ".join(text for text in texts if text not in shared)
+        shown.add_row(str(number), arm, point, seeds, also, cost)
     console.print(shown)
     for note in planned.notes:
         console.print(f"note: {note}", markup=False)
@@ -168,7 +180,7 @@ def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool)
 
 
 def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
-    """One line a paper."""
+    """The papers, each with a line for every scale that is recorded."""
     rows = [(paper, recorded_verdicts(paper)) for paper in all_papers]
     if as_json:
         emit(
@@ -186,19 +198,24 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
         return
     from repro.claims.outcomes import LEGEND, MARKS, tally
 
-    shown = table("slug", "scale", *MARKS, "minutes", "paper")
+    wide = max((len(scale) + 2 for _, counts in rows for scale in counts), default=0)
+
+    def line(name: str, cells: Sequence[str], minutes: str) -> str:
+        return f"  {name:<{wide}}" + "".join(f"{cell:>4}" for cell in cells) + f"  {minutes:>7}"
+
+    console.print(Text(line("scale", MARKS, "minutes"), "bold"))
     for paper_, recorded_ in rows:
-        title = f"{paper_.title} ({paper_.link})"
+        title = Text.assemble((paper_.slug, "bold"), f"  {paper_.title} ({paper_.link})")
+        console.print(title, highlight=False)
         for scale, counts in recorded_.items():
             minutes = f"{recorded_seconds(paper_, scale) / 60:.0f}"
             marked = f"{scale} {OLD}" if is_outdated(paper_, scale) else scale
-            shown.add_row(paper_.slug, marked, *tally(counts), minutes, title)
+            console.print(line(marked, tally(counts), minutes), highlight=False)
         if not recorded_:
-            shown.add_row(paper_.slug, *["–"] * (len(MARKS) + 2), title)
-    console.print(shown)
-    legend = f"{LEGEND}; minutes of one core; {OLD_MEANS}"
+            console.print("  nothing recorded yet", highlight=False)
+    legend = f"\n{LEGEND}; minutes of one core; {OLD_MEANS}"
     console.print(legend, highlight=False)
-    console.print("Look closer: repro show SLUG. Run one: repro run paper=SLUG")
+    console.print("Look closer: repro show SLUG. Run one: repro run SLUG")
 
 
 def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
@@ -254,8 +271,9 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     for scale, verdicts in found.items():
         title = f"\nRecorded at scale={scale}"
         print_verdicts(verdicts, title, verbose, elsewhere)
-        since = f" ({OLD_MEANS})" if is_outdated(shown, scale) else ""
-        console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
+        since = f"; {OLD_MEANS}" if is_outdated(shown, scale) else ""
+        code = f"run by the code of commit {recorded_commit(shown, scale)}{since}"
+        console.print(Text(code, "dim"))
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:
         scales = ", ".join(claim.scales) or "–"
@@ -277,9 +295,10 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
         for name, overrides in named.items():
             layer_table.add_row(name, Text(" ".join(map(str, overrides or [])) or "–"))
         console.print(layer_table)
-    knob_table = table("key", "default", "meaning", title="\nKnobs")
-    for row in settings:
-        knob_table.add_row(*(Text(cell) for cell in row))
+    knob_table = table("key", "default and meaning", title="\nKnobs")
+    for knob in settings:
+        meaning = (f"  {knob.meaning}", "dim")
+        knob_table.add_row(knob.key, Text.assemble(in_words(knob.default), meaning))
     console.print(knob_table)
 
 
@@ -538,7 +557,7 @@ def run_result(run: Run, as_json: bool) -> None:
 
 
 def studies(found: Sequence[Study], as_json: bool) -> None:
-    """One line a study."""
+    """A few lines for each study: where it is, how it stands, and what was typed."""
     from repro.claims.studies import read_verdicts
     from repro.launching.queue import count_statuses
 
@@ -564,17 +583,13 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
         )
         return
     if not rows:
-        console.print("No studies yet. Start one: repro run paper=<slug>")
+        console.print("No studies yet. Start one: repro run SLUG")
         return
-    shown = table("study", "typed", "runs", "verdicts")
     for study, counts, verdicts in rows:
-        shown.add_row(
-            str(study.folder),
-            Text(" ".join(study.about.typed)),
-            ", ".join(f"{n} {state}" for state, n in counts.items()),
-            ", ".join(f"{n} {name}" for name, n in verdicts.items()) or "–",
-        )
-    console.print(shown)
+        found = (f"{n} {name}" for name, n in [*counts.items(), *verdicts.items()])
+        typed = Text(" ".join(study.about.typed), "dim")
+        console.print(Text(str(study.folder), "bold"), soft_wrap=True)
+        console.print(Padding(Group(Text(", ".join(found)), typed), (0, 0, 0, 3)))
 
 
 def study_status(study: Study, as_json: bool, verbose: bool = False) -> None:
@@ -626,15 +641,22 @@ def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
     if as_json:
         emit([each.__dict__ for each in found])
         return
-    shown = table("data set", "what", "licence", "MB", "here")
+    shown = table("data set", "here", "what")
     for each in found:
-        here = "comes with it" if each.bundled else str(each.place or "no")
-        size = "–" if each.bundled else f"{each.megabytes:g}"
-        # Licence and size have columns of their own.
-        what = each.description.replace(f", {each.licence}", "")
-        what = re.sub(r" (No download|Download of [^.]*|To be put in place by hand)\.", "", what)
-        shown.add_row(each.name, what, each.licence, size, here)
+        # How large a download is stands in a column of its own.
+        what = re.sub(r" (No download|Download of [^.]*)\.", "", each.description)
+        shown.add_row(each.name, _whereabouts(each), what)
     console.print(shown)
+    console.print("Where it lies, and its licence: repro data list --json", highlight=False)
+
+
+def _whereabouts(found: DatasetInfo) -> str:
+    """Whether a data set is here, or what it takes to get it."""
+    if found.bundled:
+        return "built in"
+    if found.present:
+        return "yes"
+    return f"no, {size(found.megabytes)}" if found.megabytes >= 1 else "no"
 
 
 def _short_number(typed: Any) -> str:
@@ -651,6 +673,11 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def size(megabytes: float) -> str:
+    """How much there is to download."""
+    return f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"
 
 
 def duration(seconds: float) -> str:

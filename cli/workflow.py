@@ -89,7 +89,7 @@ def latest_study(outputs: Path) -> Path:
     """
     studies = find_studies(outputs)
     if not studies:
-        raise UserError(f"There is no study in {outputs}. Start one: repro run paper=<slug>.")
+        raise UserError(f"There is no study in {outputs}. Start one: repro run SLUG.")
     return studies[-1].folder
 
 

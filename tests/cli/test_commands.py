@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from fake_outputs import claim, make_study
+from repro.cli import render
 from repro.cli.main import cli
 
 from repro.claims.outcomes import Verdict
@@ -63,6 +64,48 @@ def test_list_names_every_paper(toy: Path) -> None:
     assert "A toy among papers" in call("list").stdout
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A terminal of 80 columns."""
+    monkeypatch.setattr(render.console, "width", 80)
+    return 80
+
+
+def lines(result: Result) -> list[str]:
+    """What a command printed; no line is wider than a narrow terminal."""
+    assert result.exit_code == 0, result.output
+    printed = result.stdout.splitlines()
+    assert max(map(len, printed)) <= 80
+    return printed
+
+
+def test_list_says_each_title_once_and_every_recorded_scale(narrow: int) -> None:
+    printed = lines(call("list"))
+    assert sum(line.startswith("dgc ") for line in printed) == 1
+    (row,) = [line for line in printed if line.split()[:1] == ["mini_table1"]]
+    (listed,) = [p for p in json.loads(call("list", "--json").stdout) if p["slug"] == "dgc"]
+    assert re.fullmatch(r"  mini_table1( †)?( +\d+)+", row)
+    after = printed[next(n for n, line in enumerate(printed) if line.startswith("dgc ")) :]
+    assert [line.split()[0] for line in after if line.startswith("  ")][:2] == [*listed["recorded"]]
+
+
+def test_data_list_fits_a_terminal_and_says_what_there_is_to_fetch(
+    narrow: int, tmp_path: Path
+) -> None:
+    sets = json.loads(call("data", "list", "--json").stdout)
+    printed = lines(call("data", "list", "--root", str(tmp_path)))
+    assert len(printed) < 3 * len(sets)
+    starts = {line.split()[0]: line for line in printed if not line.startswith(" ")}
+    assert re.match(r"imagenet +no, 156 GB ", starts["imagenet"])
+    assert re.match(r"digits +built in ", starts["digits"])
+
+
+def test_a_large_download_starts_only_if_somebody_says_so(tmp_path: Path) -> None:
+    result = call("data", "fetch", "imagenet", "--root", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"156 GB to {tmp_path}. To start it: repro data fetch imagenet --yes" in result.stderr
+
+
 def test_config_dir_brings_a_papers_room_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPRO_CONFIG_DIR", "")  # not delenv: what --config-dir sets must be undone
     assert "toy" not in call("list").stdout
@@ -90,11 +133,11 @@ def test_status_shows_studies_and_runs(study: Study) -> None:
 
 
 def test_status_without_studies_says_how_to_start(toy: Path) -> None:
-    assert "repro run paper=" in call("status").stdout
+    assert "repro run SLUG" in call("status").stdout
     assert json.loads(call("status", "--json").stdout) == []
     result = call("resume")
     assert result.exit_code == 2
-    assert "repro run paper=" in result.stderr
+    assert "repro run SLUG" in result.stderr
     result = call("status", "nowhere")
     assert result.exit_code == 2
     assert "not a study" in result.stderr
@@ -154,6 +197,7 @@ def test_resume_of_a_finished_study_only_reports(study: Study) -> None:
 def test_dry_run_lists_runs_and_costs(study: Study) -> None:
     result = call("run", "paper=toy", "scale=smoke", "--dry-run")
     assert "8 runs" in result.stdout
+    assert result.stdout.count("scale=smoke") == 1  # what all runs share stands once
     assert "Nothing was started" in result.stdout
     planned = json.loads(call("run", "paper=toy", "scale=smoke", "--dry-run", "--json").stdout)
     assert len(planned["runs"]) == 8
@@ -229,7 +273,7 @@ def test_doctor_reports_in_both_forms(toy: Path) -> None:
     result = call("doctor", "--json")
     assert result.exit_code == 0, result.output
     found = {finding["what"]: finding["state"] for finding in json.loads(result.stdout)}
-    assert found["torch"] == found["outputs"] == found["toy"] == "ok"
+    assert found["torch"] == found["outputs"] == found["papers"] == "ok"
     Path("outputs").rmdir()
     Path("outputs").touch()
     result = call("doctor")
@@ -290,6 +334,13 @@ def test_help_keeps_its_lines() -> None:
         shown = call(*arguments.split(), "--help").stdout
         assert "\\b" not in shown
         assert re.search(r"^ +repro [a-z]+ .*\n +repro [a-z]+ ", shown, re.M), shown
+
+
+@pytest.mark.parametrize("verb", ["", *cli.commands, "data list", "data check", "data fetch"])
+def test_help_fits_80_columns_and_cuts_no_sentence(verb: str) -> None:
+    shown = CliRunner().invoke(cli, [*verb.split(), "--help"], terminal_width=80).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"\w\.\.\.$", shown, re.M)
 
 
 def test_a_paper_is_named_without_saying_that_it_is_one(toy: Path) -> None:

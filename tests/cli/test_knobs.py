@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from repro.cli.knobs import Knob, knobs
+from repro.cli.knobs import Knob, in_words, knobs
 
 from repro.planning.compose import Layer, compose_config, hydra_ready, stack
 from repro.planning.plan import STUDY_KEYS
@@ -33,6 +33,22 @@ def test_every_default_is_that_of_the_composed_config(slug: str) -> None:
             value = value[name]
         written = OmegaConf.create(f"- {knob.default}")
         assert OmegaConf.to_container(written, resolve=False) == [value], key
+
+
+@pytest.mark.parametrize(
+    ("default", "words"),
+    [
+        ("0.1", "0.1"),
+        ("${optimizer.lr}", "= optimizer.lr"),
+        ("${.modulus}", "= modulus"),
+        ("${oc.select:dataset.classes,${oc.select:dataset.targets,null}}", "= dataset.classes"),
+        ("${oc.env:REPRO_DATA_ROOT,null}", "$REPRO_DATA_ROOT"),
+        ("${outputs}/.cache", "${outputs}/.cache"),
+        ("${a}${b}", "${a}${b}"),
+    ],
+)
+def test_a_default_that_follows_another_setting_says_which(default: str, words: str) -> None:
+    assert in_words(default) == words
 
 
 def test_the_meaning_stands_beside_or_above_a_key(
