@@ -205,8 +205,8 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
 
     console.print(Text(line("scale", MARKS, "minutes"), "bold"))
     for paper_, recorded_ in rows:
-        title = Text.assemble((paper_.slug, "bold"), f"  {paper_.title} ({paper_.link})")
-        console.print(title, highlight=False)
+        link = f" ({paper_.link})" if paper_.link else ""
+        console.print(Text.assemble((paper_.slug, "bold"), f"  {paper_.title}{link}"))
         for scale, counts in recorded_.items():
             minutes = f"{recorded_seconds(paper_, scale) / 60:.0f}"
             marked = f"{scale} {OLD}" if is_outdated(paper_, scale) else scale
@@ -232,7 +232,7 @@ def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
 def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     """What was measured of a paper, then its question, claims, arms, scales and knobs."""
     from repro.claims.file import load_claims
-    from repro.report.tables import judged_at
+    from repro.report.tables import judged_at, with_minus
 
     claims = load_claims(shown.claims_file).claims
     settings, found = knobs(shown), recorded(shown)
@@ -287,8 +287,8 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     }
     if reasons:
         margin_table = table("claim", "limit", "because", title="\nMargins and bounds")
-        for reason in reasons:
-            margin_table.add_row(*map(Text, reason))
+        for name, limit, because in reasons:
+            margin_table.add_row(name, with_minus(limit), because)
         console.print(margin_table)
     for title, named in (("Arms", shown.arms), ("Scales", shown.scales)):
         layer_table = table("name", "overrides", title=f"\n{title}")
@@ -324,12 +324,14 @@ def _rehearsed(paper: Paper, scale: str, outputs: Path) -> str:
     """What a scale takes that was never run here, by its rehearsal."""
     from repro.records.rehearsal import rehearsed_cost
 
+    if scale == "smoke":
+        return "Each run takes a few seconds."
     found = rehearsed_cost(paper, scale, outputs)
     if found is not None:
         return f"Rehearsed: {found.sentence}"
     return (
         "How long that takes is not known: no such run was made before. Measure it: "
-        f"repro run paper={paper.slug} scale={scale} --rehearse"
+        f"repro run {paper.slug} scale={scale} --rehearse"
     )
 
 
@@ -540,7 +542,7 @@ def _side_by_side(columns: Mapping[str, Sequence[str]], width: int) -> list[list
 
 
 def _column_width(name: str, cells: Sequence[str]) -> int:
-    return 1 + max(len(text) for text in (*_header(name).split("\n"), *cells))
+    return 2 + max(len(text) for text in (*_header(name).split("\n"), *cells))
 
 
 def run_result(run: Run, as_json: bool) -> None:
@@ -558,14 +560,15 @@ def run_result(run: Run, as_json: bool) -> None:
 
 def studies(found: Sequence[Study], as_json: bool) -> None:
     """A few lines for each study: where it is, how it stands, and what was typed."""
+    from repro.claims.outcomes import Verdict
     from repro.claims.studies import read_verdicts
     from repro.launching.queue import count_statuses
 
     rows = []
     for study in found:
         counts = count_statuses(study.runs)
-        given = [str(verdict.verdict) for verdict in read_verdicts(study)]
-        summary = {name: given.count(name) for name in dict.fromkeys(given)}
+        given = [verdict.verdict for verdict in read_verdicts(study)]
+        summary = {str(name): given.count(name) for name in Verdict if name in given}
         rows.append((study, counts, summary))
     if as_json:
         emit(
