@@ -208,12 +208,13 @@ def run(
     repro run dgc arm=dgc seed=3 method.ratio=0.01  one run
     repro run -m dgc arm=dgc method.ratio=0.1,0.01  a grid
     """  # noqa: D301
-    from repro.planning.plan import plan_study
-    from repro.records.study import typical_seconds
+    from . import render
 
-    from . import render, workflow
+    quiet = quiet or as_json
+    with render.sign_of_life("planning", quiet):
+        from repro.planning.plan import plan_study
 
-    plan = plan_study(overrides, grid=multirun)
+        plan = plan_study(overrides, grid=multirun)
     outputs = Path(plan.runs[0].config.outputs)
     if rehearse:
         from . import rehearsal
@@ -225,24 +226,28 @@ def run(
     from repro.launching import local, needs
 
     if dry_run:
+        from repro.records.study import typical_seconds
+
         local.check_launchers(plan)
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), outputs, as_json)
         lacking = needs.lacking(plan)
         if lacking is not None:
             render.message(lacking)
         return
-    from repro.planning import trust
+    with render.sign_of_life("checking data and packages", quiet):
+        from repro.planning import trust
 
-    workflow.check_claims(plan)
-    needs.check(plan)
-    local.check(plan, detach)
+        from . import workflow
+
+        workflow.check_claims(plan)
+        needs.check(plan)
+        local.check(plan, detach)
     if rehearse:
-        sys.exit(rehearsal.run(plan, outputs, quiet=quiet or as_json, as_json=as_json))
+        sys.exit(rehearsal.run(plan, outputs, quiet=quiet, as_json=as_json))
     study = workflow.prepared(plan, outputs)
     with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
-        quiet = quiet or as_json
         sys.exit(workflow.run_and_judge(study, quiet, as_json, verbose))
 
 
@@ -262,13 +267,17 @@ def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     repro sweep dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))'
     repro sweep dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
     """  # noqa: D301
-    from repro.search import request as search_request
+    from . import render
 
-    from . import workflow
+    quiet = quiet or as_json
+    with render.sign_of_life("planning", quiet):
+        from repro.search import request as search_request
 
-    request, plan = search_request.read_request(overrides)
+        from . import workflow
+
+        request, plan = search_request.read_request(overrides)
     outputs = Path(plan.runs[0].config.outputs)
-    sys.exit(workflow.start_search(request, plan, outputs, quiet=quiet or as_json, as_json=as_json))
+    sys.exit(workflow.start_search(request, plan, outputs, quiet=quiet, as_json=as_json))
 
 
 @cli.command(name="list")
@@ -352,11 +361,15 @@ def resume(
 
     Without FOLDER that is the latest study.
     """
-    from repro.planning import trust
-    from repro.records.run import Run
-    from repro.records.study import Study
+    from . import render
 
-    from . import workflow
+    quiet = quiet or as_json
+    with render.sign_of_life("opening the study", quiet):
+        from repro.planning import trust
+        from repro.records.run import Run
+        from repro.records.study import Study
+
+        from . import workflow
 
     if folder is None:
         folder = workflow.latest_study(outputs)
@@ -365,7 +378,6 @@ def resume(
             sys.exit(workflow.continue_run(folder, as_json))
         study = Study.open(folder.absolute())
         with workflow.confined(study):
-            quiet = quiet or as_json
             if study.about.search is not None:
                 sys.exit(workflow.search(study, quiet, as_json))
             sys.exit(workflow.run_and_judge(study, quiet, as_json, verbose))

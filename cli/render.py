@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from repro.records.study import Study
     from repro.search.request import Request
 
+COMPARED = 16  # columns of the terminal that each of many compared runs gets at least
 WIDE = 120  # tables are laid out for this width where neither terminal nor COLUMNS says how wide
 
 
@@ -79,6 +80,16 @@ def emit(value: Any) -> None:
     """JSON on standard output."""
     with _surviving():
         click.echo(json.dumps(value, indent=1, default=str))
+
+
+@contextmanager
+def sign_of_life(doing: str, quiet: bool = False) -> Iterator[None]:
+    """Moves a sign at a terminal while nothing else would: packages take seconds to import."""
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(Text(doing)):
+        yield
 
 
 @contextmanager
@@ -632,11 +643,16 @@ def comparison(folders: Sequence[Path], as_json: bool) -> None:
     if compared.common:
         console.print(f"in {compared.common}", highlight=False, markup=False, soft_wrap=True)
     for title, rows in compared.titled().items():
-        shown = table("", *compared.names, title=f"\n{title}")
-        for key, values in rows.items():
-            cells = ("–" if value is None else number(value) for value in values)
-            shown.add_row(key, *cells)
-        console.print(shown if rows else f"{title}: none")
+        console.print(Text(f"\n{title}{'' if rows else ': none'}", "bold"))
+        room = console.width - max(map(len, rows), default=0)
+        beside = max(2, room // COMPARED)
+        for first in range(0, len(compared.names) if rows else 0, beside):
+            part = slice(first, first + beside)
+            shown = table("", *compared.names[part])
+            for key, values in rows.items():
+                cells = ("–" if value is None else number(value) for value in values[part])
+                shown.add_row(key, *cells)
+            console.print(shown)
 
 
 def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:

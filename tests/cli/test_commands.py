@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -56,14 +58,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         yield found
 
 
-def test_list_names_every_paper(toy: Path) -> None:
-    listed = json.loads(call("list", "--json").stdout)
-    assert {"slug": "toy", "title": "A toy among papers"}.items() <= next(
-        paper for paper in listed if paper["slug"] == "toy"
-    ).items()
-    assert "A toy among papers" in call("list").stdout
-
-
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
     """A terminal of 80 columns."""
@@ -77,6 +71,14 @@ def lines(result: Result) -> list[str]:
     printed = result.stdout.splitlines()
     assert max(map(len, printed)) <= 80
     return printed
+
+
+def test_list_names_every_paper(toy: Path) -> None:
+    listed = json.loads(call("list", "--json").stdout)
+    assert {"slug": "toy", "title": "A toy among papers"}.items() <= next(
+        paper for paper in listed if paper["slug"] == "toy"
+    ).items()
+    assert "A toy among papers" in call("list").stdout
 
 
 def test_list_says_each_title_once_and_every_recorded_scale(narrow: int) -> None:
@@ -165,6 +167,14 @@ def test_several_runs_are_compared_under_short_names(study: Study) -> None:
     assert text.replace("\n", "").count(str(study.folder)) == 1
 
 
+def test_many_runs_are_compared_in_tables_below_each_other(study: Study, narrow: int) -> None:
+    folders = [str(run.folder) for run in study.runs]
+    printed = lines(call("compare", *folders))
+    rows = [line.split()[1:] for line in printed if line.startswith("dataset.seed ")]
+    assert len(rows) > 1
+    assert [seed for row in rows for seed in row] == ["0", "1", "0", "1"]
+
+
 def test_studies_are_compared_by_their_claims_and_arms(study: Study, tmp_path: Path) -> None:
     first = make_study(tmp_path, verdicts=[claim("C1", Verdict.SUPPORTED)])
     later = make_study(
@@ -236,6 +246,21 @@ def test_quiet_prints_the_result_alone(toy: Path) -> None:
     assert "[1/1] sgd/seed=0: finished" in loud.stdout
     assert "[1/1]" not in quiet.stdout
     assert "test/" in quiet.stdout
+
+
+def test_a_terminal_sees_that_something_moves_before_anything_is_known(toy: Path) -> None:
+    arguments = ("run", "toy", "scale=smoke", "--dry-run")
+    terminal, other_end = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "TERM": "xterm"}
+    with subprocess.Popen([*REPRO, *arguments], env=environment, stdout=other_end):
+        os.close(other_end)
+        shown = ""
+        with suppress(OSError):  # the other end is closed
+            while read := os.read(terminal, 65536):
+                shown += read.decode()
+    os.close(terminal)
+    assert 0 < shown.index("planning") < shown.index("every run")
+    assert "planning" not in process(*arguments).stdout
 
 
 def test_output_that_is_no_terminal_is_plain(study: Study) -> None:
