@@ -21,11 +21,19 @@ _NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "figures", "info",
 
 
 class Knob(NamedTuple):
-    """One setting; ``default`` is its value at the default scale."""
+    """One setting.
+
+    Attributes:
+        key: what is typed.
+        default: its value at the default scale.
+        meaning: the comment beside or above it, or else that of the mapping around it.
+        table: the key of that mapping, if the comment is its; empty otherwise.
+    """
 
     key: str
     default: str
     meaning: str
+    table: str = ""
 
 
 def knobs(paper: Paper) -> list[Knob]:
@@ -76,7 +84,8 @@ def _put(found: dict[str, Knob], knob: Knob) -> dict[str, Knob]:
         for key, other in found.items()
         if not key.startswith(f"{knob.key}.") and not knob.key.startswith(f"{key}.")
     }
-    return {**others, knob.key: knob._replace(meaning=knob.meaning or earlier.meaning)}
+    told = knob if knob.meaning else earlier
+    return {**others, knob.key: knob._replace(meaning=told.meaning, table=told.table)}
 
 
 def _file(name: str) -> Path | None:
@@ -116,24 +125,33 @@ def _documented(file: Path | None, prefix: str = "") -> Iterator[Knob]:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
 
-    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Knob]:
+    def walk(node: yaml.MappingNode, prefix: str, around: tuple[str, str]) -> Iterator[Knob]:
         for key, value in node.value:
             if key.value == "<<":  # YAML's merge: the keys of another mapping
-                yield from walk(value, prefix)
+                yield from walk(value, prefix, around)
                 continue
             if key.value.startswith("_") or key.value in _NO_KNOBS:
                 continue
+            name = f"{prefix}{key.value}"
             if isinstance(value, yaml.MappingNode) and value.value:
-                yield from walk(value, f"{prefix}{key.value}.")
+                own = _comment(lines, key.start_mark, _behind(key, value))
+                yield from walk(value, f"{name}.", (own, name) if own else around)
                 continue
             written = text[value.start_mark.index : value.end_mark.index]
             is_long = "\n" in written or "_target_" in written
-            meaning = _comment(lines, key.start_mark, key.end_mark if is_long else value.end_mark)
-            yield Knob(f"{prefix}{key.value}", "…" if is_long else written, meaning)
+            own = _comment(lines, key.start_mark, key.end_mark if is_long else value.end_mark)
+            told = (own, "") if own else around
+            yield Knob(name, "…" if is_long else written, *told)
 
     node = yaml.compose(text, Loader=YamlLoader)
     if isinstance(node, yaml.MappingNode):
-        yield from walk(node, prefix)
+        yield from walk(node, prefix, ("", ""))
+
+
+def _behind(key: yaml.Node, value: yaml.Node) -> yaml.Mark:
+    """Where the comment on a mapping may begin: behind its key, or behind all of it on one line."""
+    is_one_line = value.start_mark.line == key.start_mark.line == value.end_mark.line
+    return value.end_mark if is_one_line else key.end_mark
 
 
 def _comment(lines: list[str], start: yaml.Mark, end: yaml.Mark) -> str:

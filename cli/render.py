@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,8 +270,8 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
                 },
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
-                    {"key": key, "default": default, "meaning": meaning}
-                    for key, default, meaning in settings
+                    {"key": knob.key, "default": knob.default, "meaning": knob.meaning}
+                    for knob in settings
                 ],
             }
         )
@@ -307,9 +308,11 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
             layer_table.add_row(name, Text(" ".join(map(str, overrides or [])) or "–"))
         console.print(layer_table)
     knob_table = table("key", "default and meaning", title="\nKnobs")
-    for knob in settings:
-        meaning = (f"  {knob.meaning}", "dim")
-        knob_table.add_row(knob.key, Text.assemble(in_words(knob.default), meaning))
+    for key, alike in groupby(settings, key=lambda knob: knob.table or knob.key):
+        first, *more = alike
+        default = f"{1 + len(more)} values" if more else in_words(first.default)
+        name = key if more else first.key
+        knob_table.add_row(name, Text.assemble(default, (f"  {first.meaning}", "dim")))
     console.print(knob_table)
 
 
