@@ -45,7 +45,9 @@ def knobs(paper: Paper) -> list[Knob]:
 
     own = list(_documented(paper.config_file))
     groups = [
-        knob for group, choice in choices.items() for knob in _of_group(group, choice, f"{group}.")
+        knob
+        for group, choice in choices.items()
+        for knob in _of_choice(f"{group}/{choice}", f"{group}.")
     ]
     found: dict[str, Knob] = {}
     for knob in (*_documented(root), *groups, *own):
@@ -108,13 +110,15 @@ def _defaults(file: Path | None) -> list[Any]:
     return list((content or {}).get("defaults", []))
 
 
-def _of_group(group: str, choice: str, prefix: str) -> Iterator[Knob]:
+def _of_choice(path: str, prefix: str) -> Iterator[Knob]:
     """The settings of a group's choice, after those of the files that it starts from."""
-    file = _file(f"{group}/{choice}")
+    file = _file(path)
     for parent in _defaults(file):
         if isinstance(parent, str) and parent != "_self_":
             name, _, package = parent.partition("@")
-            yield from _of_group(group, name, f"{prefix}{package}." if package else prefix)
+            beside = f"{path.rpartition('/')[0]}/{name}"
+            inside = prefix if package in ("", "_here_") else f"{prefix}{package}."
+            yield from _of_choice(name[1:] if name.startswith("/") else beside, inside)
     yield from _documented(file, prefix)
 
 
