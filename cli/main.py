@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -23,6 +24,7 @@ from . import OUTPUT_LOST, complete, standing
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
 ASK_ABOVE_MB = 2000  # a larger download is not started unless somebody says so
+SLUG = re.compile(r"[a-z]\w*")
 SIMILAR = "repro.similar"  # the name of an error handler of codecs
 ASCII = {
     "−": "-",
@@ -117,11 +119,8 @@ def _use_config_dir(
 def _name_paper(
     _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """`repro run dgc` means `repro run paper=dgc`."""
-    from repro.records.papers import paper_files
-
-    known = paper_files() if any("=" not in text for text in overrides) else ()
-    return tuple(f"paper={text}" if text in known else text for text in overrides)
+    """`repro run dgc` means `repro run paper=dgc`, and `repro run dcg` is told so."""
+    return tuple(f"paper={text}" if SLUG.fullmatch(text) else text for text in overrides)
 
 
 overrides_argument = click.argument(

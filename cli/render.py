@@ -178,7 +178,7 @@ def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool)
     shown = table("layer", "arm", "point", "seeds", "also", "seconds")
     for (number, arm, point, runs), texts in zip(groups, own, strict=True):
         cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
-        seeds = ",".join(str(run.seed) for run in runs)
+        seeds = _seeds([run.seed for run in runs])
         also = " ".join(text for text in texts if text not in shared)
         shown.add_row(str(number), arm, point, seeds, also, cost)
     console.print(shown)
@@ -189,6 +189,14 @@ def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool)
     console.print(f"{len(planned.runs)} runs{total}. Nothing was started.")
     if not known:
         console.print(_rehearsed(planned.paper, planned.scale, outputs), highlight=False)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Which seeds; many that follow each other by their ends."""
+    first, last = seeds[0], seeds[-1]
+    if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
+        return f"{first} to {last}"
+    return ",".join(map(str, seeds))
 
 
 def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
@@ -674,6 +682,8 @@ def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
 
 def _whereabouts(found: DatasetInfo) -> str:
     """Whether a data set is here, or what it takes to get it."""
+    from repro.data.base.files import size
+
     if found.bundled:
         return "built in"
     if found.present:
@@ -695,11 +705,6 @@ def number(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return str(value) if isinstance(value, int) else f"{value:.4g}"
-
-
-def size(megabytes: float) -> str:
-    """How much there is to download."""
-    return f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"
 
 
 def duration(seconds: float) -> str:

@@ -372,6 +372,7 @@ def test_a_paper_is_named_without_saying_that_it_is_one(toy: Path) -> None:
     shown = call("run", "toy", "scale=smoke", "--dry-run")
     assert shown.exit_code == 0, shown.output
     assert "Nothing was started." in shown.stdout
+    assert "There is no paper 'tyo'. Did you mean 'toy'?" in call("run", "tyo").stderr
 
 
 def test_brackets_are_text_and_no_markup(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.data.base.files import INSTALL, HubFiles, data_root, read_table
+from repro.data.base.files import INSTALL, HubFiles, data_root, read_table, size
 from repro.errors import UserError, did_you_mean
 from repro.records.files import parse_yaml
 from repro.records.papers import config_folders
@@ -203,7 +203,7 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
     where, splits = HubFiles.of(name, info, root), info["splits"]
     if most is not None and entry.megabytes > most:
         raise UserError(
-            f"Data set '{name}' is a download of {entry.megabytes / 1000:.3g} GB to {where.root}. "
+            f"Data set '{name}' is a download of {size(entry.megabytes)} to {where.root}. "
             f"To start it: repro data fetch {name} --yes"
         )
     try:
