@@ -513,6 +513,7 @@ def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--to", "target", required=True, help="A new folder, or hub:OWNER/NAME.")
 @click.option("--checkpoints", is_flag=True, help="Also the weights in which the runs ended.")
+@config_dir_option
 @people_readable
 def publish(study: Path, target: str, checkpoints: bool) -> None:
     """Bundle a finished study, to send it or put it on the hub.
