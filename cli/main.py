@@ -303,15 +303,16 @@ def show(slug: str, verbose: bool, power: bool, as_json: bool) -> None:
     """Show a paper: its verdicts, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
+    from . import render
+
     paper = load_paper(slug)
-    if power:
-        from .power import show as show_power
+    with render.paged(as_json):
+        if power:
+            from .power import show as show_power
 
-        show_power(paper, as_json)
-    else:
-        from . import render
-
-        render.paper(paper, as_json, verbose)
+            show_power(paper, as_json)
+        else:
+            render.paper(paper, as_json, verbose)
 
 
 @cli.command()

@@ -94,6 +94,17 @@ def sign_of_life(doing: str, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def paged(as_json: bool) -> Iterator[None]:
+    """At a terminal, what is longer than it goes through $PAGER, so that its beginning is seen."""
+    if as_json or not console.is_terminal:
+        yield
+        return
+    os.environ.setdefault("LESS", "FRX")  # as git has it: colours, and no pager for one screen
+    with console.pager(styles=True):
+        yield
+
+
+@contextmanager
 def _surviving() -> Iterator[None]:
     """Goes on where standard output cannot be written to; says so, unless nobody wants it."""
     try:

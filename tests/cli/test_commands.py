@@ -250,17 +250,30 @@ def test_quiet_prints_the_result_alone(toy: Path) -> None:
 
 def test_a_terminal_sees_that_something_moves_before_anything_is_known(toy: Path) -> None:
     arguments = ("run", "toy", "scale=smoke", "--dry-run")
-    terminal, other_end = pty.openpty()
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "TERM": "xterm"}
-    with subprocess.Popen([*REPRO, *arguments], env=environment, stdout=other_end):
-        os.close(other_end)
-        shown = ""
-        with suppress(OSError):  # the other end is closed
-            while read := os.read(terminal, 65536):
-                shown += read.decode()
-    os.close(terminal)
+    shown = at_a_terminal(*arguments)
     assert 0 < shown.index("planning") < shown.index("every run")
     assert "planning" not in process(*arguments).stdout
+
+
+def at_a_terminal(*arguments: str, **variables: str) -> str:
+    """What a command writes to a terminal."""
+    terminal, other_end = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "TERM": "xterm", **variables}
+    with subprocess.Popen([*REPRO, *arguments], env=environment, stdin=other_end, stdout=other_end):
+        os.close(other_end)
+        shown = b""
+        with suppress(OSError):  # the other end is closed
+            while read := os.read(terminal, 65536):
+                shown += read
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_show_begins_at_its_beginning(toy: Path) -> None:
+    paged = at_a_terminal("show", "toy", PAGER="head -n 1")
+    assert "A toy among papers" in paged
+    assert len(paged.splitlines()) == 1
+    assert len(process("show", "toy").stdout.splitlines()) > 20
 
 
 def test_output_that_is_no_terminal_is_plain(study: Study) -> None:
