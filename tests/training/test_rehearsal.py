@@ -114,8 +114,8 @@ def test_what_a_study_would_cost_is_one_sentence() -> None:
 
 
 def test_what_was_never_run_says_how_to_find_out(toy: Path) -> None:
-    planned = CliRunner().invoke(cli, ["run", "paper=toy", "scale=smoke", "--dry-run"])
-    assert "repro run paper=toy scale=smoke --rehearse" in " ".join(planned.output.split())
+    planned = CliRunner().invoke(cli, ["run", "paper=toy", "--dry-run"])
+    assert "repro run toy scale=mini --rehearse" in " ".join(planned.output.split())
 
 
 def test_processes_that_train_together_resume_together(tmp_path: Path) -> None:
