@@ -173,20 +173,21 @@ def test_odd_fields_solve_what_finite_elements_do() -> None:
     side, quadratic = math.pi * 2**0.5, fem.ElementQuad2()
     mesh = fem.MeshQuad.init_tensor(*[np.linspace(0, side, 17)] * 2)
     basis = fem.Basis(mesh, quadratic, intorder=8)
+    slope = fem.BilinearForm(
+        lambda v, w, at: (v.grad * w.grad).sum(0) + (1 + 3 * at["u"] ** 2) * v * w
+    )
 
-    @fem.BilinearForm
-    def slope(v, w, at):  # type: ignore[no-untyped-def]
-        return (v.grad * w.grad).sum(0) + v * w + 3 * at["u"] ** 2 * v * w
-
-    @fem.LinearForm
-    def residual(w, at):  # type: ignore[no-untyped-def]
+    def unbalanced(w: Any, at: Any) -> Any:
         u, right = at["u"], 3 * np.sin(at.x / 2**0.5).prod(0)
         return (u.grad * w.grad).sum(0) + (u + u**3 - right) * w
 
+    residual = fem.LinearForm(unbalanced)
     found, inside = basis.zeros(), basis.complement_dofs(basis.get_dofs())
     for _ in range(8):
         now = {"u": basis.interpolate(found)}
-        steps = fem.condense(slope.assemble(basis, **now), residual.assemble(basis, **now), I=inside)
+        steps = fem.condense(
+            slope.assemble(basis, **now), residual.assemble(basis, **now), I=inside
+        )
         found -= fem.solve(*steps)
     ours = u(torch.from_numpy(basis.doflocs.T)).numpy()
     assert np.abs(ours - found).max() < 1e-5 < np.abs(found).max()
