@@ -77,6 +77,8 @@ def test_escape_times() -> None:
     assert escape_time(50, 0.1, 0.01, init_std=0.3) == 0
     # At that step the walk has reached He's variance, up to the integral for the sum.
     assert walk_variance(2870, 0.1, 0.05) == pytest.approx(2 / 50, rel=0.05)
+    sooner = round(escape_time(50, 0.1, 0.05, init_std=0.1))
+    assert 0.1**2 + walk_variance(sooner, 0.1, 0.05) == pytest.approx(2 / 50, rel=0.05)
 
 
 def train(method: GradientNoise, model: nn.Module, steps: int, clip: float | None = 1.0) -> None:
