@@ -357,11 +357,11 @@ def _rehearsed(paper: Paper, scale: str, outputs: Path) -> str:
     """What a scale takes that was never run here, by its rehearsal."""
     from repro.records.rehearsal import rehearsed_cost
 
-    if scale == "smoke":
-        return "Each run takes a few seconds."
     found = rehearsed_cost(paper, scale, outputs)
     if found is not None:
         return f"Rehearsed: {found.sentence}"
+    if scale == "smoke":
+        return "Each run takes a few seconds."
     return (
         "How long that takes is not known: no such run was made before. Measure it: "
         f"repro run {paper.slug} scale={scale} --rehearse"
