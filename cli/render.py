@@ -622,10 +622,10 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
         console.print("No studies yet. Start one: repro run SLUG")
         return
     for study, counts, verdicts in rows:
-        found = (f"{n} {name}" for name, n in [*counts.items(), *verdicts.items()])
+        total = ", ".join(f"{n} {name}" for name, n in (*counts.items(), *verdicts.items()))
         typed = Text(" ".join(study.about.typed), "dim")
         console.print(Text(str(study.folder), "bold"), soft_wrap=True)
-        console.print(Padding(Group(Text(", ".join(found)), typed), (0, 0, 0, 3)))
+        console.print(Padding(Group(Text(total), typed), (0, 0, 0, 3)))
 
 
 def study_status(study: Study, as_json: bool, verbose: bool = False) -> None:

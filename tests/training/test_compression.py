@@ -48,7 +48,12 @@ def test_images_are_measured_as_they_are_and_in_noisy_copies() -> None:
     seen: list[torch.Tensor] = []
     protocol: Any = SimpleNamespace(eval_batches=None, copies=2, noise=0.5, seed=0)
     room: Any = Compression(nn.Identity(), protocol)
-    room.units = SimpleNamespace(reference=lambda x: seen.append(x) or x)
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x
+
+    room.units = SimpleNamespace(reference=reference)
     evaluated(room, [(torch.full((50, 200), 3.0), torch.zeros(50, dtype=torch.int64))])
     clean, *noisy = seen
     assert (clean == 3).all()

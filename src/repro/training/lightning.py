@@ -55,8 +55,8 @@ def quicken(trainer: pl.Trainer) -> None:
         return
     # Lightning inspects the signature of training_step at every step: once a function is enough.
     training_epoch_loop.is_param_in_hook_signature = _is_parameter_of  # type: ignore[assignment]
-    _ResultMetric.to = _to  # type: ignore[method-assign]
-    RunningStage.__eq__ = _is_same  # type: ignore[method-assign]
+    _ResultMetric.to = _to  # type: ignore[assignment,method-assign]
+    RunningStage.__eq__ = _is_same  # type: ignore[assignment,method-assign]
     loop = trainer.fit_loop.epoch_loop
     trainer.fit_loop.epoch_loop = Steps(trainer, loop.min_steps, loop.max_steps)
 
