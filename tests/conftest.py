@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # while a million objects are imported that stay, a third of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads wait longer for each other than they help
 
 import torch
@@ -30,6 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         group = parameters.get("slug", item.path.stem.removeprefix("test_"))
         item.add_marker(pytest.mark.xdist_group(str(group)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """From here on the collector looks at what tests make, and not at all that is imported."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
