@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-gc.disable()  # while a million objects are imported that stay, a third of the time
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads wait longer for each other than they help
 
 import torch
@@ -22,6 +21,7 @@ TOY_CONFIG = SUPPORT / "toy_project" / "conf"
 
 # Test modules are loaded by path, so their helpers (and the toy's room) need a place to come from.
 sys.path.insert(0, str(SUPPORT))
+gc.disable()  # until all tests are collected: a million objects that stay, a third of the time
 import_lightning()  # before a test module does, which takes twice as long
 
 

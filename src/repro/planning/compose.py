@@ -46,12 +46,18 @@ class _Memory:
     Pickled, because unpickling is ten times faster than copying.
     """
 
-    stamps: Stamps = ()
     files: dict[str, bytes] = field(default_factory=dict)
     configs: dict[Hashable, bytes] = field(default_factory=dict)
+    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_memory = _Memory()
+@functools.lru_cache(maxsize=4)
+def _memory_of(_stamps: Stamps) -> _Memory:
+    """What is known of config files, as long as they are what they were."""
+    return _Memory()
+
+
+_memory = _memory_of(())
 
 
 class _ReadOnce:
@@ -98,20 +104,12 @@ def _drop(found: ConfigResult | None, path: str, keys: Sequence[str]) -> None:
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Makes Hydra's compose API available over the project's and the user's config folders."""
+    global _memory
     GlobalHydra.instance().clear()
-    _forget_changed_files()
+    _memory = _memory_of(tuple(stamp for folder in config_folders() for stamp in _stamps(folder)))
     with initialize_config_module("repro.conf", version_base="1.3"):
         _loader().repository = _ReadOnce(_loader().repository)
         yield
-
-
-def _forget_changed_files() -> None:
-    """Forgets what was read and composed, and offered, unless every config file is what it was."""
-    global _memory
-    stamps = tuple(stamp for folder in config_folders() for stamp in _stamps(folder))
-    if stamps != _memory.stamps:
-        _memory = _Memory(stamps)
-        choices.cache_clear()
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
@@ -338,16 +336,17 @@ def _escaped(backslashes: str, special: str) -> str:
     return 2 * backslashes + (f"\\{special}" if special else "")
 
 
-@functools.cache
 def choices(group: str) -> tuple[str, ...]:
     """The names that a config group offers, those in folders inside it (``skeleton/soft``) too.
 
     Hydra reads files for every answer, so each is kept.
     """
-    loader = GlobalHydra.instance().config_loader()
-    inside = loader.get_group_options(group, ObjectType.GROUP)
-    nested = [f"{name}/{choice}" for name in inside for choice in choices(f"{group}/{name}")]
-    return tuple(sorted([*loader.get_group_options(group), *nested]))
+    if group not in _memory.choices:
+        loader = _loader()
+        inside = loader.get_group_options(group, ObjectType.GROUP)
+        nested = [f"{name}/{choice}" for name in inside for choice in choices(f"{group}/{name}")]
+        _memory.choices[group] = tuple(sorted([*loader.get_group_options(group), *nested]))
+    return _memory.choices[group]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
