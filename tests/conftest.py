@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,19 @@ TOY_CONFIG = SUPPORT / "toy_project" / "conf"
 
 # Test modules are loaded by path, so their helpers (and the toy's room) need a place to come from.
 sys.path.insert(0, str(SUPPORT))
-gc.disable()  # until all tests are collected: a million objects that stay, a third of the time
 import_lightning()  # before a test module does, which takes twice as long
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports a million objects that stay, and the garbage collector looks at none of them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -32,13 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         group = parameters.get("slug", item.path.stem.removeprefix("test_"))
         item.add_marker(pytest.mark.xdist_group(str(group)))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """From here on the collector looks at what tests make, and not at all that is imported."""
-    gc.enable()
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
