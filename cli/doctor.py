@@ -44,7 +44,7 @@ def report(as_json: bool) -> int:
     if as_json:
         render.emit([finding.__dict__ for finding in findings])
     else:
-        shown = render.table("", "state", "")
+        shown = render.table("what", "state", "found")
         for finding in findings:
             shown.add_row(finding.what, finding.state, Text(finding.detail))
         render.console.print(shown)
@@ -110,14 +110,14 @@ def _configs() -> list[Finding]:
 def _papers() -> list[Finding]:
     from repro.claims.file import load_claims
 
-    findings = []
-    for paper in load_papers():
+    broken = []
+    papers = load_papers()
+    for paper in papers:
         try:
-            claims = load_claims(paper.claims_file).claims
-            findings.append(Finding(paper.slug, "ok", f"{len(claims)} claims"))
+            load_claims(paper.claims_file)
         except Exception as error:
-            findings.append(Finding(paper.slug, "broken", str(error)))
-    return findings
+            broken.append(Finding(paper.slug, "broken", str(error)))
+    return [Finding("papers", "ok", f"{len(papers) - len(broken)} with their claims"), *broken]
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (

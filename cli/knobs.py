@@ -5,6 +5,7 @@ Hydra would compose them, but takes longer to import than people like to wait fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +21,19 @@ _NO_KNOBS = ("defaults", "paper", "arms", "scales", "report", "figures", "info",
 
 
 class Knob(NamedTuple):
-    """One setting; ``default`` is its value at the default scale."""
+    """One setting.
+
+    Attributes:
+        key: what is typed.
+        default: its value at the default scale.
+        meaning: the comment beside or above it, or else that of the mapping around it.
+        table: the key of that mapping, if the comment is its; empty otherwise.
+    """
 
     key: str
     default: str
     meaning: str
+    table: str = ""
 
 
 def knobs(paper: Paper) -> list[Knob]:
@@ -36,7 +45,9 @@ def knobs(paper: Paper) -> list[Knob]:
 
     own = list(_documented(paper.config_file))
     groups = [
-        knob for group, choice in choices.items() for knob in _of_group(group, choice, f"{group}.")
+        knob
+        for group, choice in choices.items()
+        for knob in _of_choice(f"{group}/{choice}", f"{group}.")
     ]
     found: dict[str, Knob] = {}
     for knob in (*_documented(root), *groups, *own):
@@ -52,6 +63,21 @@ def knobs(paper: Paper) -> list[Knob]:
     return sorted(told, key=lambda knob: knob.key not in first)  # the rest only pass values on
 
 
+def in_words(default: str) -> str:
+    """A default as people read it: what follows another setting, or the environment, says which.
+
+    Examples:
+        >>> in_words("${oc.select:dataset.classes,${oc.select:dataset.targets,null}}")
+        '= dataset.classes'
+        >>> in_words("${oc.env:REPRO_DATA_ROOT,null}")
+        '$REPRO_DATA_ROOT'
+    """
+    found = re.fullmatch(r"\$\{(oc\.select:|oc\.env:|)\.*([\w.]+)(,.*)?\}", default)
+    if found is None:
+        return default
+    return f"${found[2]}" if found[1] == "oc.env:" else f"= {found[2]}"
+
+
 def _put(found: dict[str, Knob], knob: Knob) -> dict[str, Knob]:
     """Sets a knob, in place of a mapping or of parts of one too; an earlier meaning stays."""
     earlier = found.get(knob.key, knob)
@@ -60,7 +86,8 @@ def _put(found: dict[str, Knob], knob: Knob) -> dict[str, Knob]:
         for key, other in found.items()
         if not key.startswith(f"{knob.key}.") and not knob.key.startswith(f"{key}.")
     }
-    return {**others, knob.key: knob._replace(meaning=knob.meaning or earlier.meaning)}
+    told = knob if knob.meaning else earlier
+    return {**others, knob.key: knob._replace(meaning=told.meaning, table=told.table)}
 
 
 def _file(name: str) -> Path | None:
@@ -83,13 +110,15 @@ def _defaults(file: Path | None) -> list[Any]:
     return list((content or {}).get("defaults", []))
 
 
-def _of_group(group: str, choice: str, prefix: str) -> Iterator[Knob]:
+def _of_choice(path: str, prefix: str) -> Iterator[Knob]:
     """The settings of a group's choice, after those of the files that it starts from."""
-    file = _file(f"{group}/{choice}")
+    file = _file(path)
     for parent in _defaults(file):
         if isinstance(parent, str) and parent != "_self_":
             name, _, package = parent.partition("@")
-            yield from _of_group(group, name, f"{prefix}{package}." if package else prefix)
+            beside = f"{path.rpartition('/')[0]}/{name}"
+            inside = prefix if package in ("", "_here_") else f"{prefix}{package}."
+            yield from _of_choice(name[1:] if name.startswith("/") else beside, inside)
     yield from _documented(file, prefix)
 
 
@@ -100,24 +129,33 @@ def _documented(file: Path | None, prefix: str = "") -> Iterator[Knob]:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
 
-    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Knob]:
+    def walk(node: yaml.MappingNode, prefix: str, around: tuple[str, str]) -> Iterator[Knob]:
         for key, value in node.value:
             if key.value == "<<":  # YAML's merge: the keys of another mapping
-                yield from walk(value, prefix)
+                yield from walk(value, prefix, around)
                 continue
             if key.value.startswith("_") or key.value in _NO_KNOBS:
                 continue
+            name = f"{prefix}{key.value}"
             if isinstance(value, yaml.MappingNode) and value.value:
-                yield from walk(value, f"{prefix}{key.value}.")
+                own = _comment(lines, key.start_mark, _behind(key, value))
+                yield from walk(value, f"{name}.", (own, name) if own else around)
                 continue
             written = text[value.start_mark.index : value.end_mark.index]
             is_long = "\n" in written or "_target_" in written
-            meaning = _comment(lines, key.start_mark, key.end_mark if is_long else value.end_mark)
-            yield Knob(f"{prefix}{key.value}", "…" if is_long else written, meaning)
+            own = _comment(lines, key.start_mark, key.end_mark if is_long else value.end_mark)
+            told = (own, "") if own else around
+            yield Knob(name, "…" if is_long else written, *told)
 
     node = yaml.compose(text, Loader=YamlLoader)
     if isinstance(node, yaml.MappingNode):
-        yield from walk(node, prefix)
+        yield from walk(node, prefix, ("", ""))
+
+
+def _behind(key: yaml.Node, value: yaml.Node) -> yaml.Mark:
+    """Where the comment on a mapping may begin: behind its key, or behind all of it on one line."""
+    is_one_line = value.start_mark.line == key.start_mark.line == value.end_mark.line
+    return value.end_mark if is_one_line else key.end_mark
 
 
 def _comment(lines: list[str], start: yaml.Mark, end: yaml.Mark) -> str:

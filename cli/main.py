@@ -6,6 +6,7 @@ import codecs
 import gc
 import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -23,6 +24,8 @@ from repro.errors import INTERRUPTED, ReproError, did_you_mean
 from . import OUTPUT_LOST, complete, standing
 
 SHOWN_STUDIES = 30  # by `status`, if not told otherwise
+ASK_ABOVE_MB = 2000  # a larger download is not started unless somebody says so
+SLUG = re.compile(r"[a-z]\w*")
 SIMILAR = "repro.similar"  # the name of an error handler of codecs
 ASCII = {
     "−": "-",
@@ -34,6 +37,7 @@ ASCII = {
     "✓": "+",
     "✗": "x",
     "∞": "inf",
+    "†": "*",
 }
 
 
@@ -117,11 +121,8 @@ def _use_config_dir(
 def _name_paper(
     _context: click.Context, _parameter: click.Parameter, overrides: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """`repro run dgc` means `repro run paper=dgc`."""
-    from repro.records.papers import paper_files
-
-    known = paper_files() if any("=" not in text for text in overrides) else ()
-    return tuple(f"paper={text}" if text in known else text for text in overrides)
+    """`repro run dgc` means `repro run paper=dgc`, and `repro run dcg` is told so."""
+    return tuple(f"paper={text}" if SLUG.fullmatch(text) else text for text in overrides)
 
 
 overrides_argument = click.argument(
@@ -155,10 +156,10 @@ def cli(debug: bool) -> None:
     """Reproduce papers about gradients, and see which of their claims hold.
 
     \b
-    repro list                             the papers
-    repro run paper=dgc                    train the method and its baselines, judge the claims
-    repro run paper=dgc arm=dgc seed=3     one run
-    repro show dgc                         claims, arms and knobs of a paper
+    repro list                      the papers, and which claims hold
+    repro show dgc                  verdicts, claims, arms and knobs of one
+    repro run dgc                   train the method and its baselines, judge
+    repro run dgc arm=dgc seed=3    one run
     """  # noqa: D301
 
 
@@ -170,9 +171,18 @@ def cli(debug: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @verbose_option
 @click.option("--detach", is_flag=True, help="Leave the study to the cluster's jobs, and return.")
-@click.option("--rehearse", is_flag=True, help="Only some steps on made-up data: does it fit?")
-@click.option("--steps", type=click.IntRange(1), help="Steps of a rehearsal.")
-@click.option("--minutes", type=click.FloatRange(0), default=10.0, help="Its most for each run.")
+@click.option("--rehearse", is_flag=True, help="Only a few steps, on made-up data: does it fit?")
+@click.option(
+    "--steps", type=click.IntRange(1), metavar="N", help="Steps that a rehearsed run takes."
+)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="N",
+    help="The most that a rehearsed run takes.",
+)
 @json_option
 @config_dir_option
 @people_readable
@@ -192,19 +202,20 @@ def run(
     """Run a study: every arm and seed of a paper, then the verdicts.
 
     \b
-    repro run paper=dgc                                   at scale=mini
-    repro run paper=dgc scale=full hardware=gpu           at the paper's size
-    repro run paper=dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
-    repro run paper=dgc scale=full --rehearse             what would it take?
-    repro run paper=dgc arm=dgc seed=3 method.ratio=0.01  one run
-    repro run -m paper=dgc arm=dgc method.ratio=0.1,0.01  a grid
+    repro run dgc                                   at scale=mini
+    repro run dgc scale=full hardware=gpu           at the paper's size
+    repro run dgc hardware=slurm_gpu --detach       as jobs of a Slurm cluster
+    repro run dgc scale=full --rehearse             what would it take?
+    repro run dgc arm=dgc seed=3 method.ratio=0.01  one run
+    repro run -m dgc arm=dgc method.ratio=0.1,0.01  a grid
     """  # noqa: D301
-    from repro.planning.plan import plan_study
-    from repro.records.study import typical_seconds
+    from . import render
 
-    from . import render, workflow
+    quiet = quiet or as_json
+    with render.sign_of_life("planning", quiet):
+        from repro.planning.plan import plan_study
 
-    plan = plan_study(overrides, grid=multirun)
+        plan = plan_study(overrides, grid=multirun)
     outputs = Path(plan.runs[0].config.outputs)
     if rehearse:
         from . import rehearsal
@@ -216,24 +227,28 @@ def run(
     from repro.launching import local, needs
 
     if dry_run:
+        from repro.records.study import typical_seconds
+
         local.check_launchers(plan)
         render.plan(plan, typical_seconds(plan.paper, plan.scale, outputs), outputs, as_json)
         lacking = needs.lacking(plan)
         if lacking is not None:
             render.message(lacking)
         return
-    from repro.planning import trust
+    with render.sign_of_life("checking data and packages", quiet):
+        from repro.planning import trust
 
-    workflow.check_claims(plan)
-    needs.check(plan)
-    local.check(plan, detach)
+        from . import workflow
+
+        workflow.check_claims(plan)
+        needs.check(plan)
+        local.check(plan, detach)
     if rehearse:
-        sys.exit(rehearsal.run(plan, outputs, quiet=quiet or as_json, as_json=as_json))
+        sys.exit(rehearsal.run(plan, outputs, quiet=quiet, as_json=as_json))
     study = workflow.prepared(plan, outputs)
     with workflow.discarded_if_refused(study), trust.trusted():
         if detach:
             sys.exit(workflow.submit(study, as_json))
-        quiet = quiet or as_json
         sys.exit(workflow.run_and_judge(study, quiet, as_json, verbose))
 
 
@@ -244,20 +259,26 @@ def run(
 @config_dir_option
 @people_readable
 def sweep(overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    """Search hyper-parameters on validation data; the same command goes on after a kill.
+    """Search hyper-parameters on validation data.
+
+    The same command continues a search that was stopped.
 
     \b
-    repro sweep paper=dgc 'method.ratio=interval(1e-4,1e-1)' trials=20
-    repro sweep paper=dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))' metric=val/loss
-    repro sweep paper=dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
+    repro sweep dgc 'method.ratio=interval(1e-4,1e-1)' trials=20
+    repro sweep dgc arm=dense 'optimizer.lr=tag(log, interval(0.01,1))'
+    repro sweep dgc 'method.momentum=choice(0.8,0.9)' sweep=hyperband n_jobs=4
     """  # noqa: D301
-    from repro.search import request as search_request
+    from . import render
 
-    from . import workflow
+    quiet = quiet or as_json
+    with render.sign_of_life("planning", quiet):
+        from repro.search import request as search_request
 
-    request, plan = search_request.read_request(overrides)
+        from . import workflow
+
+        request, plan = search_request.read_request(overrides)
     outputs = Path(plan.runs[0].config.outputs)
-    sys.exit(workflow.start_search(request, plan, outputs, quiet=quiet or as_json, as_json=as_json))
+    sys.exit(workflow.start_search(request, plan, outputs, quiet=quiet, as_json=as_json))
 
 
 @cli.command(name="list")
@@ -284,15 +305,16 @@ def show(slug: str, verbose: bool, power: bool, as_json: bool) -> None:
     """Show a paper: its verdicts, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
+    from . import render
+
     paper = load_paper(slug)
-    if power:
-        from .power import show as show_power
+    with render.paged(as_json):
+        if power:
+            from .power import show as show_power
 
-        show_power(paper, as_json)
-    else:
-        from . import render
-
-        render.paper(paper, as_json, verbose)
+            show_power(paper, as_json)
+        else:
+            render.paper(paper, as_json, verbose)
 
 
 @cli.command()
@@ -326,7 +348,9 @@ def status(
 @cli.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @outputs_option
-@click.option("--trust", "trusted", is_flag=True, help="It is my own, whatever it asks for.")
+@click.option(
+    "--trust", "trusted", is_flag=True, help="The folder is my own: its configs may name any class."
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @verbose_option
 @json_option
@@ -335,12 +359,19 @@ def status(
 def resume(
     folder: Path | None, outputs: Path, trusted: bool, quiet: bool, verbose: bool, as_json: bool
 ) -> None:
-    """Continue a study or a run where it stopped (the latest study by default)."""
-    from repro.planning import trust
-    from repro.records.run import Run
-    from repro.records.study import Study
+    """Continue a study or a run where it stopped.
 
-    from . import workflow
+    Without FOLDER that is the latest study.
+    """
+    from . import render
+
+    quiet = quiet or as_json
+    with render.sign_of_life("opening the study", quiet):
+        from repro.planning import trust
+        from repro.records.run import Run
+        from repro.records.study import Study
+
+        from . import workflow
 
     if folder is None:
         folder = workflow.latest_study(outputs)
@@ -349,7 +380,6 @@ def resume(
             sys.exit(workflow.continue_run(folder, as_json))
         study = Study.open(folder.absolute())
         with workflow.confined(study):
-            quiet = quiet or as_json
             if study.about.search is not None:
                 sys.exit(workflow.search(study, quiet, as_json))
             sys.exit(workflow.run_and_judge(study, quiet, as_json, verbose))
@@ -361,7 +391,10 @@ def resume(
 @config_dir_option
 @people_readable
 def compare(folders: tuple[Path, ...], as_json: bool) -> None:
-    """Compare runs, or studies: settings, results and verdicts that differ."""
+    """Show what differs between runs, or between studies.
+
+    Settings, results and verdicts of two or more folders of the same kind.
+    """
     from . import render
 
     render.comparison(folders, as_json)
@@ -381,7 +414,8 @@ def compare(folders: tuple[Path, ...], as_json: bool) -> None:
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M"]),
-    help="Only studies from then on.",
+    metavar="DATE",
+    help="Only studies from then on, e.g. 2026-01-31.",
 )
 @json_option
 @config_dir_option
@@ -396,11 +430,11 @@ def report(
     since: datetime | None,
     as_json: bool,
 ) -> None:
-    """Report on all studies: papers and verdicts, here, in Markdown or as a web page.
+    """Report on all studies, here, in Markdown or as a web page.
 
     \b
     repro report --html report.html              the studies in outputs
-    repro report --recorded --html report.html   what is recorded of every paper, without a run
+    repro report --recorded --html report.html   the records, without a run
     """  # noqa: D301
     from repro.report.collect import Filters
 
@@ -417,7 +451,7 @@ def report(
 @click.option("--link", help="Where the paper is, e.g. 'arXiv 1712.01887'.")
 @people_readable
 def new(slug: str, title: str | None, link: str | None) -> None:
-    """Start a paper: its config, its room and a test, which run at once.
+    """Start a paper: a config, claims and a test that run at once.
 
     In a checkout they go where the other papers are, whose tests hold for it, too; anywhere else
     into the current folder, to be used with --config-dir.
@@ -437,12 +471,12 @@ def new(slug: str, title: str | None, link: str | None) -> None:
 @config_dir_option
 @people_readable
 def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudge: bool) -> None:
-    """Write a finished study's results into the paper's room, and its table into the README.
+    """Record a finished study, as JSON and as tables in the README.
 
     \b
-    repro record paper=dgc
-    repro record paper=dgc scale=full
-    repro record paper=dgc --rejudge    after a change of its claims or figures
+    repro record dgc
+    repro record dgc scale=full
+    repro record dgc --rejudge    after a change of its claims or figures
     """  # noqa: D301
     from repro.report import record as records
 
@@ -454,13 +488,13 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudg
 @cli.command()
 @click.argument("slug", metavar="SLUG|BUNDLE", shell_complete=complete.papers)
 @click.argument("study", required=False, type=click.Path(path_type=Path))
-@click.option("--scale", default="mini", show_default=True, help="Which record, without a study.")
+@click.option("--scale", default="mini", show_default=True, help="Which record to run again.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only the result.")
 @json_option
 @config_dir_option
 @people_readable
 def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool) -> None:
-    """Run a recorded study again, or take a finished one: does it say what the record says?
+    """Check a record: does a fresh or a given study agree with it?
 
     A claim agrees if it has the recorded verdict and its effects lie in their recorded intervals.
     The exit code is 1 if one does not; times, which are those of a machine, do not count. Of a
@@ -471,7 +505,7 @@ def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool
 
     from . import verify as verifying
 
-    if study is None and Path(slug).is_dir():
+    if study is None and (os.sep in slug or Path(slug).is_dir()):
         sys.exit(verifying.verify_bundle(Study.open(Path(slug).absolute()), as_json))
     chosen = None if study is None else Study.open(study.absolute())
     code = verifying.verify(load_paper(slug), chosen, scale, quiet or as_json, as_json)
@@ -482,14 +516,17 @@ def verify(slug: str, study: Path | None, scale: str, quiet: bool, as_json: bool
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--to", "target", required=True, help="A new folder, or hub:OWNER/NAME.")
 @click.option("--checkpoints", is_flag=True, help="Also the weights in which the runs ended.")
+@config_dir_option
 @people_readable
 def publish(study: Path, target: str, checkpoints: bool) -> None:
-    """Make a bundle of a finished study: results, configs, curves, figures and a card.
+    """Bundle a finished study, to send it or put it on the hub.
+
+    Results, configs, curves, figures and a card, in a folder that stands by itself.
 
     \b
     repro publish outputs/dgc/mini/2026-01-01_12-00-00 --to bundle
-    repro publish STUDY --to hub:me/dgc-mini      on the Hugging Face hub
-    repro verify bundle                           whether its verdicts follow from its runs
+    repro publish STUDY --to hub:me/dgc-mini    on the Hugging Face hub
+    repro verify bundle                         do its verdicts follow from it?
     """  # noqa: D301
     from . import bundles
 
@@ -501,7 +538,7 @@ def publish(study: Path, target: str, checkpoints: bool) -> None:
 @config_dir_option
 @people_readable
 def doctor(as_json: bool) -> None:
-    """Check this installation: versions, hardware, data, writable folders."""
+    """Check this installation: versions, hardware, folders, papers."""
     from . import doctor as checks
 
     sys.exit(checks.report(as_json))
@@ -535,14 +572,15 @@ def data_list(root: Path | None, as_json: bool) -> None:
 
 @data.command()
 @click.argument("name", shell_complete=complete.data_sets)
+@click.option("--yes", is_flag=True, help=f"Even if it is more than {ASK_ABOVE_MB / 1000:.0f} GB.")
 @root_option
 @config_dir_option
 @people_readable
-def fetch(name: str, root: Path | None) -> None:
+def fetch(name: str, yes: bool, root: Path | None) -> None:
     """Download a benchmark data set from the Hugging Face hub."""
     from repro.data.base import catalog
 
-    click.echo(catalog.fetch(name, root))
+    click.echo(catalog.fetch(name, root, None if yes else ASK_ABOVE_MB))
 
 
 @data.command()

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
 
 from repro.claims.file import ClaimsFile, load_claims
 from repro.claims.outcomes import Verdict
@@ -17,7 +23,7 @@ from . import render
 
 
 def show(paper: Paper, as_json: bool) -> None:
-    """A table for each recorded scale.
+    """Prints the checks of each recorded scale.
 
     Raises:
         UserError: nothing of the paper is recorded.
@@ -36,8 +42,9 @@ def show(paper: Paper, as_json: bool) -> None:
     for scale, rows in found.items():
         _print(f"{paper.slug} at scale={scale}, today's checks on the recorded runs", rows)
     render.console.print(
-        "tells: how far from its limit an effect has to be for four of five studies to decide the "
-        "check. to decide: how many seeds would probably do, were the effect as measured."
+        "\ntells: how far from its limit an effect has to be for four of five studies to decide "
+        "the check. null arm: an arm without the method, and whether it passes, too. to decide: "
+        "how many seeds would probably do, were the effect as measured; ? where no number is known."
     )
 
 
@@ -60,36 +67,24 @@ def _power(paper: Paper, claims: ClaimsFile, scale: str) -> list[Power]:
 
 
 def _print(title: str, rows: list[Power]) -> None:
-    columns = ("claim", "check", "the paper", "measured", "seeds", "tells", "null arm", "to decide")
-    shown = render.table(*columns, title=f"\n{title}")
-    claim = ""
-    for row in rows:
-        check = row.check
-        first = row.claim != claim
-        claim = row.claim
-        shown.add_row(
-            claim if first else "",
-            detail_of(check),
-            row.paper if first else "",
-            f"{check.verdict.mark} {effect_of(check)}",
-            str(check.seeds),
-            row.detectable_text,
-            _null(row),
-            _seeds(row),
-        )
-    render.console.print(shown)
+    render.console.print(Text(f"\n{title}", "bold"))
+    for (claim, paper), checks in groupby(rows, key=lambda row: (row.claim, row.paper)):
+        render.console.print(Text.assemble((claim, "bold"), f"  the paper: {paper}"))
+        for row in checks:
+            found = Text("; ".join(_found(row)))
+            compared = Text(detail_of(row.check), "dim")
+            render.console.print(Padding(Group(found, compared), (0, 0, 0, 3)))
 
 
-def _null(row: Power) -> str:
-    if row.check.null_arm is None:
-        return "–"
-    return f"{row.check.null_arm} {'passes' if row.check.null_passes else 'fails'}"
-
-
-def _seeds(row: Power) -> str:
-    if row.check.verdict is not Verdict.INCONCLUSIVE:
-        return "–"
-    return "?" if row.check.seeds_needed is None else str(row.check.seeds_needed)
+def _found(row: Power) -> Iterator[str]:
+    """What a check measured, what it could tell, and what it would take to decide it."""
+    check = row.check
+    yield f"{check.verdict.mark} {effect_of(check)}, {check.seeds} seeds"
+    yield f"tells {row.detectable_text}"
+    if check.null_arm is not None:
+        yield f"null arm {check.null_arm} {'passes' if check.null_passes else 'fails'}"
+    if check.verdict is Verdict.INCONCLUSIVE:
+        yield f"to decide: {check.seeds_needed or '?'} seeds"
 
 
 def _as_json(row: Power) -> dict[str, object]:

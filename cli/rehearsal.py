@@ -9,7 +9,6 @@ from repro.launching.local import launch, wait_for
 from repro.planning import trust
 from repro.planning.plan import Plan
 from repro.planning.rehearse import rehearsed
-from repro.records.status import Status
 from repro.report import full_scale
 
 from . import render, workflow
@@ -44,8 +43,7 @@ def run(plan: Plan, outputs: Path, quiet: bool, as_json: bool) -> int:
         else:
             _print(arms, full_scale.whole(study))
             render.message(f"This is no result. It lies in {workflow.short(study.folder)}")
-    ended = [run.status() for run in study.runs]
-    return 0 if all(status in (Status.FINISHED, Status.DIVERGED) for status in ended) else 1
+    return int(any(arm.state != full_scale.DONE for arm in arms))
 
 
 def _print(arms: list[full_scale.Row], whole: list[str]) -> None:

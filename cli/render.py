@@ -8,13 +8,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from repro.cli import OUTPUT_LOST
-from repro.cli.knobs import knobs
-from rich.console import Console, RenderableType
+from repro.cli.knobs import in_words, knobs
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from repro.records.study import Study
     from repro.search.request import Request
 
+COMPARED = 16  # columns of the terminal that each of many compared runs gets at least
 WIDE = 120  # tables are laid out for this width where neither terminal nor COLUMNS says how wide
 
 
@@ -81,6 +84,27 @@ def emit(value: Any) -> None:
 
 
 @contextmanager
+def sign_of_life(doing: str, quiet: bool = False) -> Iterator[None]:
+    """Moves a sign at a terminal while nothing else would: packages take seconds to import."""
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(Text(doing)):
+        yield
+
+
+@contextmanager
+def paged(as_json: bool) -> Iterator[None]:
+    """At a terminal, what is longer than it goes through $PAGER, so that its beginning is seen."""
+    if as_json or not console.is_terminal:
+        yield
+        return
+    os.environ.setdefault("LESS", "FRX")  # as git has it: colours, and no pager for one screen
+    with console.pager(styles=True):
+        yield
+
+
+@contextmanager
 def _surviving() -> Iterator[None]:
     """Goes on where standard output cannot be written to; says so, unless nobody wants it."""
     try:
@@ -112,9 +136,13 @@ class PlainTable(Table):
 
 def table(*columns: str, title: str | None = None) -> PlainTable:
     """A table in the house style."""
-    name = None if title is None else Text(title)
     made = PlainTable(
-        title=name, title_justify="left", header_style="bold", box=None, pad_edge=False
+        title=None if title is None else Text(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
     )
     for number, column in enumerate(columns):
         made.add_column(Text(_header(column)), overflow="fold", no_wrap=number == 0)
@@ -150,13 +178,20 @@ def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool)
         ]
         emit({"paper": planned.paper.slug, "scale": planned.scale, "runs": listed})
         return
-    shown = table("layer", "arm", "point", "seeds", "overrides", "s/run")
-    for number, layer in enumerate(layers):
-        for (arm, point), runs in by_arm(layer).items():
-            own = [text for text in runs[0].overrides if not text.startswith(("paper=", "seed="))]
-            cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
-            seeds = ",".join(str(run.seed) for run in runs)
-            shown.add_row(str(number), arm, point, seeds, " ".join(own), cost)
+    groups = [
+        (number, arm, point, runs)
+        for number, layer in enumerate(layers)
+        for (arm, point), runs in by_arm(layer).items()
+    ]
+    own = [[t for t in runs[0].overrides if not t.startswith("seed=")] for *_, runs in groups]
+    shared = [text for text in own[0] if all(text in texts for texts in own)]
+    console.print(f"every run: {' '.join(shared)}", highlight=False, markup=False)
+    shown = table("layer", "arm", "point", "seeds", "also", "seconds")
+    for (number, arm, point, runs), texts in zip(groups, own, strict=True):
+        cost = f"{seconds[arm]:.1f}" if arm in seconds else "?"
+        seeds = _seeds([run.seed for run in runs])
+        also = " ".join(text for text in texts if text not in shared)
+        shown.add_row(str(number), arm, point, seeds, also, cost)
     console.print(shown)
     for note in planned.notes:
         console.print(f"note: {note}", markup=False)
@@ -167,8 +202,16 @@ def plan(planned: Plan, seconds: dict[str, float], outputs: Path, as_json: bool)
         console.print(_rehearsed(planned.paper, planned.scale, outputs), highlight=False)
 
 
+def _seeds(seeds: Sequence[int]) -> str:
+    """Which seeds; many that follow each other by their ends."""
+    first, last = seeds[0], seeds[-1]
+    if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
+        return f"{first} to {last}"
+    return ",".join(map(str, seeds))
+
+
 def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
-    """One line a paper."""
+    """The papers, each with a line for every scale that is recorded."""
     rows = [(paper, recorded_verdicts(paper)) for paper in all_papers]
     if as_json:
         emit(
@@ -186,19 +229,24 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
         return
     from repro.claims.outcomes import LEGEND, MARKS, tally
 
-    shown = table("slug", "scale", *MARKS, "minutes", "paper")
+    wide = max((len(scale) + 2 for _, counts in rows for scale in counts), default=0)
+
+    def line(name: str, cells: Sequence[str], minutes: str) -> str:
+        return f"  {name:<{wide}}" + "".join(f"{cell:>4}" for cell in cells) + f"  {minutes:>7}"
+
+    console.print(Text(line("scale", MARKS, "minutes"), "bold"))
     for paper_, recorded_ in rows:
-        title = f"{paper_.title} ({paper_.link})"
+        link = f" ({paper_.link})" if paper_.link else ""
+        console.print(Text.assemble((paper_.slug, "bold"), f"  {paper_.title}{link}"))
         for scale, counts in recorded_.items():
             minutes = f"{recorded_seconds(paper_, scale) / 60:.0f}"
             marked = f"{scale} {OLD}" if is_outdated(paper_, scale) else scale
-            shown.add_row(paper_.slug, marked, *tally(counts), minutes, title)
+            console.print(line(marked, tally(counts), minutes), highlight=False)
         if not recorded_:
-            shown.add_row(paper_.slug, *["–"] * (len(MARKS) + 2), title)
-    console.print(shown)
-    legend = f"{LEGEND}; minutes of one core; {OLD_MEANS}"
+            console.print("  nothing recorded yet", highlight=False)
+    legend = f"\n{LEGEND}; minutes of one core; {OLD_MEANS}"
     console.print(legend, highlight=False)
-    console.print("Look closer: repro show SLUG. Run one: repro run paper=SLUG")
+    console.print("Look closer: repro show SLUG. Run one: repro run SLUG")
 
 
 def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
@@ -215,7 +263,7 @@ def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
 def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     """What was measured of a paper, then its question, claims, arms, scales and knobs."""
     from repro.claims.file import load_claims
-    from repro.report.tables import judged_at
+    from repro.report.tables import judged_at, with_minus
 
     claims = load_claims(shown.claims_file).claims
     settings, found = knobs(shown), recorded(shown)
@@ -241,8 +289,8 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
                 },
                 "claims": [claim.model_dump(mode="json") for claim in claims],
                 "knobs": [
-                    {"key": key, "default": default, "meaning": meaning}
-                    for key, default, meaning in settings
+                    {"key": knob.key, "default": knob.default, "meaning": knob.meaning}
+                    for knob in settings
                 ],
             }
         )
@@ -254,8 +302,9 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     for scale, verdicts in found.items():
         title = f"\nRecorded at scale={scale}"
         print_verdicts(verdicts, title, verbose, elsewhere)
-        since = f" ({OLD_MEANS})" if is_outdated(shown, scale) else ""
-        console.print(f"by commit {recorded_commit(shown, scale)}{since}", highlight=False)
+        since = f"; {OLD_MEANS}" if is_outdated(shown, scale) else ""
+        code = f"run by the code of commit {recorded_commit(shown, scale)}{since}"
+        console.print(Text(code, "dim"))
     claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:
         scales = ", ".join(claim.scales) or "–"
@@ -269,17 +318,20 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     }
     if reasons:
         margin_table = table("claim", "limit", "because", title="\nMargins and bounds")
-        for reason in reasons:
-            margin_table.add_row(*map(Text, reason))
+        for name, limit, because in reasons:
+            margin_table.add_row(name, with_minus(limit), because)
         console.print(margin_table)
     for title, named in (("Arms", shown.arms), ("Scales", shown.scales)):
         layer_table = table("name", "overrides", title=f"\n{title}")
         for name, overrides in named.items():
             layer_table.add_row(name, Text(" ".join(map(str, overrides or [])) or "–"))
         console.print(layer_table)
-    knob_table = table("key", "default", "meaning", title="\nKnobs")
-    for row in settings:
-        knob_table.add_row(*(Text(cell) for cell in row))
+    knob_table = table("key", "default and meaning", title="\nKnobs")
+    for key, alike in groupby(settings, key=lambda knob: knob.table or knob.key):
+        first, *more = alike
+        default = f"{1 + len(more)} values" if more else in_words(first.default)
+        name = key if more else first.key
+        knob_table.add_row(name, Text.assemble(default, (f"  {first.meaning}", "dim")))
     console.print(knob_table)
 
 
@@ -308,9 +360,11 @@ def _rehearsed(paper: Paper, scale: str, outputs: Path) -> str:
     found = rehearsed_cost(paper, scale, outputs)
     if found is not None:
         return f"Rehearsed: {found.sentence}"
+    if scale == "smoke":
+        return "Each run takes a few seconds."
     return (
         "How long that takes is not known: no such run was made before. Measure it: "
-        f"repro run paper={paper.slug} scale={scale} --rehearse"
+        f"repro run {paper.slug} scale={scale} --rehearse"
     )
 
 
@@ -521,7 +575,7 @@ def _side_by_side(columns: Mapping[str, Sequence[str]], width: int) -> list[list
 
 
 def _column_width(name: str, cells: Sequence[str]) -> int:
-    return 1 + max(len(text) for text in (*_header(name).split("\n"), *cells))
+    return 2 + max(len(text) for text in (*_header(name).split("\n"), *cells))
 
 
 def run_result(run: Run, as_json: bool) -> None:
@@ -538,15 +592,16 @@ def run_result(run: Run, as_json: bool) -> None:
 
 
 def studies(found: Sequence[Study], as_json: bool) -> None:
-    """One line a study."""
+    """A few lines for each study: where it is, how it stands, and what was typed."""
+    from repro.claims.outcomes import Verdict
     from repro.claims.studies import read_verdicts
     from repro.launching.queue import count_statuses
 
     rows = []
     for study in found:
         counts = count_statuses(study.runs)
-        given = [str(verdict.verdict) for verdict in read_verdicts(study)]
-        summary = {name: given.count(name) for name in dict.fromkeys(given)}
+        given = [verdict.verdict for verdict in read_verdicts(study)]
+        summary = {str(name): given.count(name) for name in Verdict if name in given}
         rows.append((study, counts, summary))
     if as_json:
         emit(
@@ -564,17 +619,13 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
         )
         return
     if not rows:
-        console.print("No studies yet. Start one: repro run paper=<slug>")
+        console.print("No studies yet. Start one: repro run SLUG")
         return
-    shown = table("study", "typed", "runs", "verdicts")
     for study, counts, verdicts in rows:
-        shown.add_row(
-            str(study.folder),
-            Text(" ".join(study.about.typed)),
-            ", ".join(f"{n} {state}" for state, n in counts.items()),
-            ", ".join(f"{n} {name}" for name, n in verdicts.items()) or "–",
-        )
-    console.print(shown)
+        total = ", ".join(f"{n} {name}" for name, n in (*counts.items(), *verdicts.items()))
+        typed = Text(" ".join(study.about.typed), "dim")
+        console.print(Text(str(study.folder), "bold"), soft_wrap=True)
+        console.print(Padding(Group(Text(total), typed), (0, 0, 0, 3)))
 
 
 def study_status(study: Study, as_json: bool, verbose: bool = False) -> None:
@@ -614,11 +665,16 @@ def comparison(folders: Sequence[Path], as_json: bool) -> None:
     if compared.common:
         console.print(f"in {compared.common}", highlight=False, markup=False, soft_wrap=True)
     for title, rows in compared.titled().items():
-        shown = table("", *compared.names, title=f"\n{title}")
-        for key, values in rows.items():
-            cells = ("–" if value is None else number(value) for value in values)
-            shown.add_row(key, *cells)
-        console.print(shown if rows else f"{title}: none")
+        console.print(Text(f"\n{title}{'' if rows else ': none'}", "bold"))
+        room = console.width - max(map(len, rows), default=0)
+        beside = max(2, room // COMPARED)
+        for first in range(0, len(compared.names) if rows else 0, beside):
+            part = slice(first, first + beside)
+            shown = table("", *compared.names[part])
+            for key, values in rows.items():
+                cells = ("–" if value is None else number(value) for value in values[part])
+                shown.add_row(key, *cells)
+            console.print(shown)
 
 
 def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
@@ -626,15 +682,24 @@ def data_sets(found: Sequence[DatasetInfo], as_json: bool) -> None:
     if as_json:
         emit([each.__dict__ for each in found])
         return
-    shown = table("data set", "what", "licence", "MB", "here")
+    shown = table("data set", "here", "what")
     for each in found:
-        here = "comes with it" if each.bundled else str(each.place or "no")
-        size = "–" if each.bundled else f"{each.megabytes:g}"
-        # Licence and size have columns of their own.
-        what = each.description.replace(f", {each.licence}", "")
-        what = re.sub(r" (No download|Download of [^.]*|To be put in place by hand)\.", "", what)
-        shown.add_row(each.name, what, each.licence, size, here)
+        # How large a download is stands in a column of its own.
+        what = re.sub(r" (No download|Download of [^.]*)\.", "", each.description)
+        shown.add_row(each.name, _whereabouts(each), what)
     console.print(shown)
+    console.print("Where it lies, and its licence: repro data list --json", highlight=False)
+
+
+def _whereabouts(found: DatasetInfo) -> str:
+    """Whether a data set is here, or what it takes to get it."""
+    from repro.data.base.files import size
+
+    if found.bundled:
+        return "built in"
+    if found.present:
+        return "yes"
+    return f"no, {size(found.megabytes)}" if found.megabytes >= 1 else "no"
 
 
 def _short_number(typed: Any) -> str:

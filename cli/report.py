@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.text import Text
 
+from repro.claims.outcomes import LEGEND
 from repro.records import files
+from repro.records.summary import OLD_MEANS
 from repro.report.collect import Collected, Filters, StudyEntry, collect, collect_recorded
 from repro.report.settings import Settings
 from repro.report.tables import TALLY
@@ -49,10 +51,13 @@ def report(
 
 def _print_overview(collected: Collected, outputs: Path) -> None:
     if not collected.papers:
-        none = f"No studies in {outputs}. Start one: repro run paper=<slug>"
+        none = f"No studies in {outputs}. Start one: repro run SLUG"
         render.console.print("No study passes." if collected.found else none, markup=False)
         return
-    shown = render.table("paper", "scale", *TALLY, "runs", "date")
+    marks = [verdicts[0].mark for verdicts in TALLY.values()]
+    shown = render.table("paper", "scale", *marks, "runs", "date")
+    for column in (shown.columns[1], shown.columns[-1]):
+        column.no_wrap = True
     for study in _latest(collected):
         counts = [study.count(*verdicts) for verdicts in TALLY.values()]
         runs = ", ".join(f"{number} {status}" for status, number in study.statuses.items())
@@ -70,6 +75,9 @@ def _print_overview(collected: Collected, outputs: Path) -> None:
             study.when,
         )
     render.console.print(shown)
+    is_any_old = any(study.is_outdated for study in _latest(collected))
+    legend = f"{LEGEND}; {OLD_MEANS}" if is_any_old else LEGEND
+    render.console.print(legend, highlight=False)
 
 
 def _latest(collected: Collected) -> list[StudyEntry]:

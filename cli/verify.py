@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from repro.claims.agreement import Agreement, agreements
 from repro.claims.studies import recorded_claims, verdicts_of
 from repro.claims.verdicts import ClaimVerdict
@@ -104,7 +106,11 @@ def _check(study: Study, paper: Paper) -> None:
 
 
 def _print(title: str, found: list[Agreement]) -> None:
-    shown = render.table("claim", "recorded", "now", "", title=title)
+    render.console.print(Text(title, "bold"), soft_wrap=True)
+    if not found:
+        render.console.print("No claim is judged there: nothing to compare.")
+        return
+    shown = render.table("claim", "recorded", "now", "")
     for claim in found:
         verdicts: list[Any] = [
             "–" if verdict is None else f"{verdict.mark} {verdict}"

@@ -89,7 +89,7 @@ def latest_study(outputs: Path) -> Path:
     """
     studies = find_studies(outputs)
     if not studies:
-        raise UserError(f"There is no study in {outputs}. Start one: repro run paper=<slug>.")
+        raise UserError(f"There is no study in {outputs}. Start one: repro run SLUG.")
     return studies[-1].folder
 
 
@@ -106,23 +106,32 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool) -> i
         0 if every run ended well (whatever the verdicts), 2 if every failure was the user's
         mistake, 1 if runs failed otherwise, 130 if the user stopped it.
 
-    Raises:
-        ReproError: a figure is declared wrongly or cannot be written.
+    A `ReproError` says so if a figure is declared wrongly or cannot be written.
     """
     stopped = execute(study, quiet)
     if stopped is not None:
         return stopped
-    verdicts = judge_study(study) if study.is_judged else []
-    if any(current_record(run).status.is_final for run in study.runs):
-        try:
-            draw_study(study)
-        except ReproError:
-            raise
-        except Exception as error:  # a picture is not worth losing the verdicts
-            render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
+    with render.sign_of_life("judging and drawing", quiet):
+        verdicts = judge_study(study) if study.is_judged else []
+        if any(current_record(run).status.is_final for run in study.runs):
+            _draw(study)
     _publish(study, verdicts)
     render.study_result(study, verdicts, as_json, verbose)
     return report_failures(study)
+
+
+def _draw(study: Study) -> None:
+    """Draws the figures of a study.
+
+    Raises:
+        ReproError: one is declared wrongly or cannot be written.
+    """
+    try:
+        draw_study(study)
+    except ReproError:
+        raise
+    except Exception as error:  # a picture is not worth losing the verdicts
+        render.message(f"The figures could not be drawn: {type(error).__name__}: {error}")
 
 
 def execute(study: Study, quiet: bool) -> int | None:

@@ -27,7 +27,7 @@ for ratio in (1.0, 0.01):
     def loss_of(batch: tuple[Tensor, ...], model: torch.nn.Module = model) -> Tensor:
         return cross_entropy(model(batch[0]), batch[1])
 
-    for epoch in range(60):
+    for epoch in range(30):
         method.start_epoch(epoch)
         for batch in zip(x[:1400].split(64), y[:1400].split(64), strict=True):
             optimizer.zero_grad()

@@ -33,7 +33,7 @@ for name, settings in recipes.items():
     def loss_of(batch: tuple[Tensor, ...], model: torch.nn.Module = model) -> Tensor:
         return cross_entropy(model(batch[0]), batch[1])
 
-    for _ in range(60):
+    for _ in range(30):
         for batch in zip(x[:1400].split(64), y[:1400].split(64), strict=True):
             optimizer.zero_grad()
             method.backward(loss_of, batch, torch.Tensor.backward)

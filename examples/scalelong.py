@@ -18,7 +18,7 @@ for kind in ("none", "cs", "ls"):
     SkipScaling(kind).attach(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     norms = []
-    for _ in range(300):
+    for _ in range(150):
         data = images[torch.randint(len(images), (64,))]
         noise, time = torch.randn(64, 64), torch.rand(64)
         mixed = (1 - time[:, None]).sqrt() * data + time[:, None].sqrt() * noise

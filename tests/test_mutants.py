@@ -15,6 +15,7 @@ ROOM, METHOD = mutants.PARTS
     [
         ("a + b * c", ["a - b * c", "a + b / c"]),
         ("x if a < min(b) else y", ["x if a > min(b) else y", "x if a < max(b) else y"]),
+        ("torch.minimum(a**2, b)", ["torch.maximum(a ** 2, b)", "torch.minimum(a * 2, b)"]),
         ("f'{a}' + 'b'", []),
         ("-a[-1]", ["+a[-1]"]),
         ("torch.argmax(a == b)", ["torch.argmin(a == b)", "torch.argmax(a != b)"]),

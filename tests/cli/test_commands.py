@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from fake_outputs import claim, make_study
+from repro.cli import render
 from repro.cli.main import cli
 
 from repro.claims.outcomes import Verdict
@@ -55,12 +58,54 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
         yield found
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A terminal of 80 columns."""
+    monkeypatch.setattr(render.console, "width", 80)
+    return 80
+
+
+def lines(result: Result) -> list[str]:
+    """What a command printed; no line is wider than a narrow terminal."""
+    assert result.exit_code == 0, result.output
+    printed = result.stdout.splitlines()
+    assert max(map(len, printed)) <= 80
+    return printed
+
+
 def test_list_names_every_paper(toy: Path) -> None:
     listed = json.loads(call("list", "--json").stdout)
     assert {"slug": "toy", "title": "A toy among papers"}.items() <= next(
         paper for paper in listed if paper["slug"] == "toy"
     ).items()
     assert "A toy among papers" in call("list").stdout
+
+
+def test_list_says_each_title_once_and_every_recorded_scale(narrow: int) -> None:
+    printed = lines(call("list"))
+    assert sum(line.startswith("dgc ") for line in printed) == 1
+    (row,) = [line for line in printed if line.split()[:1] == ["mini_table1"]]
+    (listed,) = [p for p in json.loads(call("list", "--json").stdout) if p["slug"] == "dgc"]
+    assert re.fullmatch(r"  mini_table1( †)?( +\d+)+", row)
+    after = printed[next(n for n, line in enumerate(printed) if line.startswith("dgc ")) :]
+    assert [line.split()[0] for line in after if line.startswith("  ")][:2] == [*listed["recorded"]]
+
+
+def test_data_list_fits_a_terminal_and_says_what_there_is_to_fetch(
+    narrow: int, tmp_path: Path
+) -> None:
+    sets = json.loads(call("data", "list", "--json").stdout)
+    printed = lines(call("data", "list", "--root", str(tmp_path)))
+    assert len(printed) < 3 * len(sets)
+    starts = {line.split()[0]: line for line in printed if not line.startswith(" ")}
+    assert re.match(r"imagenet +no, 156 GB ", starts["imagenet"])
+    assert re.match(r"digits +built in ", starts["digits"])
+
+
+def test_a_large_download_starts_only_if_somebody_says_so(tmp_path: Path) -> None:
+    result = call("data", "fetch", "imagenet", "--root", str(tmp_path))
+    assert result.exit_code == 2
+    assert f"156 GB to {tmp_path}. To start it: repro data fetch imagenet --yes" in result.stderr
 
 
 def test_config_dir_brings_a_papers_room_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +135,11 @@ def test_status_shows_studies_and_runs(study: Study) -> None:
 
 
 def test_status_without_studies_says_how_to_start(toy: Path) -> None:
-    assert "repro run paper=" in call("status").stdout
+    assert "repro run SLUG" in call("status").stdout
     assert json.loads(call("status", "--json").stdout) == []
     result = call("resume")
     assert result.exit_code == 2
-    assert "repro run paper=" in result.stderr
+    assert "repro run SLUG" in result.stderr
     result = call("status", "nowhere")
     assert result.exit_code == 2
     assert "not a study" in result.stderr
@@ -120,6 +165,14 @@ def test_several_runs_are_compared_under_short_names(study: Study) -> None:
     assert f"in {study.folder}" in text.replace("\n", "")
     assert re.search(r"sgd/ +sgd/ +adam/ *\n +seed=0 +seed=1 +seed=0", text)
     assert text.replace("\n", "").count(str(study.folder)) == 1
+
+
+def test_many_runs_are_compared_in_tables_below_each_other(study: Study, narrow: int) -> None:
+    folders = [str(run.folder) for run in study.runs]
+    printed = lines(call("compare", *folders))
+    rows = [line.split()[1:] for line in printed if line.startswith("dataset.seed ")]
+    assert len(rows) > 1
+    assert [seed for row in rows for seed in row] == ["0", "1", "0", "1"]
 
 
 def test_studies_are_compared_by_their_claims_and_arms(study: Study, tmp_path: Path) -> None:
@@ -154,6 +207,7 @@ def test_resume_of_a_finished_study_only_reports(study: Study) -> None:
 def test_dry_run_lists_runs_and_costs(study: Study) -> None:
     result = call("run", "paper=toy", "scale=smoke", "--dry-run")
     assert "8 runs" in result.stdout
+    assert result.stdout.count("scale=smoke") == 1  # what all runs share stands once
     assert "Nothing was started" in result.stdout
     planned = json.loads(call("run", "paper=toy", "scale=smoke", "--dry-run", "--json").stdout)
     assert len(planned["runs"]) == 8
@@ -194,6 +248,34 @@ def test_quiet_prints_the_result_alone(toy: Path) -> None:
     assert "test/" in quiet.stdout
 
 
+def test_a_terminal_sees_that_something_moves_before_anything_is_known(toy: Path) -> None:
+    arguments = ("run", "toy", "scale=smoke", "--dry-run")
+    shown = at_a_terminal(*arguments)
+    assert 0 < shown.index("planning") < shown.index("every run")
+    assert "planning" not in process(*arguments).stdout
+
+
+def at_a_terminal(*arguments: str, **variables: str) -> str:
+    """What a command writes to a terminal."""
+    terminal, other_end = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "TERM": "xterm", **variables}
+    with subprocess.Popen([*REPRO, *arguments], env=environment, stdin=other_end, stdout=other_end):
+        os.close(other_end)
+        shown = b""
+        with suppress(OSError):  # the other end is closed
+            while read := os.read(terminal, 65536):
+                shown += read
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_show_begins_at_its_beginning(toy: Path) -> None:
+    paged = at_a_terminal("show", "toy", PAGER="head -n 1")
+    assert "A toy among papers" in paged
+    assert len(paged.splitlines()) == 1
+    assert len(process("show", "toy").stdout.splitlines()) > 20
+
+
 def test_output_that_is_no_terminal_is_plain(study: Study) -> None:
     for arguments in (["list"], ["show", "toy"], ["status"], ["resume", "-q"]):
         assert "\x1b" not in call(*arguments).output, arguments
@@ -229,7 +311,7 @@ def test_doctor_reports_in_both_forms(toy: Path) -> None:
     result = call("doctor", "--json")
     assert result.exit_code == 0, result.output
     found = {finding["what"]: finding["state"] for finding in json.loads(result.stdout)}
-    assert found["torch"] == found["outputs"] == found["toy"] == "ok"
+    assert found["torch"] == found["outputs"] == found["papers"] == "ok"
     Path("outputs").rmdir()
     Path("outputs").touch()
     result = call("doctor")
@@ -292,10 +374,18 @@ def test_help_keeps_its_lines() -> None:
         assert re.search(r"^ +repro [a-z]+ .*\n +repro [a-z]+ ", shown, re.M), shown
 
 
+@pytest.mark.parametrize("verb", ["", *cli.commands, "data list", "data check", "data fetch"])
+def test_help_fits_80_columns_and_cuts_no_sentence(verb: str) -> None:
+    shown = CliRunner().invoke(cli, [*verb.split(), "--help"], terminal_width=80).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"\w\.\.\.$", shown, re.M)
+
+
 def test_a_paper_is_named_without_saying_that_it_is_one(toy: Path) -> None:
     shown = call("run", "toy", "scale=smoke", "--dry-run")
     assert shown.exit_code == 0, shown.output
     assert "Nothing was started." in shown.stdout
+    assert "There is no paper 'tyo'. Did you mean 'toy'?" in call("run", "tyo").stderr
 
 
 def test_brackets_are_text_and_no_markup(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ def test_verdicts_of_a_bundle_must_follow_from_its_runs(study: Study, toy: Path)
     forged = repro("verify", toy / "bundle")
     assert forged.exit_code == 1
     assert "differs" in forged.output
+    assert f"The runs of {toy / 'bundle'} beside what it states\n" in forged.output
 
 
 def test_what_cannot_be_bundled_is_said_in_a_line(study: Study, toy: Path) -> None:

@@ -52,6 +52,11 @@ def distribution(tmp_path: Path) -> Path:
     return library
 
 
+@pytest.mark.parametrize("verb", sorted(cli.commands.keys() - {"completion", "data", "new"}))
+def test_every_verb_knows_papers_of_other_folders(verb: str) -> None:
+    assert "--config-dir" in CliRunner().invoke(cli, [verb, "--help"]).output
+
+
 def test_an_installed_distribution_adds_papers_and_data_sets(
     tmp_path: Path, distribution: Path
 ) -> None:

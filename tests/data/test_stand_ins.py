@@ -130,6 +130,11 @@ def test_it_does_in_place_of_files_of_the_hub(
         assert one.shape[1:] == other.shape[1:]
 
 
+def test_labels_of_photographs_are_those_of_their_rows(stand_in: Callable[[str], Any]) -> None:
+    data = stand_in("imagenet")
+    assert torch.equal(data.labels("test")[:4], first(data.test_dataloader())[1])
+
+
 def test_long_streams_repeat_a_short_one() -> None:
     stream = RepeatedTokens(torch.arange(7, dtype=torch.int32), 10**10)
     assert len(stream) == 10**10

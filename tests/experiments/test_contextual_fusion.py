@@ -279,7 +279,7 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(state, root / file, _use_new_zipfile_serialization=name == "fg")
     folder = root / "uoft-cs" / "cifar10" / "plain_text"
     write_images(folder, (32, 32, 3), {"train": 40, "test": 20}, "img")
-    write_photographs(root / "detection-datasets" / "coco" / "data", {"train": 40, "val": 20})
+    write_photographs(root / "detection-datasets" / "coco" / "data", {"train": 80, "val": 20})
     return root
 
 

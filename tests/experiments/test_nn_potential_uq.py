@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from repro.experiments.nn_potential_uq.module import PotentialUQ
 from rooms import configs, logged, refusal
 from torch import Tensor
 from torch.distributions import Normal
@@ -180,6 +181,28 @@ def test_forces_of_samples_are_a_mixture() -> None:
     assert found["test/sigma"] == pytest.approx(float(sigma.mean()))
     true = TwoDihedrals(stiffness=800.0).sigma
     assert found["test/sigma_ratio"] == pytest.approx(float(sigma.mean()) / true, rel=1e-3)
+
+
+def test_members_of_an_ensemble_keep_what_was_best_for_them() -> None:
+    """Two members, after three blocks of training; the second number stands for σ."""
+    room: Any = SimpleNamespace(
+        chains=SimpleNamespace(theta_MQ=None),
+        inference=SimpleNamespace(best=True),
+        posterior=SimpleNamespace(network_size=1),
+        split=lambda _: (None, torch.zeros(2, 1, 1)),
+        progress={
+            "samples": torch.zeros(2, 1, 2),
+            "least": torch.full((2,), math.inf),
+            "curve": [],
+        },
+        _log_scale=torch.log,
+    )
+    for block, errors in enumerate(([4.0, 1.0], [1.0, 4.0], [9.0, 9.0])):
+        room.chains.theta_MQ = torch.full((2, 2), float(block))
+        room._forces = lambda *_, errors=errors: torch.tensor(errors).sqrt().view(2, 1, 1)
+        PotentialUQ._look(room)
+    assert room.progress["samples"][:, 0].tolist() == [[1, 0], [0, 0]]
+    assert torch.stack(room.progress["curve"]).tolist() == [[4, 1], [1, 4], [9, 9]]
 
 
 def test_noise_and_starts_are_shared_where_the_arm_says_so() -> None:

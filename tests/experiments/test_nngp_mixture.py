@@ -12,7 +12,11 @@ import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.nngp_mixture import classification, regression
-from repro.experiments.nngp_mixture.classification import Classifier, SparseClassifier
+from repro.experiments.nngp_mixture.classification import (
+    Classifier,
+    NetworkEnsemble,
+    SparseClassifier,
+)
 from repro.experiments.nngp_mixture.limits import Ensemble
 from repro.experiments.nngp_mixture.regression import KernelSearch
 from rooms import configs, evaluated, logged, refusal, summaries
@@ -21,6 +25,7 @@ from scipy import stats
 from repro.data.base.iterators import generator_for
 from repro.data.base.spoilt import Spoilt
 from repro.methods.nngp_mixture import FixedScale, InverseGamma, NNGPKernel
+from repro.methods.nngp_mixture.kernels import unsoftplus
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
@@ -182,6 +187,33 @@ def test_measures_of_known_confidence_under_every_shift(monkeypatch: pytest.Monk
     assert found["test/blur/nll"] == pytest.approx(nll(0.5))
     assert found["test/shifted/nll"] == pytest.approx(sum(map(nll, sure.values())) / 4)
     assert found["test/shifted/ece"] == pytest.approx((0.05 + 0.05 + 0.15 + 0.25) / 4)
+
+
+def test_an_ensemble_predicts_by_its_members_mean_logits() -> None:
+    known: Any = {"classes": 2, "training_set": Spoilt(), "shifts": {}, **PLAIN}
+    room: Any = NetworkEnsemble([1, 1, 2], members=2, channels=1, depth=1, **known)
+    for member, weight in zip(room.members, (1.0, 3.0), strict=True):
+        first, last = member[0], member[-1]  # features are 1 at both positions
+        for parameter, value in ((first.weight, 0.0), (first.bias, 1.0), (last.weight, 0.0)):
+            torch.nn.init.constant_(parameter, value)
+        torch.nn.init.zeros_(last.bias)
+        last.weight.data[0] = weight
+    found = evaluated(room, [(torch.ones(1, 1, 1, 2), torch.tensor([1]))])
+    # Logits of 2 and 6 for class 0, and 0 for the other.
+    assert found["test/nll"] == pytest.approx(math.log(1 + math.exp(4)))
+
+
+def test_a_mixtures_degrees_of_freedom_are_twice_the_shape_of_its_scale() -> None:
+    room: Any = SparseClassifier(
+        NNGPKernel(1), [1, 1, 2], 3, 2.0, 3.0, 1e-6, 2, 2, 2,
+        classes=2, training_set=Spoilt(), shifts={}, **PLAIN,
+    )  # fmt: skip
+    with torch.no_grad():
+        room.process.raw_scale.copy_(unsoftplus([5.0, 3.0]))
+        room.process.inducing.normal_(generator=generator_for(0))
+    found = evaluated(room, [(torch.ones(1, 1, 1, 2).double(), torch.tensor([1]))])
+    assert found["test/df"] == pytest.approx(10)
+    assert found["test/scale_mean"] == pytest.approx(3 / 5)
 
 
 # -- Arms and settings -----------------------------------------------------------------------------

@@ -303,6 +303,15 @@ def cifar100(tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Path:
+    """Photographs in the layout of ImageNet, of ten of its classes."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "hf" / "ILSVRC" / "imagenet-1k" / "data"
+    write_images(folder, (48, 40, 3), {"train": 24, "validation": 10}, "image")
+    return tmp_path / "hf"
+
+
 def test_full_measures_spectra_of_published_files(cifar100: Path, tmp_path: Path) -> None:
     """By a smaller network with batch normalisation, chunk by chunk, without kept graphs."""
     typed = ["paper=rmt_lr", "scale=full", "arm=vgg16", "model=small_cnn", "model.widths=[4,4,8]",
@@ -333,6 +342,16 @@ def test_full_trains_on_published_files(
     assert summary["steps"] == 2
     assert 0 < summary["train/loss"] < 20
     assert 0 <= summary["test/accuracy"] <= 1
+
+
+def test_the_learner_measures_streamed_photographs(imagenet: Path, tmp_path: Path) -> None:
+    typed = ["paper=rmt_lr", "scale=full_imagenet32", "arm=on_the_fly", "seed=1",
+        f"data.root={imagenet}", "dataset.workers=0", "model=small_cnn", "method.lanczos_steps=2",
+    ]  # fmt: skip
+    summary = finished(tmp_path / "out", *typed, *TINY).summary()
+    assert summary["steps"] == 2
+    assert summary["learner/products"] == 2  # of one measurement, which set the rate
+    assert summary["learner/rate"] > 0
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,7 @@ def test_sawtooth() -> None:
     assert got == pytest.approx([9.1e-5, 1e-5, 5.05e-5, 1e-5, 3.7e-5])
     plain = [sawtooth(e, 50, cyclic=False) for e in (0, 5, 10, 49)]
     assert plain == pytest.approx([1, 0.55, 0.1, 0.1])
+    assert sawtooth(5, 50, power=3.0, cyclic=False) == pytest.approx(0.9 / 8 + 0.1)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

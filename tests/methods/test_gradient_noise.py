@@ -77,6 +77,8 @@ def test_escape_times() -> None:
     assert escape_time(50, 0.1, 0.01, init_std=0.3) == 0
     # At that step the walk has reached He's variance, up to the integral for the sum.
     assert walk_variance(2870, 0.1, 0.05) == pytest.approx(2 / 50, rel=0.05)
+    sooner = round(escape_time(50, 0.1, 0.05, init_std=0.1))
+    assert 0.1**2 + walk_variance(sooner, 0.1, 0.05) == pytest.approx(2 / 50, rel=0.05)
 
 
 def train(method: GradientNoise, model: nn.Module, steps: int, clip: float | None = 1.0) -> None:
@@ -180,6 +182,11 @@ def test_error_scaling_scales_the_variance_of_each_network() -> None:
     method.before_step(model)
     assert model[0].grad[0].var().item() == pytest.approx(0.25, rel=0.05)
     assert model[0].grad[1].abs().max() == 0
+    method.observe_error(0.25)  # of both
+    model[0].grad = torch.zeros(2, 50_000)
+    expected = 0.25 * method.std**2
+    method.before_step(model)
+    assert model[0].grad.var().item() == pytest.approx(expected, rel=0.05)
     method.observe_error(0.0)
     model[0].grad = torch.zeros(2, 50_000)
     method.before_step(model)

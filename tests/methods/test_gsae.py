@@ -411,6 +411,23 @@ def test_the_jump_has_the_published_straight_through_gradient() -> None:
     torch.testing.assert_close(sae.log_theta.grad, expected_N, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [ReLUAutoencoder, GatedAutoencoder])
+def test_a_sparsity_means_the_same_at_every_site(kind: Any) -> None:
+    """It counts in standard deviations of the site: scaled activations have the same loss."""
+    torch.manual_seed(0)
+    sae = kind(D, N, sparsity=0.5)
+    x_BD = data()[0]
+    small = sae.loss(x_BD)
+    sae.variance.fill_(9.0)
+    torch.testing.assert_close(sae.loss(3 * x_BD), small)
+    # Unscaled, the penalty is λ times the sum of what the decoder's unit directions are given.
+    sae.variance.fill_(1.0)
+    without = kind(D, N, sparsity=0.0)
+    without.load_state_dict(sae.state_dict())
+    given = sae.linear(x_BD).relu().sum(1).mean()
+    torch.testing.assert_close(small - without.loss(x_BD), 0.5 * given)
+
+
 def test_the_gate_decides_and_its_own_loss_leaves_the_decoder_alone() -> None:
     torch.manual_seed(0)
     sae = GatedAutoencoder(D, N, sparsity=0.0)

@@ -354,6 +354,7 @@ def test_every_arm_and_scale_is_checked_when_its_paper_is_loaded(
     ("typed", "complaint"),
     [
         ("optimizer.momentum=0.5", r"Arm 'adam' has no setting 'optimizer.momentum'.*arm=\[sgd"),
+        ("arm=adam optimizer.momentum=0.5", r"Arm 'adam' has no setting .*arm=\[sgd"),
         ("optimizer.momentun=0.5", "no setting 'optimizer.momentun'. Did you mean 'optimizer.mo"),
         ("optimizer=3", "There is no optimizer '3'"),
     ],
@@ -362,7 +363,7 @@ def test_a_setting_that_an_arm_lacks_names_the_arms_that_have_it(
     toy: Path, typed: str, complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
-        plan_study(["paper=toy", "scale=smoke", typed])
+        plan_study(["paper=toy", "scale=smoke", *typed.split()])
 
 
 def test_a_config_file_that_changed_is_read_again(papers: Any) -> None:

@@ -81,6 +81,16 @@ def test_a_study_is_read_once_and_whole(tmp_path: Path) -> None:
     assert measured.curves("dense", "none") == []
 
 
+def test_a_total_counts_what_was_done_between_the_rows_of_a_rarer_metric(tmp_path: Path) -> None:
+    folder = make_study(tmp_path)
+    rows = ["step,epoch,sent,val/loss", "9,0,100.0,", "19,1,1.0,0.5", "29,2,1.0,", "39,3,1.0,0.4"]
+    (folder / "dense" / "seed=0" / "metrics.csv").write_text("\n".join(rows) + "\n")
+    (curve,) = table(Study.open(folder)).curves("dense", "val/loss", x="sent", total=True)
+    assert curve.x.tolist() == [1010, 1030]
+    assert curve.y.tolist() == [0.5, 0.4]
+    assert curve.step.tolist() == [19, 39]
+
+
 # -- Stock figures ---------------------------------------------------------------------------------
 
 

@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[2]
 TURNED: dict[type[ast.AST], Any] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
     ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE,
-    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Pow: ast.Mult,
 }  # fmt: skip
-EXTREMES = {"min": "max", "argmin": "argmax", "amin": "amax"}
+EXTREMES = {"min": "max", "argmin": "argmax", "amin": "amax", "minimum": "maximum"}
 EXTREMES |= {large: small for small, large in EXTREMES.items()}
 SKIPPED = {
     "__init__", "__post_init__", "setup", "start_from", "training_step", "on_save_checkpoint",

@@ -13,27 +13,41 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import pytest
 
 # On a machine that does other things too, seconds say nothing: what counts is the work done.
 WORK = 180  # seconds of computing after which something should have happened
 SILENCE = 180  # seconds without any computing after which nothing will happen
+LOOK = 1.0  # seconds between looks at who computes, each of which reads all of /proc
 PR_SET_PDEATHSIG = 1
+SUPPORT = Path(__file__).parent
 # Importing torch and Lightning takes seconds: the server does it once for all its forks.
 PRELOADED = [
     "matplotlib.backends.backend_agg",
     "optuna",
     "repro.claims.verdicts",
+    "repro.cli.main",
     "repro.cli.workflow",
-    "repro.data",
+    "repro.data.tables.bundled",
+    "repro.launching.needs",
+    "repro.training.checkpoints",
     "repro.training.execute",
+    "repro.training.hardware",
+    "repro.training.metrics",
+    "repro.training.series",
+    "repro.training.speed",
     "repro.search.loop",
     "repro.methods",
     "repro.models",
     "repro.training.supervised",
     "sklearn.datasets",
     "sklearn.metrics",
+    "sklearn.model_selection",
+    "warm",
 ]
 
 
@@ -41,6 +55,10 @@ PRELOADED = [
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:  # the server sees it, its forks have their own
+        patch.setenv("PYTHONPATH", str(SUPPORT))
+        patch.setenv("REPRO_CONFIG_DIR", str(SUPPORT / "toy_project" / "conf"))
+        forkserver.ensure_running()
     return context
 
 
@@ -96,16 +114,20 @@ def until(condition: Callable[[], bool], silence: float = SILENCE) -> None:
         silence: seconds for which nobody has to compute.
     """
     worked = last = 0.0
-    changed_at = time.monotonic()
+    looked_at = changed_at = time.monotonic()
     while not condition():
-        now = sum(command.seconds() for command in _started)
-        if now != last:
-            worked += max(0.0, now - last)
-            last, changed_at = now, time.monotonic()
+        time.sleep(0.02)
+        now = time.monotonic()
+        if now < looked_at + LOOK:
+            continue
+        looked_at = now
+        computed = sum(command.seconds() for command in _started)
+        if computed != last:
+            worked += max(0.0, computed - last)
+            last, changed_at = computed, now
         said = "".join(command.output() for command in _started)
         assert worked < WORK, f"it never happened:\n{said}"
-        assert time.monotonic() < changed_at + silence, f"it hangs:\n{said}"
-        time.sleep(0.02)
+        assert now < changed_at + silence, f"it hangs:\n{said}"
 
 
 def _members(group: int | None) -> list[int]:

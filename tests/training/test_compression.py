@@ -44,6 +44,25 @@ def test_calibration_examples() -> None:
         Protocol(Given(), source="unbalanced").calibration(tokens, None)
 
 
+def test_images_are_measured_as_they_are_and_in_noisy_copies() -> None:
+    seen: list[torch.Tensor] = []
+    protocol: Any = SimpleNamespace(eval_batches=None, copies=2, noise=0.5, seed=0)
+    room: Any = Compression(nn.Identity(), protocol)
+
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return x
+
+    room.units = SimpleNamespace(reference=reference)
+    evaluated(room, [(torch.full((50, 200), 3.0), torch.zeros(50, dtype=torch.int64))])
+    clean, *noisy = seen
+    assert (clean == 3).all()
+    assert len(noisy) == 2
+    assert not torch.equal(*noisy)
+    assert float(torch.cat(noisy).mean()) == pytest.approx(3, abs=0.02)
+    assert float(torch.cat(noisy).std()) == pytest.approx(0.5, rel=0.02)
+
+
 def test_measures_of_known_predictions() -> None:
     """The compressed network is right on one of two examples, the float one on none."""
     compressed, exact = (

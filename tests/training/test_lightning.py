@@ -8,12 +8,15 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.enums import LightningEnum
 
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run, Status
 from repro.training.execute import execute_here
-from repro.training.lightning import Steps
+from repro.training.lightning import Steps, _is_same, _to
 from repro.training.supervised import Supervised
 
 SMALL = ["arm=sgd", "seed=3", "training.epochs=2", "training.log_every=3", "training.val_every=2"]
@@ -105,3 +108,16 @@ def test_what_one_epoch_logged_is_not_the_last_word(
     assert "train/first" not in summary
     # Of validations every other epoch, the last one counts, whichever epoch that was.
     assert "val/loss" in executed(toy, "odd", "training.epochs=3").summary()
+
+
+def test_stages_are_the_same_as_by_lightnings_comparison() -> None:
+    for stage in RunningStage:
+        for other in (*RunningStage, *TrainerFn, "train", "TRAIN", "other", None):
+            assert _is_same(stage, other) == LightningEnum.__eq__(stage, other), (stage, other)
+
+
+def test_what_was_logged_goes_where_the_next_value_is() -> None:
+    metric = _ResultMetric(_Metadata(fx="training_step", name="loss"), is_tensor=True)
+    assert _to(metric, torch.device("meta")).value.is_meta
+    before = metric.value
+    assert _to(metric, torch.device("meta")).value is before

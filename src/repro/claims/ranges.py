@@ -7,7 +7,7 @@ import re
 
 FRACTIONS = {
     *("accuracy", "auc", "auroc", "cldice", "dice", "ece", "fraction", "iou", "ks"),
-    *("precision", "recall", "share", "sparsity"),
+    *("precision", "reached", "recall", "share", "sparsity"),
 }
 # Words that make something else of what they stand with: a drop of accuracy can be negative.
 CHANGES = {"doubling", "drop", "exponent", "gain", "gap", "per", "rise", "slope", "to"}

@@ -166,9 +166,12 @@ class _Photographs:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        encoded = self.encoded[index % PHOTOGRAPHS]
-        return {self.image_column: {"bytes": encoded}, self.label_column: index % self.classes}
+    def __getitem__(self, key: int | str) -> Any:
+        """One row, or the whole column of labels."""
+        if isinstance(key, str):
+            return np.arange(self.count) % self.classes
+        encoded = self.encoded[key % PHOTOGRAPHS]
+        return {self.image_column: {"bytes": encoded}, self.label_column: key % self.classes}
 
 
 def photographs_of_folders(name: str, *, info: Mapping[str, Any], **facts: Any) -> PhotographStream:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import omegaconf.base
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -29,6 +30,10 @@ from repro.errors import UserError, did_you_mean
 from repro.records.layers import stack as stack_texts
 from repro.records.papers import OF_REPORTS, config_folders, is_group
 
+# OmegaConf parses an interpolation whenever it meets it, a third of what planning takes, and only
+# reads what comes of that.
+omegaconf.base.parse = functools.lru_cache(maxsize=10_000)(omegaconf.base.parse)
+
 STUDY_BLOCKS = ("arms", "scales")
 Point = dict[str, Any]  # one point of a grid: override key -> value
 Stamps = tuple[tuple[str, int, int], ...]  # path, time of change in ns and bytes of each file
@@ -41,12 +46,18 @@ class _Memory:
     Pickled, because unpickling is ten times faster than copying.
     """
 
-    stamps: Stamps = ()
     files: dict[str, bytes] = field(default_factory=dict)
     configs: dict[Hashable, bytes] = field(default_factory=dict)
+    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_memory = _Memory()
+@functools.lru_cache(maxsize=4)
+def _memory_of(_stamps: Stamps) -> _Memory:
+    """What is known of config files, as long as they are what they were."""
+    return _Memory()
+
+
+_memory = _memory_of(())
 
 
 class _ReadOnce:
@@ -93,20 +104,12 @@ def _drop(found: ConfigResult | None, path: str, keys: Sequence[str]) -> None:
 @contextmanager
 def hydra_ready() -> Iterator[None]:
     """Makes Hydra's compose API available over the project's and the user's config folders."""
+    global _memory
     GlobalHydra.instance().clear()
-    _forget_changed_files()
+    _memory = _memory_of(tuple(stamp for folder in config_folders() for stamp in _stamps(folder)))
     with initialize_config_module("repro.conf", version_base="1.3"):
         _loader().repository = _ReadOnce(_loader().repository)
         yield
-
-
-def _forget_changed_files() -> None:
-    """Forgets what was read and composed, and offered, unless every config file is what it was."""
-    global _memory
-    stamps = tuple(stamp for folder in config_folders() for stamp in _stamps(folder))
-    if stamps != _memory.stamps:
-        _memory = _Memory(stamps)
-        choices.cache_clear()
 
 
 def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
@@ -333,16 +336,17 @@ def _escaped(backslashes: str, special: str) -> str:
     return 2 * backslashes + (f"\\{special}" if special else "")
 
 
-@functools.cache
 def choices(group: str) -> tuple[str, ...]:
     """The names that a config group offers, those in folders inside it (``skeleton/soft``) too.
 
     Hydra reads files for every answer, so each is kept.
     """
-    loader = GlobalHydra.instance().config_loader()
-    inside = loader.get_group_options(group, ObjectType.GROUP)
-    nested = [f"{name}/{choice}" for name in inside for choice in choices(f"{group}/{name}")]
-    return tuple(sorted([*loader.get_group_options(group), *nested]))
+    if group not in _memory.choices:
+        loader = _loader()
+        inside = loader.get_group_options(group, ObjectType.GROUP)
+        nested = [f"{name}/{choice}" for name in inside for choice in choices(f"{group}/{name}")]
+        _memory.choices[group] = tuple(sorted([*loader.get_group_options(group), *nested]))
+    return _memory.choices[group]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

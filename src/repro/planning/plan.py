@@ -185,7 +185,7 @@ def _split_paper(user: Layer) -> tuple[Layer, str]:
             raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
     rest, chosen = user.pop("paper")
     if "paper" not in chosen:
-        raise UserError("Which paper? Write paper=<slug>; `repro list` shows them.")
+        raise UserError("Which paper? Name one, e.g. paper=dgc; `repro list` shows all.")
     return rest, str(chosen["paper"])
 
 
@@ -239,7 +239,7 @@ def _plan_point(
         try:
             config = declared.compose(texts)
         except UserError:
-            _refuse_unknown_settings(declared, arm, asked, user)
+            _refuse_unknown_settings(declared, arm, user)
             raise
         if not runs:  # the same in every arm
             _check_types(declared, config, arm, user)
@@ -266,10 +266,8 @@ def _plan_point(
     return runs
 
 
-def _refuse_unknown_settings(
-    declared: _Declared, arm: str, asked: Sequence[str], user: Layer
-) -> None:
-    """Says which arms have a setting that one of those asked for lacks.
+def _refuse_unknown_settings(declared: _Declared, arm: str, user: Layer) -> None:
+    """Says which of the paper's arms have a setting that one of those asked for lacks.
 
     Raises:
         UserError: the user set what this arm does not have.
@@ -277,14 +275,14 @@ def _refuse_unknown_settings(
     groups = _group_choices(user)
     known = {
         name: compose.flatten(OmegaConf.to_container(config, resolve=False))
-        for name in asked
+        for name in declared.arms
         for config in [declared.compose(_texts(declared, name, groups))]
     }
     for override in user.overrides:
         key = override.key_or_group
         if not compose.sets_a_value(override) or key in known[arm]:
             continue
-        having = [name for name in asked if key in known[name]]
+        having = [name for name in known if key in known[name]]
         if having:
             raise UserError(
                 f"Arm '{arm}' has no setting '{key}'. Choose from those that have it: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ class Rehearsal(Record):
     checkpoint_bytes: int = 0  # the last and the best together
     total_steps: int | None = None  # of the whole run
     eval_batches: int = 0  # of all validations and the test of the whole run
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the whole run has more steps than were made."""
+        return self.total_steps is None or self.steps < self.total_steps
 
     @property
     def samples_per_second(self) -> float | None:
@@ -94,6 +100,7 @@ class Cost:
         devices: that one run trains on.
         device: the name of one.
         memory_mb: peak of the largest arm on one device; None if no arm tells.
+        host_mb: likewise of the process beside it.
         disk_bytes: of all checkpoints.
     """
 
@@ -103,12 +110,15 @@ class Cost:
     devices: int
     device: str
     memory_mb: float | None
+    host_mb: float | None
     disk_bytes: int
 
     @property
     def sentence(self) -> str:
         """All of it, to print."""
-        memory = "" if self.memory_mb is None else f" with {self.memory_mb / 1e3:.3g} GB of memory"
+        sizes = {"of memory": self.memory_mb, "on the host": self.host_mb}
+        peaks = [f"{mb / 1e3:.3g} GB {where}" for where, mb in sizes.items() if mb is not None]
+        memory = f" with {' and '.join(peaks)}" if peaks else ""
         return (
             f"{self.seeds} seed{'s' * (self.seeds != 1)} of {self.arms} "
             f"arm{'s' * (self.arms != 1)}: {self.hours:.3g} hours on {self.devices} × "
@@ -128,9 +138,14 @@ def cost(rehearsed: Study) -> Cost | None:
         hours=seeds * sum(seen.hours for seen in measured if seen.hours is not None),
         devices=max(seen.devices for seen in measured),
         device=measured[0].device,
-        memory_mb=max((seen.memory_mb for seen in measured if seen.memory_mb), default=None),
+        memory_mb=_largest(seen.memory_mb for seen in measured),
+        host_mb=_largest(seen.host_memory_mb for seen in measured),
         disk_bytes=seeds * sum(seen.checkpoint_bytes for seen in measured),
     )
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def rehearsed_cost(paper: Paper, scale: str, outputs: Path) -> Cost | None:

@@ -132,18 +132,18 @@ class Table:
         """
         found = []
         for run in self.runs:
-            rows = (
-                [row for row in run.series if metric in row and x in row] if run.arm == arm else []
-            )
-            if rows:
-                step, along, y = (
-                    np.array([row[key] for row in rows], dtype=float) for key in ("step", x, metric)
+            rows = [row for row in run.series if x in row] if run.arm == arm else []
+            has_metric = [metric in row for row in rows]
+            if any(has_metric):
+                step, along = (
+                    np.array([row[key] for row in rows], dtype=float) for key in ("step", x)
                 )
                 if total:  # the first row is of step 0 or later: nothing was done before it
                     along = np.cumsum(along * np.diff(step, prepend=-1))
                 if x == "epoch":
                     along = along + 1
-                found.append(Curve(run.seed, step, along, y, run.diverged))
+                y = np.array([row[metric] for row in rows if metric in row], dtype=float)
+                found.append(Curve(run.seed, step[has_metric], along[has_metric], y, run.diverged))
         return found
 
 

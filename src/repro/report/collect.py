@@ -19,7 +19,7 @@ from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.run import Code, MeasuredRun, Run
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord, find_studies
-from repro.records.summary import by_arm
+from repro.records.summary import OLD, OLD_MEANS, by_arm, is_outdated
 from repro.report.tables import judged_at
 
 
@@ -33,6 +33,7 @@ class StudyEntry:
     verdicts: list[ClaimVerdict]
     figures: list[Path] = field(default_factory=list)
     is_recorded: bool = False  # read from a paper's room: there are no run directories
+    is_outdated: bool = False  # recorded, perhaps by older code than the paper's as it is
 
     @property
     def created(self) -> datetime:
@@ -41,8 +42,10 @@ class StudyEntry:
 
     @property
     def when(self) -> str:
-        """The day, or that the results are the recorded ones."""
-        return "recorded" if self.is_recorded else str(self.created.date())
+        """The day, or that the results are the recorded ones, and perhaps of older code."""
+        if not self.is_recorded:
+            return str(self.created.date())
+        return f"recorded {OLD}" if self.is_outdated else "recorded"
 
     @functools.cached_property
     def groups(self) -> dict[str, list[MeasuredRun]]:
@@ -186,16 +189,28 @@ def _recorded(paper: Paper, scale: str) -> StudyEntry:
         )
         for run in content["runs"]
     ]
+    is_old = is_outdated(paper, scale)
     about = StudyRecord(
-        paper=paper.slug, scale=scale, typed=content["typed"], created=written, code=code
+        paper=paper.slug,
+        scale=scale,
+        typed=content["typed"],
+        created=written,
+        code=code,
+        notes=[OLD_MEANS] if is_old else [],
     )
     verdicts = [ClaimVerdict.from_dict(claim) for claim in content["claims"]]
     return StudyEntry(
-        file.parent, about, runs, verdicts, _recorded_figures(paper, scale), is_recorded=True
+        file.parent,
+        about,
+        runs,
+        verdicts,
+        recorded_figures(paper, scale),
+        is_recorded=True,
+        is_outdated=is_old,
     )
 
 
-def _recorded_figures(paper: Paper, scale: str) -> list[Path]:
+def recorded_figures(paper: Paper, scale: str) -> list[Path]:
     """The pictures of a scale: those of mini_cifar begin with mini_, too."""
     found = sorted(paper.results_file(scale).parent.glob(f"{scale}_*.png"))
     longer = [other for other in paper.scales if other.startswith(f"{scale}_")]

@@ -41,7 +41,8 @@ COLUMNS = (
 STEPS = 4  # of each run of the page
 MINUTES = {True: 1.0, False: 10.0}  # likewise, at the real size on a GPU and reduced
 NOTHING = "–"
-FAILED = "failed"
+DONE, FAILED, ABSENT = "done", "failed", "not here"  # the last: an optional package is missing
+EXTRA = "pip install 'gradient-repro["  # in what is said of optional packages
 # Words by which devices and systems say that memory is used up.
 OUT_OF_MEMORY = ("out of memory", "cannot allocate memory", "not enough memory")
 SMALLER = (
@@ -58,11 +59,13 @@ class Row:
         arm: its name.
         measured: None if it did not come to its last step.
         problems: what does not fit, each with the knob that would make it fit.
+        state: ``DONE``, ``FAILED`` or ``ABSENT``.
     """
 
     arm: str
     measured: Rehearsal | None
     problems: list[str] = field(default_factory=list)
+    state: str = DONE
 
     def plain(self) -> dict[str, Any]:
         """All of it as JSON has it."""
@@ -77,7 +80,7 @@ class Row:
         """The cells below `COLUMNS`."""
         seen = self.measured
         if seen is None:
-            return [self.arm, *[NOTHING] * (len(COLUMNS) - 2), FAILED]
+            return [self.arm, *[NOTHING] * (len(COLUMNS) - 2), self.state]
         rate = seen.flops_per_second
         return [
             self.arm,
@@ -90,13 +93,16 @@ class Row:
             _number(seen.checkpoint_bytes / 1e6),
             NOTHING if seen.total_steps is None else f"{seen.total_steps:,}",
             _number(seen.hours),
-            "yes" if seen.resumed else "one step",
+            self.state if self.state != DONE else "yes" if seen.resumed else "one step",
         ]
 
 
 def rows(study: Study) -> list[Row]:
     """What the rehearsal of each arm of a study says."""
-    return [Row(run.record().arm, rehearsal_of(run), list(_problems(run))) for run in study.runs]
+    return [
+        Row(run.record().arm, rehearsal_of(run), list(_problems(run)), _state(run))
+        for run in study.runs
+    ]
 
 
 def whole(study: Study) -> list[str]:
@@ -114,13 +120,36 @@ def whole(study: Study) -> list[str]:
     return lines
 
 
+def _state(run: Run) -> str:
+    """What became of a rehearsal."""
+    error = run.record().error
+    if rehearsal_of(run) is None:
+        return ABSENT if error is not None and EXTRA in error.message else FAILED
+    is_well = run.status() in (Status.FINISHED, Status.DIVERGED) or _is_test_of_the_whole(run)
+    return DONE if is_well else FAILED
+
+
+def _is_test_of_the_whole(run: Run) -> bool:
+    """Whether all steps were made, and a test did not find what only the whole run leaves."""
+    seen, error = rehearsal_of(run), run.record().error
+    return seen is not None and seen.is_cut and error is not None and not _of_memory(error.message)
+
+
+def _of_memory(message: str) -> bool:
+    return any(word in message.lower() for word in OUT_OF_MEMORY)
+
+
 def _problems(run: Run) -> Iterator[str]:
     """What does not fit, and which knob would make it fit."""
-    record, seen = run.record(), rehearsal_of(run)
-    if record.status is Status.FAILED and record.error is not None:
-        message = record.error.message.splitlines()[0]
-        is_memory = any(word in message.lower() for word in OUT_OF_MEMORY)
-        yield f"does not fit into memory: {SMALLER}." if is_memory else message
+    error, seen = run.record().error, rehearsal_of(run)
+    if error is not None:
+        message = error.message.splitlines()[0]
+        if _of_memory(message):
+            yield f"does not fit into memory: {SMALLER}."
+        elif _is_test_of_the_whole(run):
+            yield f"its test could not be rehearsed, and is not in the hours: {message}"
+        else:
+            yield message
     if seen is None:
         return
     capacity, used = seen.device_capacity_mb, seen.device_memory_mb
@@ -267,18 +296,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = full_scales(asked.papers)
     if asked.missing:
         known = sections(record.filled(_page(), block))
-        wanted = [each for each in wanted if FAILED in known.get(heading(*each), FAILED)]
+        wanted = [each for each in wanted if not _is_done(known.get(heading(*each)))]
     for paper, scale in wanted:
         if asked.minutes is not None and time.monotonic() - began > 60 * asked.minutes:
             break
         typed, was_busy = typed_for(paper, scale, asked.whole), is_busy()
         arms = measured(paper, scale, asked.whole)
-        is_well = all(arm.measured is not None for arm in arms)
-        failed += not is_well
-        print(f"{paper.slug} {scale}: {'ok' if is_well else 'FAILED'}", flush=True)
+        states = {arm.state for arm in arms}
+        worst = next(state for state in (FAILED, ABSENT, DONE) if state in states)
+        failed += worst == FAILED
+        print(f"{paper.slug} {scale}: {worst}", flush=True)
         part = section(heading(paper, scale), typed, arms, was_busy)
         files.write_text(document(), with_section(_page(), block, part))
     return failed
+
+
+def _is_done(part: str | None) -> bool:
+    """Whether a part of the page has measures in all its rows."""
+    return part is not None and f" {FAILED} |" not in part and f" {ABSENT} |" not in part
 
 
 def _page() -> str:
@@ -291,7 +326,7 @@ def measured(paper: Paper, scale: str, whole: bool) -> list[Row]:
         try:
             return rows(rehearse(paper, scale, Path(outputs), whole))
         except ReproError as error:
-            return [Row("all", None, [str(error).splitlines()[0]])]
+            return [Row("all", None, [str(error).splitlines()[0]], FAILED)]
 
 
 if __name__ == "__main__":

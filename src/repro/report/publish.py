@@ -75,11 +75,12 @@ def card(study: Study, content: dict[str, Any]) -> str:
         "library_name": "repro",
         "tags": ["repro", paper.slug, study.scale],
     }
+    where = f"{paper.link}. " if paper.link else ""
     figures = sorted(study.figures_folder.glob("*.png"))
     parts = [
         f"---\n{yaml.safe_dump(facts, sort_keys=False)}---",
         f"# {paper.title}",
-        f"{paper.link}. A study of `{paper.slug}` at scale={study.scale}: "
+        f"{where}A study of `{paper.slug}` at scale={study.scale}: "
         f"{state_counts([run.status() for run in study.runs])}.",
         results_markdown(content).strip(),
         *(f"![{figure.stem}]({names.FIGURES}/{figure.name})" for figure in figures),

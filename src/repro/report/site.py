@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from repro.claims.outcomes import Verdict
 from repro.records.papers import Paper, load_papers
 from repro.records.summary import recorded_verdicts
+from repro.report.collect import recorded_figures
 from repro.report.record import project_readme
 
 PAGES = ("*.md", "docs/*.md", "experiments/*/README.md")
@@ -119,8 +121,9 @@ class Site:
             if not (self.checkout / room).is_file():
                 continue  # a user's own paper
             parts += [f"## [{paper.title}]({room})", f"`repro run {paper.slug}`", verdicts(paper)]
-            for figure in self._found(f"experiments/{paper.slug}/results/mini_*.png")[:1]:
-                parts.append(f"[![{paper.slug}]({figure.as_posix()}){{ width=560 }}]({room})")
+            for file in recorded_figures(paper, "mini")[:1]:
+                figure = file.relative_to(self.checkout).as_posix()
+                parts.append(f"[![{paper.slug}]({figure}){{ width=560 }}]({room})")
         return "\n\n".join(parts) + "\n"
 
     def _found(self, *patterns: str) -> list[Path]:
@@ -159,7 +162,8 @@ def verdicts(paper: Paper) -> str:
 
 def _counted(paper: Paper) -> Iterator[str]:
     for scale, counts in recorded_verdicts(paper).items():
-        yield f"{scale}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        said = (f"{counts[verdict]} {verdict}" for verdict in Verdict if verdict in counts)
+        yield f"{scale}: {', '.join(said)}"
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import resource
+import signal
 import statistics
 import time
 from contextlib import ExitStack
@@ -13,9 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from typing_extensions import override
 
+from repro.errors import UserError
 from repro.internals import tree_leaves
 from repro.records.rehearsal import Rehearsal, keep_rehearsal
 from repro.records.run import Run
@@ -85,6 +88,7 @@ class Rehearsing(Callback):
             self.memory = PeakMemory(pl_module.device, _kept(trainer, pl_module))
             self.counters.enter_context(self.memory)
             self.counters.enter_context(self.flops)
+        self._allow(self.settings.minutes)
         self.mark = self._now(pl_module)
 
     @override
@@ -93,6 +97,7 @@ class Rehearsing(Callback):
     ) -> None:
         """Ends a step, and training if it was the last one."""
         self.counters.close()
+        self._allow(None)
         now = self._now(pl_module)
         self.steps.append(now - self.mark)
         self.mark = now
@@ -103,6 +108,15 @@ class Rehearsing(Callback):
     def on_exception(self, *_: Any) -> None:
         """Counts no further."""
         self.counters.close()
+        self._allow(None)
+
+    def _allow(self, minutes: float | None) -> None:
+        """Ends what comes now after so many minutes; None is for ever."""
+        signal.setitimer(signal.ITIMER_REAL, 60 * (minutes or 0.0))
+        signal.signal(signal.SIGALRM, self._end_what_is_late if minutes else signal.SIG_DFL)
+
+    def _end_what_is_late(self, *_: Any) -> None:
+        raise UserError(f"It takes longer than {self.settings.minutes:g} minutes: say --minutes.")
 
     # -- Evaluation -------------------------------------------------------------------------------
 
@@ -119,6 +133,16 @@ class Rehearsing(Callback):
     ) -> None:
         """Ends it."""
         self.evaluations.append(self._now(pl_module) - self.mark)
+
+    @override
+    def on_test_start(self, *_: Any) -> None:
+        """Gives the test, which may do far more than look at batches, as long as the steps."""
+        self._allow(self.settings.minutes)
+
+    @override
+    def on_test_end(self, *_: Any) -> None:
+        """Takes that back."""
+        self._allow(None)
 
     # -- The record -------------------------------------------------------------------------------
 
@@ -211,7 +235,7 @@ def _eval_batches(trainer: pl.Trainer, val_every: int) -> int:
 def _length(loader: Any) -> int:
     try:
         return len(loader())
-    except (TypeError, AttributeError):  # none, or one that does not know
+    except (MisconfigurationException, TypeError):  # none, or one that does not know
         return 0
 
 

@@ -7,6 +7,7 @@ what everybody else finds.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import sys
@@ -53,7 +54,12 @@ def import_lightning() -> None:
     package = importlib.util.module_from_spec(spec)
     package.__class__ = Postponed
     sys.modules["torchmetrics"] = package
+    was_enabled = gc.isenabled()
+    gc.disable()
     import lightning.pytorch  # noqa: F401
 
+    gc.freeze()  # half a million objects that stay: no need to go through them again and again
+    if was_enabled:
+        gc.enable()
     if isinstance(package, Postponed):
         del package.__path__  # so that importing any other part of it runs the whole

@@ -165,6 +165,34 @@ def test_odd_fields_solve_the_dirichlet_problem_of_a_sine_transform() -> None:
     assert np.abs(unbalanced(u(x).numpy())).max() < 1e-7
 
 
+def test_odd_fields_solve_what_finite_elements_do() -> None:
+    """The same problem on a box of sides π√2, by quadratic elements and Newton's method."""
+    fem = pytest.importorskip("skfem")
+    f = box(2) * 3.0
+    u = solve(Reaction(f, SparseRing(tol=1e-11), alpha=1.0), f * 0.0)
+    side, quadratic = math.pi * 2**0.5, fem.ElementQuad2()
+    mesh = fem.MeshQuad.init_tensor(*[np.linspace(0, side, 17)] * 2)
+    basis = fem.Basis(mesh, quadratic, intorder=8)
+    slope = fem.BilinearForm(
+        lambda v, w, at: (v.grad * w.grad).sum(0) + (1 + 3 * at["u"] ** 2) * v * w
+    )
+
+    def unbalanced(w: Any, at: Any) -> Any:
+        u, right = at["u"], 3 * np.sin(at.x / 2**0.5).prod(0)
+        return (u.grad * w.grad).sum(0) + (u + u**3 - right) * w
+
+    residual = fem.LinearForm(unbalanced)
+    found, inside = basis.zeros(), basis.complement_dofs(basis.get_dofs())
+    for _ in range(8):
+        now = {"u": basis.interpolate(found)}
+        steps = fem.condense(
+            slope.assemble(basis, **now), residual.assemble(basis, **now), I=inside
+        )
+        found -= fem.solve(*steps)
+    ours = u(torch.from_numpy(basis.doflocs.T)).numpy()
+    assert np.abs(ours - found).max() < 1e-5 < np.abs(found).max()
+
+
 @pytest.mark.parametrize(("order", "scale"), [(-1.0, 1.0), (0.0, 1.0), (-0.5, 1.0), (-1.0, 10.0)])
 def test_the_largest_curvature_is_where_descent_becomes_unstable(
     order: float, scale: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import itertools
+import math
 
 import networkx as nx
 import pytest
@@ -206,6 +207,25 @@ def test_the_clip_of_values_is_centred_on_what_the_critic_said() -> None:
     _, value_loss, _ = play.losses(batch)
     far = torch.autograd.grad(value_loss.sum(), list(play.critic.parameters()))
     assert all(not torch.allclose(a, b) for a, b in zip(far, plain, strict=True))
+
+
+def test_the_losses_of_a_policy_and_a_critic_that_moved() -> None:
+    """Twice as likely actions, all of them good or all of them bad, and a critic that is right."""
+    play = small("none", entropy=0.25)
+    batch = play.rollout()
+    for parameter in play.actor.parameters():
+        torch.nn.init.zeros_(parameter)  # of two actions each has the probability 1/2
+    batch.log_probs = torch.full_like(batch.log_probs, math.log(1 / 4))
+    context = batch.observations.flatten(2)
+    value = play.value(context).detach()
+    batch.returns = play.value_norm.restore(value)
+    batch.values = value - 0.5
+    for advantage, gain in ((1.0, 1 + play.clip), (-1.0, -2.0)):  # the less that may be hoped for
+        batch.advantages = torch.full_like(batch.advantages, advantage)
+        policy_loss, value_loss, _ = play.losses(batch)
+        assert policy_loss.item() == pytest.approx(-gain - 0.25 * math.log(2))
+        # The critic may be no more than the clip away from what it said, 0.3 from the truth.
+        assert value_loss.item() == pytest.approx(0.3**2 / 2, rel=1e-4)
 
 
 def test_the_coordination_world_pays_and_starts_as_published() -> None:

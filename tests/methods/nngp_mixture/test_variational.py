@@ -152,6 +152,18 @@ def test_training_raises_the_bound_and_reaches_every_parameter() -> None:
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in sparse.parameters())
 
 
+def test_a_batch_carries_its_part_of_the_divergence() -> None:
+    """The bound per example: two examples of 40 stand for a fortieth of it, not for a half."""
+    sparse, x, y = process(alpha=2.0), points(2, seed=8), torch.tensor([0, 2])
+
+    def bound(size: int) -> Tensor:
+        return sparse.elbo(x, y, size, 3, torch.Generator().manual_seed(0))
+
+    with torch.no_grad():
+        divergence = sparse.divergence()
+        torch.testing.assert_close(bound(40) - bound(10), divergence * (1 / 10 - 1 / 40))
+
+
 def test_bad_options_say_so() -> None:
     with pytest.raises(UserError, match=r"alpha is positive or null, not 0\.0"):
         SparseProcess(NNGPKernel(), points(3), 2, alpha=0.0)

@@ -42,8 +42,15 @@ def numerical(model: nn.Module, x: Tensor, step: float = 1e-5) -> Tensor:
     return found
 
 
+def network() -> PairNetwork:
+    """The same one whatever was drawn before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return PairNetwork(cutoff=1.4, hidden=[5], box=3.0).double()
+
+
 MODELS = {
-    "network": PairNetwork(cutoff=1.4, hidden=[5], box=3.0).double(),
+    "network": network(),
     "repulsion": Repulsion(sigma=1.0, onset=1.2, cutoff=1.45, box=3.0),
 }
 

@@ -218,6 +218,51 @@ def test_all_groups_can_lose_channels(name: str) -> None:
             )
 
 
+# Torch-Pruning stops at rotary positions (LLaMA), couples channels that do not depend on each other
+# where a concatenation grows inside a list, and lets a grouped convolution's outputs go one by one.
+COMPARED = [
+    "mlp", "small_cnn", "vgg", "resnet_cifar", "preact_resnet", "mobilenet", "unet", "vit",
+    "hf_resnet", "hf_convnext", "hf_vit", "hf_bert",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_outputs_that_go_together_are_those_of_torch_pruning(name: str) -> None:
+    """A part of them where attention's heads go, which it takes apart."""
+    pruning = pytest.importorskip("torch_pruning")
+    build, example = NETWORKS[name]
+    model = build().eval()
+    theirs = pruning.DependencyGraph().build_dependency(
+        model, example_inputs=example, output_transform=first_tensor
+    )
+    layers = {
+        layer: name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    }
+    equal = 0
+    for group in trace(model, example).prunable:
+        places = {
+            member.name.removesuffix(".weight"): member.indices[0].tolist()
+            for member in group.members
+            if member.role == "producer"
+        }
+        writers = [layer for layer, name in layers.items() if name in places]
+        ours = {(layers[layer], place) for layer in writers for place in places[layers[layer]]}
+        cut = theirs.get_pruner_of_module(writers[0]).prune_out_channels
+        coupled = theirs.get_pruning_group(writers[0], cut, [places[layers[writers[0]]][0]])
+        found = {
+            (layers[step.target.module], place)
+            for step, gone in coupled
+            if step.target.module in layers and theirs.is_out_channel_pruning_fn(step.handler)
+            for place in gone
+        }
+        is_head = any(len(each) > 1 for each in places.values())
+        assert found < ours if is_head else found == ours
+        equal += found == ours
+    assert equal > 1
+
+
 def count(graph: DependencyGraph) -> int:
     return sum(group.size for group in graph.prunable)
 

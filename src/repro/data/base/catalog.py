@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.data.base.files import INSTALL, HubFiles, data_root, read_table
+from repro.data.base.files import INSTALL, HubFiles, data_root, read_table, size
 from repro.errors import UserError, did_you_mean
 from repro.records.files import parse_yaml
 from repro.records.papers import config_folders
@@ -172,19 +172,20 @@ def check(name: str, root: str | Path | None = None) -> dict[str, int]:
     }
 
 
-def fetch(name: str, root: str | Path | None = None) -> Path:
+def fetch(name: str, root: str | Path | None = None, most: float | None = None) -> Path:
     """Downloads a benchmark set from the Hugging Face hub, unless it is here already.
 
     Args:
         name: of the config.
         root: folder of benchmark sets.
+        most: megabytes; larger sets are refused.
 
     Returns:
         The folder of the files.
 
     Raises:
-        UserError: there is no such data set, it is not on the hub, the hub cannot be reached, or
-            it refuses (ImageNet needs an account that has accepted its terms).
+        UserError: there is no such data set, it is not on the hub, it is too large, the hub cannot
+            be reached, or it refuses (ImageNet needs an account that has accepted its terms).
     """
     file = _config(name)
     entry = _look_up(file, name, root)
@@ -200,6 +201,11 @@ def fetch(name: str, root: str | Path | None = None) -> Path:
     except ImportError as error:
         raise UserError(f"Fetching '{name}' needs the hub's client: {INSTALL}") from error
     where, splits = HubFiles.of(name, info, root), info["splits"]
+    if most is not None and entry.megabytes > most:
+        raise UserError(
+            f"Data set '{name}' is a download of {size(entry.megabytes)} to {where.root}. "
+            f"To start it: repro data fetch {name} --yes"
+        )
     try:
         snapshot_download(
             where.repository,

@@ -35,6 +35,16 @@ def cache_home() -> Path:
     return Path(os.environ.get("REPRO_CACHE") or Path.home() / ".cache" / "repro").expanduser()
 
 
+def size(megabytes: float) -> str:
+    """How much there is to download, for people.
+
+    Examples:
+        >>> size(18), size(155_840)
+        ('18 MB', '156 GB')
+    """
+    return f"{megabytes / 1000:.3g} GB" if megabytes >= 1000 else f"{megabytes:.3g} MB"
+
+
 def data_root(root: str | Path | None = None) -> Path:
     """Returns `root`, or ``$REPRO_DATA_ROOT``, or the folder that `repro data fetch` fills."""
     chosen = root or os.environ.get("REPRO_DATA_ROOT") or cache_home() / "hf"
@@ -85,7 +95,7 @@ class HubFiles:
         if not files:
             raise UserError(
                 f"Data set '{self.name}' is missing: no {self.folder / split}-*.parquet.\n"
-                f"Fetch it ({self.megabytes:g} MB) with `repro data fetch {self.name}`, or point"
+                f"Fetch it ({size(self.megabytes)}) with `repro data fetch {self.name}`, or point"
                 " `data.root=` (or REPRO_DATA_ROOT) at a local copy."
             )
         stated = re.search(r"-of-0*(\d+)\.parquet$", files[0].name)
