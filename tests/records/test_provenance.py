@@ -137,8 +137,9 @@ def test_list_and_show_mark_what_is_outdated(paper: Paper, record: Write) -> Non
     record('{"sha256": "0", "commit": "abc", "paper_sha256": "other"}')
     shown = CliRunner().invoke(cli, ["show", "toy"])
     said = " ".join(shown.stdout.split())
-    assert f"by commit abc ({summary.OLD_MEANS})" in said, shown.output
+    assert f"by the code of commit abc; {summary.OLD_MEANS}" in said, shown.output
     found = json.loads(CliRunner().invoke(cli, ["show", "toy", "--json"]).stdout)
     assert found["code"] == {"mini": {"commit": "abc", "outdated": True}}
-    listed = CliRunner().invoke(cli, ["list"]).stdout
-    assert "mini †" in next(line for line in listed.splitlines() if line.startswith("toy"))
+    lines = [line.strip() for line in CliRunner().invoke(cli, ["list"]).stdout.splitlines()]
+    titles = [number for number, line in enumerate(lines) if line.startswith("toy ")]
+    assert [lines[number + 1].split()[:2] for number in titles] == [["mini", "†"]]

@@ -71,7 +71,8 @@ class Guard:
 
     def _outside(self, place: Any) -> bool:
         path = os.path.realpath(os.fsdecode(place))
-        return not path.startswith((f"{self.folder}", "/dev/", "/proc/"))
+        is_cache = "__pycache__" in Path(path).parts  # of what Python imports, anywhere
+        return not is_cache and not path.startswith((f"{self.folder}", "/dev/", "/proc/"))
 
 
 def is_libc(name: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -185,7 +186,7 @@ def _split_paper(user: Layer) -> tuple[Layer, str]:
             raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
     rest, chosen = user.pop("paper")
     if "paper" not in chosen:
-        raise UserError("Which paper? Name one, e.g. paper=dgc; `repro list` shows all.")
+        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
     return rest, str(chosen["paper"])
 
 
@@ -273,11 +274,13 @@ def _refuse_unknown_settings(declared: _Declared, arm: str, user: Layer) -> None
         UserError: the user set what this arm does not have.
     """
     groups = _group_choices(user)
-    known = {
-        name: compose.flatten(OmegaConf.to_container(config, resolve=False))
-        for name in declared.arms
-        for config in [declared.compose(_texts(declared, name, groups))]
-    }
+    known = {}
+    for name in declared.arms:
+        with suppress(UserError):  # an arm may belong to another scale
+            config = declared.compose(_texts(declared, name, groups))
+            known[name] = compose.flatten(OmegaConf.to_container(config, resolve=False))
+    if arm not in known:
+        return
     for override in user.overrides:
         key = override.key_or_group
         if not compose.sets_a_value(override) or key in known[arm]:

@@ -285,7 +285,7 @@ def _named(wanted: dict[str, str]) -> tuple[Paper, str]:
         hint = did_you_mean(unknown[0], ("paper", "scale"))
         raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
     if "paper" not in wanted:
-        raise UserError("Which paper? Name one, e.g. paper=dgc; `repro list` shows all.")
+        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
     return load_paper(wanted["paper"]), wanted.get("scale", "mini")
 
 

@@ -144,7 +144,7 @@ def _arm(given: dict[str, Any]) -> str:
         UserError: no paper is named, or not one arm.
     """
     if "paper" not in given:
-        raise UserError("Which paper? Name one, e.g. paper=dgc; `repro list` shows all.")
+        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
     asked = given.get("arm")
     arms = load_paper(str(given["paper"])).arms
     plain = [arm for arm, overrides in arms.items() if not overrides]

@@ -235,7 +235,7 @@ class TestStreamedImages:
         assert torch.equal(data.take("test", torch.tensor([5, 2]))[0], stored[[5, 2]])
 
     def test_messages(self, dataset, tmp_path, imagenet_root):
-        with pytest.raises(UserError, match=r"'imagenet' is missing.*\n.*155840 MB"):
+        with pytest.raises(UserError, match=r"'imagenet' is missing.*\n.*156 GB"):
             dataset("imagenet", tmp_path, **TINY).setup()
         with pytest.raises(UserError, match="classes=1000, the data have classes=2"):
             dataset("imagenet", imagenet_root, **TINY | {"classes": 1000}).setup()
