@@ -113,6 +113,26 @@ def test_curves_show_the_mean_and_the_range(tmp_path: Path) -> None:
     assert [np.asarray(each.get_xdata()).tolist() for each in crosses] == [[20 * EPOCHS - 1]]
 
 
+@pytest.mark.parametrize(
+    ("y", "diverged", "place", "marker"),
+    [
+        ([-3.0, 0.2, 0.5, 4.0, 5.0], True, (4, 1.0), "x"),  # it came from outside, too
+        ([0.1, 0.2, 0.3, 0.4, 0.5], True, (5, 0.5), "x"),
+        ([0.1, 0.2, 0.3, -4.0, -5.0], False, (4, 0.0), "v"),
+    ],
+)
+def test_a_mark_stands_where_an_arm_leaves(
+    y: list[float], diverged: bool, place: tuple[float, float], marker: str
+) -> None:
+    axes = Figure().subplots()
+    axes.set_xlim(0, 6)
+    axes.set_ylim(0, 1)
+    style.mark_leaving(axes, np.arange(1.0, 6.0), np.array(y), style.Look("a", "black"), diverged)
+    (mark,) = axes.lines
+    assert [tuple(point) for point in mark.get_xydata()] == [place]
+    assert mark.get_marker() == marker
+
+
 def test_a_line_for_each_arm_over_what_its_metric_sweeps() -> None:
     values = {"loss_10": [1.0, 3.0], "loss_5": [1.0, 2.0], "loss_all": [9.0, 9.0]}
     spec = {"kind": "swept", "x": "size", "metrics": {"loss_{x}": "loss"}, "leave_out": ["all"]}

@@ -263,9 +263,10 @@ def mark_leaving(axes: Axes, x: np.ndarray, y: np.ndarray, look: Look, diverged:
     x, y = x[is_in], y[is_in]
     if not len(x):
         return
-    outside = np.flatnonzero((y < low) | (y > high))
-    if diverged:
-        place = int(outside[0]) if len(outside) else len(y) - 1
+    is_outside = (y < low) | (y > high)
+    outside, inside = np.flatnonzero(is_outside), np.flatnonzero(~is_outside)
+    if diverged:  # where it leaves for good: it may have come from outside as well
+        place = min(int(inside[-1]) + 1 if len(inside) else 0, len(y) - 1)
     elif len(outside):
         place = int(outside[0])
     else:
