@@ -188,6 +188,7 @@ for (const row of document.querySelectorAll(".runs tbody tr")) {
   pick.setAttribute("aria-label", "compare");
   pick.dataset.name = `${row.closest("table").dataset.paper} ${textOfCell(row.cells[0])}`;
   row.cells[0].prepend(pick, " ");
+  if (!textOfCell(row.cells[1])) row.cells[1].textContent = "finished"; // said once for all runs
 }
 const picks = [...document.querySelectorAll(".pick")];
 
