@@ -129,7 +129,7 @@ def test_a_mark_stands_where_an_arm_leaves(
     axes.set_ylim(0, 1)
     style.mark_leaving(axes, np.arange(1.0, 6.0), np.array(y), style.Look("a", "black"), diverged)
     (mark,) = axes.lines
-    assert [tuple(point) for point in mark.get_xydata()] == [place]
+    assert np.column_stack([mark.get_xdata(), mark.get_ydata()]).tolist() == [list(place)]
     assert mark.get_marker() == marker
 
 
