@@ -274,17 +274,20 @@ def _refuse_unknown_settings(declared: _Declared, arm: str, user: Layer) -> None
         UserError: the user set what this arm does not have.
     """
     groups = _group_choices(user)
-    known = {}
-    for name in declared.arms:
+
+    def settings_of(name: str) -> dict[str, Any]:
         with suppress(UserError):  # an arm may belong to another scale
             config = declared.compose(_texts(declared, name, groups))
-            known[name] = compose.flatten(OmegaConf.to_container(config, resolve=False))
-    if arm not in known:
+            return compose.flatten(OmegaConf.to_container(config, resolve=False))
+        return {}
+
+    own = settings_of(arm)
+    typed = [each.key_or_group for each in user.overrides if compose.sets_a_value(each)]
+    lacking = [key for key in typed if key not in own]
+    if not own or not lacking:
         return
-    for override in user.overrides:
-        key = override.key_or_group
-        if not compose.sets_a_value(override) or key in known[arm]:
-            continue
+    known = {name: own if name == arm else settings_of(name) for name in declared.arms}
+    for key in lacking:
         having = [name for name in known if key in known[name]]
         if having:
             raise UserError(

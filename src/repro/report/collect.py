@@ -204,13 +204,13 @@ def _recorded(paper: Paper, scale: str) -> StudyEntry:
         about,
         runs,
         verdicts,
-        recorded_figures(paper, scale),
+        recorded_pictures(paper, scale),
         is_recorded=True,
         is_outdated=is_old,
     )
 
 
-def recorded_figures(paper: Paper, scale: str) -> list[Path]:
+def recorded_pictures(paper: Paper, scale: str) -> list[Path]:
     """The pictures of a scale: those of mini_cifar begin with mini_, too."""
     found = sorted(paper.results_file(scale).parent.glob(f"{scale}_*.png"))
     longer = [other for other in paper.scales if other.startswith(f"{scale}_")]

@@ -99,10 +99,7 @@ class Row:
 
 def rows(study: Study) -> list[Row]:
     """What the rehearsal of each arm of a study says."""
-    return [
-        Row(run.record().arm, rehearsal_of(run), list(_problems(run)), _state(run))
-        for run in study.runs
-    ]
+    return [_row(run) for run in study.runs]
 
 
 def whole(study: Study) -> list[str]:
@@ -120,38 +117,39 @@ def whole(study: Study) -> list[str]:
     return lines
 
 
-def _state(run: Run) -> str:
-    """What became of a rehearsal."""
-    error = run.record().error
-    if rehearsal_of(run) is None:
-        return ABSENT if error is not None and EXTRA in error.message else FAILED
-    is_well = run.status() in (Status.FINISHED, Status.DIVERGED) or _is_test_of_the_whole(run)
-    return DONE if is_well else FAILED
-
-
-def _is_test_of_the_whole(run: Run) -> bool:
-    """Whether all steps were made, and a test did not find what only the whole run leaves."""
-    seen, error = rehearsal_of(run), run.record().error
-    return seen is not None and seen.is_cut and error is not None and not _of_memory(error.message)
+def _row(run: Run) -> Row:
+    record, seen = run.record(), rehearsal_of(run)
+    said = None if record.error is None else record.error.message
+    # All steps were made, and a test did not find what only the whole run leaves.
+    is_test_of_the_whole = (
+        seen is not None and seen.is_cut and said is not None and not _of_memory(said)
+    )
+    if seen is None:
+        state = ABSENT if said is not None and EXTRA in said else FAILED
+    else:
+        is_well = run.status() in (Status.FINISHED, Status.DIVERGED) or is_test_of_the_whole
+        state = DONE if is_well else FAILED
+    problems = [] if said is None else [_error(said, is_test_of_the_whole)]
+    problems += [] if seen is None else _shortages(seen)
+    return Row(record.arm, seen, problems, state)
 
 
 def _of_memory(message: str) -> bool:
     return any(word in message.lower() for word in OUT_OF_MEMORY)
 
 
-def _problems(run: Run) -> Iterator[str]:
-    """What does not fit, and which knob would make it fit."""
-    error, seen = run.record().error, rehearsal_of(run)
-    if error is not None:
-        message = error.message.splitlines()[0]
-        if _of_memory(message):
-            yield f"does not fit into memory: {SMALLER}."
-        elif _is_test_of_the_whole(run):
-            yield f"its test could not be rehearsed, and is not in the hours: {message}"
-        else:
-            yield message
-    if seen is None:
-        return
+def _error(said: str, is_test_of_the_whole: bool) -> str:
+    """What went wrong, with the knob for what does not fit into memory."""
+    message = said.splitlines()[0]
+    if _of_memory(message):
+        return f"does not fit into memory: {SMALLER}."
+    if is_test_of_the_whole:
+        return f"its test could not be rehearsed, and is not in the hours: {message}"
+    return message
+
+
+def _shortages(seen: Rehearsal) -> Iterator[str]:
+    """What is nearly used up, or holds training up, and the knob for it."""
     capacity, used = seen.device_capacity_mb, seen.device_memory_mb
     if capacity is not None and used is not None and used > 0.95 * capacity:
         yield f"{used:.0f} of {capacity:.0f} MB of the device are used: {SMALLER}."

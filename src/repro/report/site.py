@@ -17,7 +17,7 @@ from pathlib import Path
 from repro.claims.outcomes import Verdict
 from repro.records.papers import Paper, load_papers
 from repro.records.summary import recorded_verdicts
-from repro.report.collect import recorded_figures
+from repro.report.collect import recorded_pictures
 from repro.report.record import project_readme
 
 PAGES = ("*.md", "docs/*.md", "experiments/*/README.md")
@@ -121,7 +121,7 @@ class Site:
             if not (self.checkout / room).is_file():
                 continue  # a user's own paper
             parts += [f"## [{paper.title}]({room})", f"`repro run {paper.slug}`", verdicts(paper)]
-            for file in recorded_figures(paper, "mini")[:1]:
+            for file in recorded_pictures(paper, "mini")[:1]:
                 figure = file.relative_to(self.checkout).as_posix()
                 parts.append(f"[![{paper.slug}]({figure}){{ width=560 }}]({room})")
         return "\n\n".join(parts) + "\n"
