@@ -265,10 +265,10 @@ class Play(Procedure):
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: there is no data."""
+        """Nothing: ``on_validation_epoch_end`` plays."""
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: there is no data."""
+        """Nothing: ``on_test_epoch_end`` plays."""
 
 
 def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
