@@ -155,7 +155,9 @@ class Ensemble:
     def losses(self, weights: dict[str, Tensor], batch: Batch) -> Tensor:
         """The mean losses (M,) of given weights on a batch that all copies share."""
         x, y = for_each(batch, len(self.rates_M))
-        copies = dict(zip(self.model.parameters(), weights.values(), strict=True))
+        copies: dict[Tensor, Tensor] = dict(
+            zip(self.model.parameters(), weights.values(), strict=True)
+        )
         return self.losses_of(layer_by_layer(self.model, copies, x), y)
 
     def gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
