@@ -253,11 +253,7 @@ def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
     """The recorded verdicts on a paper's claims, by scale."""
     from repro.claims.studies import recorded_claims
 
-    return {
-        scale: recorded_claims(paper, scale)
-        for scale in paper.scales
-        if paper.results_file(scale).is_file()
-    }
+    return {scale: recorded_claims(paper, scale) for scale in paper.recorded_scales}
 
 
 def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:

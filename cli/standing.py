@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from repro.errors import UserError, did_you_mean
-from repro.records.files import parse_yaml
+from repro.records.files import read_yaml
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
 KNOWN = ("config_dirs",)
@@ -26,15 +23,12 @@ def use_settings() -> None:
     """Uses the settings file, unless the environment says already which folders to use.
 
     Raises:
-        UserError: it is not YAML, has an unknown setting, or names a folder that is not there.
+        UserError: it has an unknown setting, or names a folder that is not there.
     """
     file = settings_file()
     if CONFIG_DIR_VARIABLE in os.environ or not file.is_file():
         return
-    try:
-        content: Any = parse_yaml(file.read_text(encoding="utf-8")) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file) or {}
     if not isinstance(content, dict):
         raise UserError(f"{file} takes settings such as config_dirs: [DIR].")
     for key in content:

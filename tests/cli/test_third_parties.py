@@ -105,7 +105,7 @@ def test_a_settings_file_stands_for_typing_config_dir(tmp_path: Path) -> None:
         ("config_dirs: [nowhere]", "names a folder that is not there: nowhere"),
         ("config_dir: [x]", "has no setting 'config_dir'. Did you mean 'config_dirs'?"),
         ("- x", "takes settings such as config_dirs"),
-        ("{", "is not valid YAML"),
+        ("{", "not valid YAML"),
     ],
 )
 def test_mistakes_in_the_settings_file_are_said(

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from repro.errors import UserError
 from repro.planning import compose
-from repro.records.files import parse_yaml
+from repro.records.files import read_yaml
 from repro.records.papers import config_folders
 
 TRUST_VARIABLE = "REPRO_TRUST"  # an environment variable, because workers and jobs must see it too
@@ -170,7 +170,7 @@ def _launchers(folders: tuple[Path, ...]) -> frozenset[tuple[str, str]]:
 
 def _contents(folders: Sequence[Path], group: str) -> list[dict[str, Any]]:
     files = [file for folder in folders for file in sorted((folder / group).rglob("*.yaml"))]
-    return [parse_yaml(file.read_text(encoding="utf-8")) or {} for file in files]
+    return [read_yaml(file) or {} for file in files]
 
 
 def _is_harmless(key: str, value: Any) -> bool:

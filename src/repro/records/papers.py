@@ -11,11 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from repro.errors import UserError, did_you_mean
 from repro.records import layers
-from repro.records.files import parse_yaml, version_of
+from repro.records.files import read_yaml, version_of
 
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"  # folders, separated as in PATH
 ENTRY_POINTS = "repro.papers"  # the group in which distributions name their config packages
@@ -65,6 +63,11 @@ class Paper:
         """Where recorded results of one scale are kept."""
         return self.room_folder / "results" / f"{scale}.json"
 
+    @property
+    def recorded_scales(self) -> list[str]:
+        """The scales with recorded results."""
+        return [scale for scale in self.scales if self.results_file(scale).is_file()]
+
 
 def config_folders() -> tuple[Path, ...]:
     """The config folders in search order: the project's, installed distributions', the user's."""
@@ -107,13 +110,21 @@ def _own_folder() -> Path:
     return Path(str(files("repro.conf")))
 
 
-def paper_files() -> dict[str, Path]:
-    """Maps each known slug to its config file."""
+def config_files(group: str) -> dict[str, Path]:
+    """The files of a config group by name; the project's come before installed ones and the user's.
+
+    Those in folders inside the group belong to one paper each, and are left out.
+    """
     found: dict[str, Path] = {}
     for folder in config_folders():
-        for file in sorted((folder / "paper").glob("*.yaml")):
+        for file in sorted((folder / group).glob("*.yaml")):
             found.setdefault(file.stem, file)
     return found
+
+
+def paper_files() -> dict[str, Path]:
+    """Maps each known slug to its config file."""
+    return config_files("paper")
 
 
 def load_paper(slug: str) -> Paper:
@@ -145,10 +156,7 @@ def _described(slug: str, file: Path, *_version: Hashable) -> Paper:
     Raises:
         UserError: it lacks something or holds a malformed arm or scale.
     """
-    try:
-        content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file) or {}
     try:
         about = content.get("paper") or {}
         knows_group = cache(is_group)  # arm after arm says the same names

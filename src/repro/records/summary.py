@@ -197,10 +197,9 @@ def _skimmed(file: Path, version: Hashable) -> dict[str, Any]:
 def recorded_verdicts(paper: Paper) -> dict[str, dict[str, int]]:
     """How many claims got which verdict, for each scale with recorded results."""
     counts = {}
-    for scale in paper.scales:
-        if paper.results_file(scale).is_file():
-            given = [claim["verdict"] for claim in _overview(paper, scale)["claims"]]
-            counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
+    for scale in paper.recorded_scales:
+        given = [claim["verdict"] for claim in _overview(paper, scale)["claims"]]
+        counts[scale] = {verdict: given.count(verdict) for verdict in dict.fromkeys(given)}
     return counts
 
 

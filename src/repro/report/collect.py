@@ -151,18 +151,13 @@ def collect_recorded(filters: Filters) -> Collected:
     A `UserError` says so if a filter names a paper or a scale of which nothing is recorded.
     """
     papers = load_papers()
-    recorded = [
-        (paper, scale)
-        for paper in papers
-        for scale in paper.scales
-        if paper.results_file(scale).is_file()
-    ]
+    recorded = [(paper, scale) for paper in papers for scale in paper.recorded_scales]
     _check_known("paper", filters.papers, {paper.slug for paper, _ in recorded})
     _check_known("scale", filters.scales, {scale for _, scale in recorded})
     collected = Collected(len(recorded))
     for paper in papers:
         entries = []
-        for scale in [scale for each, scale in recorded if each is paper]:
+        for scale in paper.recorded_scales:
             with _noted(paper.results_file(scale), collected.problems):
                 entry = _recorded(paper, scale)
                 if filters.accept(entry.about):

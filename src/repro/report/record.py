@@ -199,7 +199,7 @@ def project_readme() -> Path:
 
 def with_tables(text: str, paper: Paper) -> str:
     """A README's text with each ``<!-- results:SCALE -->`` block filled from the record."""
-    scales = [scale for scale in paper.scales if paper.results_file(scale).is_file()]
+    scales = paper.recorded_scales
     elsewhere = judged_at({scale: recorded_claims(paper, scale) for scale in scales})
     for scale in scales:
         table = results_markdown(recorded_study(paper, scale), elsewhere)

@@ -14,8 +14,8 @@ from typing import Any
 
 from repro.data.base.files import INSTALL, HubFiles, data_root, read_table, size
 from repro.errors import UserError, did_you_mean
-from repro.records.files import parse_yaml
-from repro.records.papers import config_folders
+from repro.records.files import read_yaml
+from repro.records.papers import config_files
 
 # What is assumed of a data set whose config does not say: a user's own.
 OWN = {"source": "your own", "licence": "your own", "megabytes": 0.0, "bundled": True}
@@ -51,15 +51,6 @@ class DatasetInfo:
     def present(self) -> bool:
         """Whether a run can use it now."""
         return self.problem is None
-
-
-def _configs() -> dict[str, Path]:
-    """The config file of every data set, the project's before installed ones and the user's."""
-    found: dict[str, Path] = {}
-    for folder in config_folders():
-        for file in sorted((folder / "dataset").glob("*.yaml")):
-            found.setdefault(file.stem, file)
-    return dict(sorted(found.items()))
 
 
 def place_of(
@@ -106,18 +97,17 @@ def problem_of(
 
 def _read(file: Path) -> dict[str, Any]:
     """A data set's config, with an `info` in any case."""
-    content = parse_yaml(file.read_text(encoding="utf-8")) or {}
-    return {"info": OWN, **content, "name": file.stem}
+    return {"info": OWN, **(read_yaml(file) or {}), "name": file.stem}
 
 
-def _look_up(file: Path, name: str, root: str | Path | None) -> DatasetInfo:
+def _look_up(file: Path, root: str | Path | None) -> DatasetInfo:
     config = _read(file)
     info = config["info"]
-    first, *_ = [*file.read_text(encoding="utf-8").splitlines(), ""]
+    first_line = file.read_text(encoding="utf-8").partition("\n")[0]
     problem = problem_of(config, root)
     return DatasetInfo(
-        name=name,
-        description=re.sub(r"^#\s*", "", first),
+        name=file.stem,
+        description=re.sub(r"^#\s*", "", first_line),
         source=info["source"],
         licence=info["licence"],
         megabytes=info["megabytes"],
@@ -127,11 +117,11 @@ def _look_up(file: Path, name: str, root: str | Path | None) -> DatasetInfo:
     )
 
 
-def _config(name: str) -> Path:
-    configs = _configs()
-    if name not in configs:
-        raise UserError(f"There is no data set '{name}'.{did_you_mean(name, configs)}")
-    return configs[name]
+def _config_file(name: str) -> Path:
+    known = config_files("dataset")
+    if name not in known:
+        raise UserError(f"There is no data set '{name}'.{did_you_mean(name, known)}")
+    return known[name]
 
 
 def describe(root: str | Path | None = None) -> list[DatasetInfo]:
@@ -140,7 +130,7 @@ def describe(root: str | Path | None = None) -> list[DatasetInfo]:
     Args:
         root: folder of benchmark sets, see `repro.data.base.files.data_root`.
     """
-    return [_look_up(file, name, root) for name, file in _configs().items()]
+    return [_look_up(file, root) for _, file in sorted(config_files("dataset").items())]
 
 
 def check(name: str, root: str | Path | None = None) -> dict[str, int]:
@@ -156,8 +146,8 @@ def check(name: str, root: str | Path | None = None) -> dict[str, int]:
     Raises:
         UserError: there is no such data set, or it is missing, incomplete or damaged.
     """
-    file = _config(name)
-    entry = _look_up(file, name, root)
+    file = _config_file(name)
+    entry = _look_up(file, root)
     if entry.problem is not None:
         raise UserError(entry.problem)
     config = _read(file)
@@ -187,8 +177,8 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
         UserError: there is no such data set, it is not on the hub, it is too large, the hub cannot
             be reached, or it refuses (ImageNet needs an account that has accepted its terms).
     """
-    file = _config(name)
-    entry = _look_up(file, name, root)
+    file = _config_file(name)
+    entry = _look_up(file, root)
     if entry.bundled:
         raise UserError(f"Data set '{name}' needs no download ({entry.source}).")
     if entry.place is not None:

@@ -43,17 +43,6 @@ def check_fact(dataset: str, fact: str, stated: Any, found: Any) -> None:
         )
 
 
-def check_counts(dataset: str, **counts: int) -> None:
-    """Checks knobs that count something.
-
-    Raises:
-        UserError: one is below 1.
-    """
-    for knob, count in counts.items():
-        if count < 1:
-            raise UserError(f"Data set '{dataset}': {knob}={count}. Choose at least 1.")
-
-
 class TensorData(LightningDataModule):
     """A data set whose splits are tensors in memory.
 
@@ -281,9 +270,9 @@ class TextData(LightningDataModule):
             check_fact(self.name, "vocab_size", self.vocab_size, largest + 1)
         self._streams = streams
 
-    def _iterator(self, split: str, batch_size: int, **how: Any) -> TokenIterator:
+    def _iterator(self, split: str, batch_size: int, **settings: Any) -> TokenIterator:
         try:
-            return TokenIterator(self.streams[split], batch_size, self.sequence_length, **how)
+            return TokenIterator(self.streams[split], batch_size, self.sequence_length, **settings)
         except ValueError as error:
             raise UserError(f"Data set '{self.name}', {split} split: {error}.") from error
 
