@@ -16,7 +16,7 @@ from repro.claims.power import Power, power
 from repro.claims.studies import recorded_claims, recorded_results
 from repro.errors import UserError
 from repro.records.papers import Paper
-from repro.records.summary import recorded_study
+from repro.records.recorded import recorded_study
 from repro.report.tables import detail_of, effect_of
 
 from . import render

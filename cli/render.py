@@ -21,19 +21,21 @@ from rich.table import Table
 from rich.text import Text
 
 from repro.records.papers import Paper
-from repro.records.status import Status
-from repro.records.summary import (
+from repro.records.recorded import (
     OLD,
     OLD_MEANS,
+    is_outdated,
+    recorded_commit,
+    recorded_seconds,
+    recorded_verdicts,
+)
+from repro.records.status import Status
+from repro.records.summary import (
     Scored,
     best_first,
     by_arm,
     identical_points,
-    is_outdated,
     mean_and_spread,
-    recorded_commit,
-    recorded_seconds,
-    recorded_verdicts,
     scores,
 )
 

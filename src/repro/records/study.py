@@ -196,8 +196,8 @@ class Study:
 
 def find_studies(outputs: Path) -> list[Study]:
     """All studies under ``outputs``, oldest first."""
-    files = outputs.glob(f"*/*/*/{names.STUDY_RECORD}")
-    return sorted((Study(file.parent) for file in files), key=_age)
+    records = outputs.glob(f"*/*/*/{names.STUDY_RECORD}")
+    return sorted((Study(file.parent) for file in records), key=_age)
 
 
 def _age(study: Study) -> tuple[float, int]:

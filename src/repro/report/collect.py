@@ -16,10 +16,11 @@ from repro.errors import ReproError, UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
+from repro.records.recorded import OLD, OLD_MEANS, is_outdated
 from repro.records.run import Code, MeasuredRun, Run
 from repro.records.status import Status
 from repro.records.study import Study, StudyRecord, find_studies
-from repro.records.summary import OLD, OLD_MEANS, by_arm, is_outdated
+from repro.records.summary import by_arm
 from repro.report.tables import judged_at
 
 

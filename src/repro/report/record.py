@@ -23,8 +23,7 @@ from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
-from repro.records.study import LOOK_KEYS, Study, find_studies
-from repro.records.summary import (
+from repro.records.recorded import (
     OLD,
     OLD_MEANS,
     is_outdated,
@@ -32,6 +31,7 @@ from repro.records.summary import (
     recorded_study,
     recorded_verdicts,
 )
+from repro.records.study import LOOK_KEYS, Study, find_studies
 from repro.report.draw import draw_study, save_figure
 from repro.report.figures import recorded_figures
 from repro.report.tables import (
