@@ -8,7 +8,7 @@ import itertools
 import os
 import pickle
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError, did_you_mean
-from repro.records.layers import stack as stack_texts
+from repro.records import layers
 from repro.records.papers import OF_REPORTS, config_folders, is_group
 
 # OmegaConf parses an interpolation whenever it meets it, a third of what planning takes, and only
@@ -165,11 +165,19 @@ class Layer:
             seen.add(name)
         return cls(tuple(parsed))
 
+    @property
+    def texts(self) -> list[str]:
+        """The overrides as they were typed."""
+        return [override.input_line or "" for override in self.overrides]
+
+    def where(self, wanted: Callable[[Override], bool]) -> Layer:
+        """Those of the overrides that a predicate accepts."""
+        return Layer(tuple(filter(wanted, self.overrides)))
+
     def pop(self, *keys: str) -> tuple[Layer, dict[str, Any]]:
         """Splits off plain ``key=value`` overrides: the rest, and the values of ``keys``."""
         taken = {o.key_or_group: o.value() for o in self.overrides if o.key_or_group in keys}
-        rest = tuple(o for o in self.overrides if o.key_or_group not in keys)
-        return Layer(rest), taken
+        return self.where(lambda o: o.key_or_group not in keys), taken
 
 
 @functools.cache  # arms share many, and Hydra's parser takes a millisecond for each
@@ -177,10 +185,9 @@ def _parsed(text: str) -> list[Override]:
     return OverridesParser.create().parse_overrides([text])
 
 
-def stack(layers: Sequence[Layer]) -> list[str]:
+def stack(ranked: Sequence[Layer]) -> list[str]:
     """Merges layers, the last being the strongest, into one list of override strings."""
-    texts = [[o.input_line or "" for o in layer.overrides] for layer in layers]
-    return stack_texts(texts, is_group)
+    return layers.stack([layer.texts for layer in ranked], is_group)
 
 
 def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
@@ -257,11 +264,10 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
     Hydra merges its files once for all of them, and what is set on top is merged into a copy, as
     Hydra does it.
     """
-    parsed = Layer.parse(overrides, "override").overrides
-    values = [o for o in parsed if sets_a_value(o)]
-    config = compose_config([o.input_line or "" for o in parsed if not sets_a_value(o)])
+    parsed = Layer.parse(overrides, "override")
+    config = compose_config(parsed.where(lambda o: not sets_a_value(o)).texts)
     try:
-        for override in values:
+        for override in filter(sets_a_value, parsed.overrides):
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException:  # something is wrong, and Hydra finds out what
         return compose_config(overrides)
@@ -349,16 +355,6 @@ def choices(group: str) -> tuple[str, ...]:
     return _memory.choices[group]
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Flattens nested mappings to ``{"a.b": value}``; lists stay values."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
 def launcher_names() -> list[str]:
     """The Hydra launchers that are installed."""
     Plugins.instance()
@@ -414,7 +410,7 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
             base = compose_run(without)
         except UserError:
             break
-        known = flatten(OmegaConf.to_container(base, resolve=False))
+        known = layers.flatten(OmegaConf.to_container(base, resolve=False))
         if key in known:  # then it is not the key that is wrong
             break
         return no_setting(key, known)

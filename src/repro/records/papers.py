@@ -15,6 +15,7 @@ from repro.errors import UserError, did_you_mean
 from repro.records import layers
 from repro.records.files import read_yaml, version_of
 
+WHICH_PAPER = "Which paper? Write paper=SLUG; `repro list` shows all."
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"  # folders, separated as in PATH
 ENTRY_POINTS = "repro.papers"  # the group in which distributions name their config packages
 # Keys of a paper's config that no run reads: what `repro.report` does, and what a study does.

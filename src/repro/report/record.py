@@ -22,7 +22,7 @@ from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
-from repro.records.papers import Paper, load_paper, load_papers
+from repro.records.papers import WHICH_PAPER, Paper, load_paper, load_papers
 from repro.records.recorded import (
     OLD,
     OLD_MEANS,
@@ -285,7 +285,7 @@ def _named(wanted: dict[str, str]) -> tuple[Paper, str]:
         hint = did_you_mean(unknown[0], ("paper", "scale"))
         raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
     if "paper" not in wanted:
-        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
+        raise UserError(WHICH_PAPER)
     return load_paper(wanted["paper"]), wanted.get("scale", "mini")
 
 

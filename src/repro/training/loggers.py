@@ -21,9 +21,9 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from omegaconf import DictConfig, OmegaConf
 
 from repro.planning import extras
-from repro.planning.compose import flatten
 from repro.planning.instantiate import instantiate
 from repro.records import files
+from repro.records.layers import flatten
 from repro.records.run import Run, RunRecord
 from repro.records.study import Study, StudyRecord
 from repro.training.lightning import finish_wandb, quiet_wandb
