@@ -20,7 +20,7 @@ from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run
 from repro.records.study import Study, find_studies
-from repro.training.execute import _StopRequest
+from repro.training.stopping import StopRequest
 
 TOY = ["run", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "n_jobs=1"]
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -188,11 +188,11 @@ def test_a_closed_terminal_is_heard_unless_nohup_asked_otherwise() -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with _StopRequest(Path()) as stop:
+        with StopRequest(Path()) as stop:
             signal.raise_signal(signal.SIGHUP)
         assert not stop.requested
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with _StopRequest(Path()) as stop:
+        with StopRequest(Path()) as stop:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGHUP)  # shells say so once more
         assert stop.requested

@@ -19,13 +19,14 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from repro.claims.studies import judge_study
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError, UserError, first_line
 from repro.launching import queue, slurm
 from repro.launching.growing import extend
 from repro.planning import compose, trust
 from repro.records.run import Run
 from repro.records.study import Study
-from repro.training.execute import PARENT_VARIABLE, job
+from repro.training.execute import job
+from repro.training.stopping import PARENT_VARIABLE
 
 if TYPE_CHECKING:
     from repro.planning.plan import Plan
@@ -308,7 +309,7 @@ def _launcher(config: DictConfig) -> Launcher:
             hydra_context=context, task_function=job, config=config
         )
     except (InstantiationException, RuntimeError) as error:  # the latter of what is no launcher
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"hardware.launcher: {reason}") from error
 
 

@@ -26,7 +26,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError, did_you_mean, first_line
 from repro.records import layers
 from repro.records.papers import OF_REPORTS, config_folders, is_group
 
@@ -154,8 +154,7 @@ class Layer:
                 parsed.extend(_parsed(text))
             except (OverrideParseException, HydraException) as error:
                 raise UserError(
-                    f"{origin}: {text!r} is not an override (write key=value): "
-                    f"{str(error).splitlines()[0]}"
+                    f"{origin}: {text!r} is not an override (write key=value): {first_line(error)}"
                 ) from None
         seen: set[str] = set()
         for override in parsed:
@@ -324,7 +323,7 @@ def explained(config: DictConfig) -> Iterator[None]:
         yield
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         missing = re.fullmatch(r"Interpolation key '(\w+)\.(.+)' not found", reason)
         if missing and missing[1] in config:
             reason = f"the chosen {missing[1]} has no {missing[2]}. Choose another {missing[1]}."
@@ -380,7 +379,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").partition("/")
     options = choices(group)
     if not error.options:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return (
         f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."
     )

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repro.errors import ReproError, UserError, did_you_mean
+from repro.errors import ReproError, UserError, did_you_mean, first_line
 from repro.knobs import KnobError
 from repro.planning import trust
 from repro.records.papers import load_papers
@@ -60,8 +60,7 @@ def instantiate(config: DictConfig, role: trust.Role | None = None, **extra: Any
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):
-            first_line = str(cause).splitlines()[0]
-            raise UserError(f"{config.get('_target_')}: {first_line}") from error
+            raise UserError(f"{config.get('_target_')}: {first_line(cause)}") from error
         raise cause from error
 
 

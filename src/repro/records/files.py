@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import yaml
 
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError, UserError, first_line
 
 TEMPORARY = ".tmp"
 LOCK_ATTEMPTS = 20
@@ -89,7 +89,7 @@ def read_yaml(path: Path, loader: Any = YamlLoader) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
     except (ValueError, RecursionError) as error:  # e.g. a date that does not exist
         raise UserError(f"{path}: not valid YAML: {error}") from error

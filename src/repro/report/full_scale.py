@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from repro.errors import ReproError
+from repro.errors import ReproError, first_line
 from repro.launching.local import launch
 from repro.planning import trust
 from repro.planning.plan import Plan, PlannedRun, plan_study
@@ -324,7 +324,7 @@ def measured(paper: Paper, scale: str, whole: bool) -> list[Row]:
         try:
             return rows(rehearse(paper, scale, Path(outputs), whole))
         except ReproError as error:
-            return [Row("all", None, [str(error).splitlines()[0]], FAILED)]
+            return [Row("all", None, [first_line(error)], FAILED)]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from repro.errors import UserError
+from repro.errors import UserError, first_line
 from repro.launching.queue import check_ended
 from repro.records import files, names
 from repro.records.study import Study
@@ -112,7 +112,7 @@ def upload(folder: Path, repository: str) -> str:
         done = api.upload_folder(repo_id=repository, folder_path=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"The hub did not take {repository}: {str(error).splitlines()[0]} "
+            f"The hub did not take {repository}: {first_line(error)} "
             "Log in with `hf auth login`; the bundle itself is written by --to DIR."
         ) from error
     return str(done.commit_url)

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError, UserError, first_line
 from repro.planning.instantiate import instantiate
 from repro.records import files
 from repro.search.request import Request
@@ -126,7 +126,7 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
     files.check_allowed(file)
     with _explained(file), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # NullPool-like care is not needed, but a lock must not be waited for without end.
+        # The wait for a lock has to end some time.
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
         pruner = instantiate(OmegaConf.create(request.settings["pruner"]), "sweep")
         with _making_sense(file):
@@ -195,7 +195,7 @@ def _explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         if "locked" in reason:
             raise UserError(
                 f"{file} is locked by another process. End that one, then: "

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.data.base.files import INSTALL, HubFiles, data_root, read_table, size
-from repro.errors import UserError, did_you_mean
+from repro.errors import UserError, did_you_mean, first_line
 from repro.records.files import read_yaml
 from repro.records.papers import config_files
 
@@ -205,9 +205,8 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
             local_dir=where.root / where.repository,
         )
     except Exception as error:  # the client raises its own, its HTTP library's and the system's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"Data set '{name}' could not be fetched from {entry.source}: {reason}\n"
+            f"Data set '{name}' could not be fetched from {entry.source}: {first_line(error)}\n"
             "Without a network, copy it from elsewhere and point `data.root=` (or"
             f" REPRO_DATA_ROOT) at the folder that holds {where.repository}."
         ) from error

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repro.errors import UserError
+from repro.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -129,7 +129,7 @@ def read_table(files: Sequence[Path], columns: Sequence[str]) -> pyarrow.Table:
                 tables.append(table.read(columns=list(columns)))
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(
-                f"{file} is damaged or no parquet file ({str(error).splitlines()[0]}).\n"
+                f"{file} is damaged or no parquet file ({first_line(error)}).\n"
                 "Delete it and fetch the data set again."
             ) from error
         if absent:
