@@ -480,8 +480,8 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudg
     """  # noqa: D301
     from repro.report import record as records
 
-    wanted = dict(o.split("=", 1) for o in overrides if "=" in o)
-    path = records.rejudge(wanted) if rejudge else records.record(wanted, outputs, study)
+    typed = dict(o.split("=", 1) for o in overrides if "=" in o)
+    path = records.rejudge(typed) if rejudge else records.record(typed, outputs, study)
     click.echo(f"Recorded in {path}")
 
 

@@ -136,7 +136,7 @@ def collect(outputs: Path, filters: Filters) -> Collected:
         with _noted(study.folder, collected.problems):
             if filters.accept(study.about):
                 runs = _read_runs(study.runs, collected.problems)
-                verdicts = _read_verdicts(study, collected)
+                verdicts = _read_verdicts(study, collected.problems)
                 figures = sorted(study.figures_folder.glob("*.png"))
                 entry = StudyEntry(study.folder, study.about, runs, verdicts, figures)
                 by_paper.setdefault(study.about.paper, []).append(entry)
@@ -238,8 +238,8 @@ def _read_runs(runs: Sequence[Run], problems: list[str]) -> list[MeasuredRun]:
     return entries
 
 
-def _read_verdicts(study: Study, collected: Collected) -> list[ClaimVerdict]:
-    with _noted(study.verdicts_file, collected.problems):
+def _read_verdicts(study: Study, problems: list[str]) -> list[ClaimVerdict]:
+    with _noted(study.verdicts_file, problems):
         return read_verdicts(study)
     return []
 

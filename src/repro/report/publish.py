@@ -40,15 +40,19 @@ def bundle(study: Study, target: Path, checkpoints: bool = False) -> Path:
         The bundle.
 
     Raises:
-        UserError: the study is not finished, or the folder is not empty.
+        UserError: the study is not finished, or the target is a file or a folder with content.
     """
     check_ended(study)
+    if target.is_file():
+        raise UserError(f"{target} is a file. Name a new folder: --to DIR")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty. Name a new folder: --to DIR")
     with study.confined():
         content, figures = results_of(study), draw_study(study)
-    with tempfile.TemporaryDirectory(dir=_parent_of(target)) as scratch:
-        folder = Path(scratch) / target.name
+    parent = target.absolute().parent
+    files.make_folder(parent)
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+        folder = Path(scratch) / "bundle"
         _copy(study.folder, folder, OF_STUDY)
         for run in study.runs:
             place = folder / run.folder.relative_to(study.folder)
@@ -71,10 +75,7 @@ def card(study: Study, content: dict[str, Any]) -> str:
         content: its results, as `results_of` gives them.
     """
     paper = study.paper
-    facts = {
-        "library_name": "repro",
-        "tags": ["repro", paper.slug, study.scale],
-    }
+    facts = {"library_name": "repro", "tags": ["repro", paper.slug, study.scale]}
     where = f"{paper.link}. " if paper.link else ""
     figures = sorted(study.figures_folder.glob("*.png"))
     parts = [
@@ -118,14 +119,9 @@ def upload(folder: Path, repository: str) -> str:
     return str(done.commit_url)
 
 
-def _copy(source: Path, target: Path, wanted: Iterable[str]) -> None:
+def _copy(source: Path, target: Path, filenames: Iterable[str]) -> None:
     """Copies files from one folder to another, those that there are."""
     files.make_folder(target)
-    for name in wanted:
+    for name in filenames:
         if (source / name).is_file():
             shutil.copy2(source / name, target / name)
-
-
-def _parent_of(folder: Path) -> Path:
-    files.make_folder(folder.absolute().parent)
-    return folder.absolute().parent
