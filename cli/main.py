@@ -79,11 +79,8 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if _debug():
                 raise
-            if _is_out_of_memory(error):
-                _say_error(f"There is not enough memory: {error}")
-                sys.exit(1)
-            _say_error(f"{type(error).__name__}: {error}")
-            _say_error("This is a fault of repro; --debug shows where it happened.")
+            for line in _explained(error):
+                _say_error(line)
             sys.exit(1)
 
     return wrapper
@@ -101,9 +98,17 @@ def _debug() -> bool:
     return bool(context and context.find_root().params.get("debug"))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _explained(error: Exception) -> list[str]:
+    """What to say of an error that nobody foresaw: the machine's, or else a fault of ours."""
     words = ("failed to map segment", "cannot allocate memory", "can't start new thread")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in words):
+        return [f"There is not enough memory: {error}"]
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return [f"{error.filename}: {error.strerror}."]
+    return [
+        f"{type(error).__name__}: {error}",
+        "This is a fault of repro; --debug shows where it happened.",
+    ]
 
 
 def _say_error(text: str) -> None:

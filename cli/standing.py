@@ -26,7 +26,8 @@ def use_settings() -> None:
         UserError: it has an unknown setting, or names a folder that is not there.
     """
     file = settings_file()
-    if CONFIG_DIR_VARIABLE in os.environ or not file.is_file():
+    # `os.path`: under sudo the home folder may be one that cannot be read, and `Path` raises then.
+    if CONFIG_DIR_VARIABLE in os.environ or not os.path.isfile(file):
         return
     content = read_yaml(file) or {}
     if not isinstance(content, dict):

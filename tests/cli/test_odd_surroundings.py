@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -182,6 +183,17 @@ def test_too_little_memory_is_said(
     assert result.exit_code == 1
     assert "not enough memory" in result.stderr
     assert "fault of repro" not in result.stderr
+
+
+def test_what_may_not_be_read_is_no_fault_of_ours(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "mine")
+
+    monkeypatch.setattr("repro.records.papers.load_papers", fail)
+    result = invoke("list")
+    assert (result.exit_code, result.stderr) == (1, "repro: mine: Permission denied.\n")
 
 
 def test_a_closed_terminal_is_heard_unless_nohup_asked_otherwise() -> None:

@@ -277,7 +277,8 @@ def explain_os_error(error: OSError, path: Path) -> ReproError:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return UserError(
-            f"Cannot write to {path}: {error.strerror}. Choose another folder with outputs=DIR."
+            f"Cannot write to {path}: {error.strerror}. Choose another folder, "
+            "for studies with outputs=DIR."
         )
     return ReproError(f"{path}: {error.strerror or error}")
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from repro.errors import INTERRUPTED, ReproError, UserError, first_line
 from repro.planning import trust
 from repro.records import files, names, provenance
-from repro.records.run import Failure, Run, process_identity
+from repro.records.run import Failure, Run, RunRecord, process_identity
 from repro.records.status import Status
 from repro.records.study import Study
 from repro.records.typed import now
@@ -104,30 +104,16 @@ def _execute(run: Run, job: str | None) -> Status:
         KeyboardInterrupt: A signal asked to stop. The run may have ended all the same.
         ReproError: The outcome could not be recorded.
     """
-    started = time.monotonic()
     if not is_main_process():
-        status = run.status()
-        if status.is_final:
-            return status  # as the main process will find, too
-        with StopRequest(run.folder) as stop, _tracked(run) as trackers:
-            _train_and_test(run, stop, trackers, is_main=False)
-        return Status.FINISHED
+        return _execute_beside(run)
+    started = time.monotonic()
     with run.held(), logged_to(run.log_file), StopRequest(run.folder) as stop:
         record = run.record()
         if record.status.is_final:
             return record.status
         if run.job != job:
             run.forget_job()
-        run.update(
-            status=Status.RUNNING,
-            started=now(),
-            error=None,
-            attempts=record.attempts + 1,
-            checksums={
-                name: record.checksums[name] for name in KEPT_SUMS & record.checksums.keys()
-            },
-            **process_identity(),
-        )
+        _record_start(run, record)
         outcome: dict[str, Any]
         try:
             with _tracked(run) as trackers:
@@ -148,6 +134,29 @@ def _execute(run: Run, job: str | None) -> Status:
     if stop.requested:
         raise KeyboardInterrupt
     return Status(outcome["status"])
+
+
+def _execute_beside(run: Run) -> Status:
+    """Takes part in a run whose files another process writes."""
+    status = run.status()
+    if status.is_final:
+        return status  # as the main process will find, too
+    with StopRequest(run.folder) as stop, _tracked(run) as trackers:
+        _train_and_test(run, stop, trackers, is_main=False)
+    return Status.FINISHED
+
+
+def _record_start(run: Run, record: RunRecord) -> None:
+    """Writes into run.json that another attempt has begun."""
+    kept = KEPT_SUMS & record.checksums.keys()
+    run.update(
+        status=Status.RUNNING,
+        started=now(),
+        error=None,
+        attempts=record.attempts + 1,
+        checksums={name: record.checksums[name] for name in kept},
+        **process_identity(),
+    )
 
 
 def _record_outcome(run: Run, outcome: dict[str, Any], seconds: float) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.data.base.files import INSTALL, HubFiles, data_root, read_table, size
+from repro.data.base.files import HubFiles, data_root, read_table, size
 from repro.errors import UserError, did_you_mean, first_line
+from repro.planning import extras
 from repro.records.files import read_yaml
 from repro.records.papers import config_files
 
@@ -96,8 +97,16 @@ def problem_of(
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A data set's config, with an `info` in any case."""
-    return {"info": OWN, **(read_yaml(file) or {}), "name": file.stem}
+    """A data set's config, with an `info` in any case.
+
+    Raises:
+        UserError: it is no mapping, or its `info` lacks something.
+    """
+    content = {"info": OWN} if (raw := read_yaml(file)) is None else raw
+    info = content.setdefault("info", OWN) if isinstance(content, dict) else None
+    if not isinstance(info, dict) or not OWN.keys() <= info.keys():
+        raise UserError(f"{file}: info takes {', '.join(OWN)}, or is left out.")
+    return {**content, "name": file.stem}
 
 
 def _look_up(file: Path, root: str | Path | None) -> DatasetInfo:
@@ -174,8 +183,9 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
         The folder of the files.
 
     Raises:
-        UserError: there is no such data set, it is not on the hub, it is too large, the hub cannot
-            be reached, or it refuses (ImageNet needs an account that has accepted its terms).
+        UserError: there is no such data set, it is not on the hub, or it is too large; likewise if
+            the hub cannot be reached, or refuses (ImageNet needs an account that has accepted its
+            terms).
     """
     file = _config_file(name)
     entry = _look_up(file, root)
@@ -186,30 +196,39 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
     info = _read(file)["info"]
     if "hub" not in info:
         raise UserError(f"Data set '{name}' cannot be fetched. Source: {entry.source}.")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(f"Fetching '{name}' needs the hub's client: {INSTALL}") from error
-    where, splits = HubFiles.of(name, info, root), info["splits"]
+    extras.require(["huggingface_hub"])
+    where = HubFiles.of(name, info, root)
     if most is not None and entry.megabytes > most:
         raise UserError(
             f"Data set '{name}' is a download of {size(entry.megabytes)} to {where.root}. "
             f"To start it: repro data fetch {name} --yes"
         )
+    _download(where, info)
+    for split in info["splits"]:
+        where.split(split)
+    return where.folder
+
+
+def _download(where: HubFiles, info: Mapping[str, Any]) -> None:
+    """Fetches the parquet files of a data set's splits.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{where.config}/{split}{end}" for split in info["splits"] for end in ENDS]
     try:
         snapshot_download(
             where.repository,
             repo_type="dataset",
             revision=info.get("revision"),
-            allow_patterns=[f"{where.config}/{split}{end}" for split in splits for end in ENDS],
+            allow_patterns=patterns,
             local_dir=where.root / where.repository,
         )
     except Exception as error:  # the client raises its own, its HTTP library's and the system's
         raise UserError(
-            f"Data set '{name}' could not be fetched from {entry.source}: {first_line(error)}\n"
-            "Without a network, copy it from elsewhere and point `data.root=` (or"
-            f" REPRO_DATA_ROOT) at the folder that holds {where.repository}."
+            f"Data set '{where.name}' could not be fetched from {info['source']}: "
+            f"{first_line(error)}\nWithout a network, copy it from elsewhere and point `data.root=`"
+            f" (or REPRO_DATA_ROOT) at the folder that holds {where.repository}."
         ) from error
-    for split in splits:
-        where.split(split)
-    return where.folder
