@@ -20,6 +20,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from repro.errors import ReproError
 from repro.records.papers import Paper
 from repro.records.recorded import (
     OLD,
@@ -622,8 +623,12 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
 
     rows = []
     for study in found:
-        counts = count_statuses(study.runs)
-        given = [verdict.verdict for verdict in read_verdicts(study)]
+        try:
+            counts = count_statuses(study.runs)
+            given = [verdict.verdict for verdict in read_verdicts(study)]
+        except ReproError as error:  # one that is damaged hides no other
+            message(f"left out: {error}")
+            continue
         summary = {str(name): given.count(name) for name in Verdict if name in given}
         rows.append((study, counts, summary))
     if as_json:

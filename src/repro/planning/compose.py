@@ -354,19 +354,14 @@ def choices(group: str) -> tuple[str, ...]:
     return _memory.choices[group]
 
 
-def launcher_names() -> list[str]:
-    """The Hydra launchers that are installed."""
-    Plugins.instance()
-    return list(choices("hydra/launcher"))
-
-
 def check_launcher(name: str) -> None:
     """Refuses a launcher that is not installed.
 
     Raises:
         UserError: it is not.
     """
-    known = launcher_names()
+    Plugins.instance()  # registers the launchers that are installed
+    known = choices("hydra/launcher")
     if name not in known:
         extra = " It comes with: pip install 'gradient-repro[slurm]'." if "submitit" in name else ""
         raise UserError(

@@ -78,7 +78,8 @@ def config_folders() -> tuple[Path, ...]:
 @cache
 def _folders_with(own: str) -> tuple[Path, ...]:
     named = (Path(folder) for folder in own.split(os.pathsep) if folder)
-    return tuple(dict.fromkeys([_own_folder(), *installed_folders(), *named]))
+    project = Path(str(files("repro.conf")))
+    return tuple(dict.fromkeys([project, *installed_folders(), *named]))
 
 
 @cache
@@ -104,11 +105,6 @@ def installed_folders() -> tuple[Path, ...]:
             )
         folders.extend(map(Path, spec.submodule_search_locations))
     return tuple(folders)
-
-
-@cache
-def _own_folder() -> Path:
-    return Path(str(files("repro.conf")))
 
 
 def config_files(group: str) -> dict[str, Path]:

@@ -103,6 +103,14 @@ class Study:
         """
         return read_record(StudyRecord, self.record_file)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether study.json can be read: a damaged one hides no other where studies are sought."""
+        try:
+            return self.about is not None
+        except UserError:
+            return False
+
     def update(self, **changes: Any) -> None:
         """Merges changes into study.json.
 

@@ -18,7 +18,7 @@ from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
 from repro.records.recorded import OLD, OLD_MEANS, is_outdated
 from repro.records.run import Code, MeasuredRun, Run
-from repro.records.status import Status
+from repro.records.status import Status, count
 from repro.records.study import Study, StudyRecord, find_studies
 from repro.records.summary import by_arm
 from repro.report.tables import judged_at
@@ -56,8 +56,7 @@ class StudyEntry:
     @property
     def statuses(self) -> dict[Status, int]:
         """How many runs stand where, in the order of `Status`."""
-        seen = [run.status for run in self.runs]
-        return {status: seen.count(status) for status in Status if status in seen}
+        return count(run.status for run in self.runs)
 
     def count(self, *verdicts: Verdict) -> int:
         """How many claims got one of these verdicts."""

@@ -305,7 +305,7 @@ def _latest(paper: Paper, scale: str, outputs: Path) -> Study:
     studies = [
         study
         for study in reversed(find_studies(outputs))
-        if study.about.paper == paper.slug and study.scale == scale
+        if study.is_readable and (study.about.paper, study.scale) == (paper.slug, scale)
     ]
     for study in studies:
         if all(map(_is_plain, study.about.typed)):

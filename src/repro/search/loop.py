@@ -46,7 +46,7 @@ def find(request: Request, outputs: Path) -> Study | None:
     """
     wanted = _without_trials(request.typed)
     for study in reversed(find_studies(outputs)):
-        kept = study.about.search
+        kept = study.about.search if study.is_readable else None
         if kept is None or _without_trials(study.about.typed) != wanted:
             continue
         with study.confined():

@@ -43,6 +43,17 @@ def check_fact(dataset: str, fact: str, stated: Any, found: Any) -> None:
         )
 
 
+def _fingerprint(
+    name: str, splits: Splits, source_digest: Callable[[], str] | None
+) -> dict[str, Any]:
+    if source_digest is not None:
+        sha = source_digest()
+    else:
+        sha = digest([tensor for split in SPLIT_NAMES for tensor in splits[split]])
+    sizes = {split: len(splits[split][0]) for split in SPLIT_NAMES}
+    return {"name": name, "sha256": sha, "sizes": sizes}
+
+
 class TensorData(LightningDataModule):
     """A data set whose splits are tensors in memory.
 
@@ -192,13 +203,7 @@ class TensorData(LightningDataModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` of the files or tensors, and ``sizes`` of the splits."""
-        splits = self.splits
-        if self.source_digest is not None:
-            sha = self.source_digest()
-        else:
-            sha = digest([tensor for name in SPLIT_NAMES for tensor in splits[name]])
-        sizes = {name: len(splits[name][0]) for name in SPLIT_NAMES}
-        return {"name": self.name, "sha256": sha, "sizes": sizes}
+        return _fingerprint(self.name, self.splits, self.source_digest)
 
 
 class TextData(LightningDataModule):
@@ -334,10 +339,5 @@ class TextData(LightningDataModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` (of the files or the tokens) and ``sizes`` in tokens."""
-        streams = self.streams
-        if self.source_digest is not None:
-            sha = self.source_digest()
-        else:
-            sha = digest([streams[name] for name in SPLIT_NAMES])
-        sizes = {name: len(streams[name]) for name in SPLIT_NAMES}
-        return {"name": self.name, "sha256": sha, "sizes": sizes}
+        splits = {name: (stream,) for name, stream in self.streams.items()}
+        return _fingerprint(self.name, splits, self.source_digest)
