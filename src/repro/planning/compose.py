@@ -169,9 +169,9 @@ class Layer:
         """The overrides as they were typed."""
         return [override.input_line or "" for override in self.overrides]
 
-    def where(self, wanted: Callable[[Override], bool]) -> Layer:
+    def where(self, predicate: Callable[[Override], bool]) -> Layer:
         """Those of the overrides that a predicate accepts."""
-        return Layer(tuple(filter(wanted, self.overrides)))
+        return Layer(tuple(filter(predicate, self.overrides)))
 
     def pop(self, *keys: str) -> tuple[Layer, dict[str, Any]]:
         """Splits off plain ``key=value`` overrides: the rest, and the values of ``keys``."""

@@ -371,16 +371,16 @@ def _parents(
 def _with_parents(
     names: list[str], arms: dict[str, Layer], parents: dict[str, str | None], notes: list[str]
 ) -> list[str]:
-    """Adds the arms that the wanted ones start from, in the paper's order."""
-    wanted = set(names)
+    """Adds the arms that the chosen ones start from, in the paper's order."""
+    chosen = set(names)
     todo = list(names)
     while todo:
         parent = parents[todo.pop()]
-        if parent is not None and parent not in wanted:
-            wanted.add(parent)
+        if parent is not None and parent not in chosen:
+            chosen.add(parent)
             todo.append(parent)
             notes.append(f"arm '{parent}' is run too: another arm starts from its checkpoint")
-    return [arm for arm in arms if arm in wanted]
+    return [arm for arm in arms if arm in chosen]
 
 
 def _looks(settings: dict[str, Any]) -> Looks | None:

@@ -54,10 +54,10 @@ def is_trusted() -> bool:
 
 
 @contextmanager
-def trusted(wanted: bool = True) -> Iterator[None]:
+def trusted(is_own: bool = True) -> Iterator[None]:
     """Meanwhile run directories are the user's own, here and in the processes started here."""
     before = os.environ.get(TRUST_VARIABLE)
-    if wanted:
+    if is_own:
         os.environ[TRUST_VARIABLE] = "1"
     try:
         yield

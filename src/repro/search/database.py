@@ -79,9 +79,9 @@ class Trials(optuna.Study):
             value: float | None = trial.intermediate_values[trial.last_step]  # as `tell` takes it
         else:
             value = objective
-        told = {"reason": reason, "values": values}
+        result = {"reason": reason, "values": values}
         trial_id = self._id_of(number)
-        for key, each in (told | {CHECKSUM: _checksum(trial, state, value, told)}).items():
+        for key, each in (result | {CHECKSUM: _checksum(trial, state, value, result)}).items():
             self.storage.set_trial_user_attr(trial_id, key, each)
         return self.tell(number, objective, state=state)
 
@@ -153,18 +153,18 @@ def sampler(request: Request, number: int) -> Any:
 
 def _is_whole(trial: FrozenTrial) -> bool:
     """Whether a trial that has ended is what `Trials.finish` wrote."""
-    told = {key: trial.user_attrs.get(key) for key in ("reason", "values")}
+    result = {key: trial.user_attrs.get(key) for key in ("reason", "values")}
     expected = trial.user_attrs.get(CHECKSUM)
     if expected is None:  # of an earlier version, or killed while its point was being asked for
-        return trial.state is TrialState.FAIL or told["values"] is not None
-    return bool(expected == _checksum(trial, trial.state, trial.value, told))
+        return trial.state is TrialState.FAIL or result["values"] is not None
+    return bool(expected == _checksum(trial, trial.state, trial.value, result))
 
 
 def _checksum(
-    trial: FrozenTrial, state: TrialState, value: float | None, told: dict[str, Any]
+    trial: FrozenTrial, state: TrialState, value: float | None, result: dict[str, Any]
 ) -> str:
     distributions = {key: distribution_to_json(one) for key, one in trial.distributions.items()}
-    content = [trial.number, state.name, value, told, trial.params, distributions]
+    content = [trial.number, state.name, value, result, trial.params, distributions]
     content.append(sorted(trial.intermediate_values.items()))
     return files.checksum(json.dumps(content, sort_keys=True).encode())
 

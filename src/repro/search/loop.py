@@ -44,10 +44,10 @@ def find(request: Request, outputs: Path) -> Study | None:
 
     The number of trials may differ: more of them make a finished search go on.
     """
-    wanted = _without_trials(request.typed)
+    command = _without_trials(request.typed)
     for study in reversed(find_studies(outputs)):
         kept = study.about.search if study.is_readable else None
-        if kept is None or _without_trials(study.about.typed) != wanted:
+        if kept is None or _without_trials(study.about.typed) != command:
             continue
         with study.confined():
             unfinished = _is_unfinished(study, request.trials)
