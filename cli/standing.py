@@ -15,7 +15,8 @@ KNOWN = ("config_dirs",)
 
 def settings_file() -> Path:
     """``~/.config/repro/settings.yaml``, or where $XDG_CONFIG_HOME says."""
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    # `os.path`: in a container there may be no home folder, and `Path` raises then.
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(home) / "repro" / "settings.yaml"
 
 
@@ -26,7 +27,7 @@ def use_settings() -> None:
         UserError: it has an unknown setting, or names a folder that is not there.
     """
     file = settings_file()
-    # `os.path`: under sudo the home folder may be one that cannot be read, and `Path` raises then.
+    # Likewise: under sudo the home folder may be one that cannot be read.
     if CONFIG_DIR_VARIABLE in os.environ or not os.path.isfile(file):
         return
     content = read_yaml(file) or {}
@@ -36,7 +37,7 @@ def use_settings() -> None:
         if key not in KNOWN:
             raise UserError(f"{file} has no setting '{key}'.{did_you_mean(str(key), KNOWN)}")
     for folder in content.get("config_dirs") or []:
-        place = Path(str(folder)).expanduser()
+        place = Path(os.path.expanduser(str(folder)))
         if not place.is_dir():
             raise UserError(f"{file} names a folder that is not there: {place}.")
         use_config_dir(place)

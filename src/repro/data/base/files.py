@@ -31,8 +31,17 @@ INSTALL_HF = "pip install 'gradient-repro[hf]'"
 
 
 def cache_home() -> Path:
-    """Returns ``$REPRO_CACHE``, or ``~/.cache/repro``."""
-    return Path(os.environ.get("REPRO_CACHE") or Path.home() / ".cache" / "repro").expanduser()
+    """Returns ``$REPRO_CACHE``, or ``~/.cache/repro``.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("REPRO_CACHE") or "~/.cache/repro").expanduser()
+    except RuntimeError:
+        raise UserError(
+            "There is no home folder to keep data sets in: say where, REPRO_CACHE=DIR."
+        ) from None
 
 
 def size(megabytes: float) -> str:
