@@ -102,11 +102,11 @@ def _read(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no mapping, or its `info` lacks something.
     """
-    content = {"info": OWN} if (raw := read_yaml(file)) is None else raw
-    info = content.setdefault("info", OWN) if isinstance(content, dict) else None
+    content = read_yaml(file) or {}
+    info = content.get("info", OWN) if isinstance(content, dict) else None
     if not isinstance(info, dict) or not OWN.keys() <= info.keys():
         raise UserError(f"{file}: info takes {', '.join(OWN)}, or is left out.")
-    return {**content, "name": file.stem}
+    return {**content, "info": info, "name": file.stem}
 
 
 def _look_up(file: Path, root: str | Path | None) -> DatasetInfo:
