@@ -533,9 +533,11 @@ def publish(study: Path, target: str, checkpoints: bool) -> None:
     repro publish STUDY --to hub:me/dgc-mini    on the Hugging Face hub
     repro verify bundle                         do its verdicts follow from it?
     """  # noqa: D301
-    from . import bundles
+    from repro.records.study import Study
+    from repro.report import publish as publishing
 
-    click.echo(f"Published: {bundles.publish(study, target, checkpoints)}")
+    place = publishing.publish(Study.open(study.absolute()), target, checkpoints)
+    click.echo(f"Published: {place}")
 
 
 @cli.command()

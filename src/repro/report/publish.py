@@ -16,16 +16,37 @@ import yaml
 
 from repro.errors import UserError, first_line
 from repro.launching.queue import check_ended
+from repro.planning.extras import require
 from repro.records import files, names
 from repro.records.study import Study
 from repro.records.summary import state_counts
 from repro.report.draw import draw_study
 from repro.report.record import results_markdown, results_of
 
+HUB = "hub:"
 RESULTS = "results.json"
 CARD = "README.md"
 OF_STUDY = (names.STUDY_RECORD, names.VERDICTS, names.SEARCH)
 OF_RUN = (names.RUN_RECORD, names.RUN_CONFIG, names.OVERRIDES, names.SERIES, names.SUMMARY)
+
+
+def publish(study: Study, target: str, checkpoints: bool) -> str:
+    """Bundles a study in a folder, or on the Hugging Face hub.
+
+    Args:
+        study: the study.
+        target: a folder, or ``hub:owner/name``.
+        checkpoints: see `bundle`.
+
+    Returns:
+        Where the bundle is.
+    """
+    if not target.startswith(HUB):
+        return str(bundle(study, Path(target), checkpoints))
+    require(["huggingface_hub"])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = bundle(study, Path(scratch) / study.folder.name, checkpoints)
+        return upload(folder, target.removeprefix(HUB))
 
 
 def bundle(study: Study, target: Path, checkpoints: bool = False) -> Path:
