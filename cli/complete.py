@@ -100,7 +100,10 @@ def _paper(typed: tuple[str, ...]) -> Paper | None:
 def _knobs(paper: Paper | None) -> list[str]:
     from . import knobs
 
-    return [] if paper is None else [knob.key for knob in knobs.knobs(paper)]
+    try:
+        return [] if paper is None else [knob.key for knob in knobs.knobs(paper)]
+    except UserError:  # a malformed config: the command will say so
+        return []
 
 
 def _groups() -> list[str]:

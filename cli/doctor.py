@@ -103,7 +103,7 @@ def _configs() -> list[Finding]:
     known = "config_dirs: [DIR] in it stands for --config-dir"
     return [
         *findings,
-        Finding("settings", "ok" if file.is_file() else "optional", f"{file}: {known}"),
+        Finding("settings", "ok" if os.path.isfile(file) else "optional", f"{file}: {known}"),
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from repro.records.files import YamlLoader, parse_yaml
+from repro.records.files import YamlLoader, parse_yaml, read_yaml
 from repro.records.layers import key_of
 from repro.records.papers import Paper, config_folders, is_group
 
@@ -106,7 +106,7 @@ def _choices(file: Path | None) -> Iterator[tuple[str, str]]:
 
 
 def _defaults(file: Path | None) -> list[Any]:
-    content = parse_yaml(file.read_text(encoding="utf-8")) if file else None
+    content = read_yaml(file) if file else None
     return list((content or {}).get("defaults", []))
 
 

@@ -79,11 +79,8 @@ def people_readable(function: Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             if _debug():
                 raise
-            if _is_out_of_memory(error):
-                _say_error(f"There is not enough memory: {error}")
-                sys.exit(1)
-            _say_error(f"{type(error).__name__}: {error}")
-            _say_error("This is a fault of repro; --debug shows where it happened.")
+            for line in _explained(error):
+                _say_error(line)
             sys.exit(1)
 
     return wrapper
@@ -101,9 +98,17 @@ def _debug() -> bool:
     return bool(context and context.find_root().params.get("debug"))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _explained(error: Exception) -> list[str]:
+    """What to say of an error that nobody foresaw: the machine's, or else a fault of ours."""
     words = ("failed to map segment", "cannot allocate memory", "can't start new thread")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in words):
+        return [f"There is not enough memory: {error}"]
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return [f"{error.filename}: {error.strerror}."]
+    return [
+        f"{type(error).__name__}: {error}",
+        "This is a fault of repro; --debug shows where it happened.",
+    ]
 
 
 def _say_error(text: str) -> None:
@@ -480,8 +485,8 @@ def record(overrides: tuple[str, ...], outputs: Path, study: Path | None, rejudg
     """  # noqa: D301
     from repro.report import record as records
 
-    wanted = dict(o.split("=", 1) for o in overrides if "=" in o)
-    path = records.rejudge(wanted) if rejudge else records.record(wanted, outputs, study)
+    typed = dict(o.split("=", 1) for o in overrides if "=" in o)
+    path = records.rejudge(typed) if rejudge else records.record(typed, outputs, study)
     click.echo(f"Recorded in {path}")
 
 
@@ -528,9 +533,11 @@ def publish(study: Path, target: str, checkpoints: bool) -> None:
     repro publish STUDY --to hub:me/dgc-mini    on the Hugging Face hub
     repro verify bundle                         do its verdicts follow from it?
     """  # noqa: D301
-    from . import bundles
+    from repro.records.study import Study
+    from repro.report import publish as publishing
 
-    click.echo(f"Published: {bundles.publish(study, target, checkpoints)}")
+    place = publishing.publish(Study.open(study.absolute()), target, checkpoints)
+    click.echo(f"Published: {place}")
 
 
 @cli.command()

@@ -16,7 +16,7 @@ from repro.claims.power import Power, power
 from repro.claims.studies import recorded_claims, recorded_results
 from repro.errors import UserError
 from repro.records.papers import Paper
-from repro.records.summary import recorded_study
+from repro.records.recorded import recorded_study
 from repro.report.tables import detail_of, effect_of
 
 from . import render
@@ -28,14 +28,13 @@ def show(paper: Paper, as_json: bool) -> None:
     Raises:
         UserError: nothing of the paper is recorded.
     """
-    scales = [scale for scale in paper.scales if paper.results_file(scale).is_file()]
-    if not scales:
+    if not paper.recorded_scales:
         raise UserError(
             f"Nothing of '{paper.slug}' is recorded yet, so that no spread over seeds is known. "
             f"Run it: repro run paper={paper.slug}, then repro record paper={paper.slug}."
         )
     claims = load_claims(paper.claims_file)
-    found = {scale: _power(paper, claims, scale) for scale in scales}
+    found = {scale: _power(paper, claims, scale) for scale in paper.recorded_scales}
     if as_json:
         render.emit({scale: [_as_json(row) for row in rows] for scale, rows in found.items()})
         return

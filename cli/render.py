@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -14,26 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from repro.cli import OUTPUT_LOST
-from repro.cli.knobs import in_words, knobs
+from repro.cli.knobs import Knob, in_words, knobs
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from repro.errors import ReproError
 from repro.records.papers import Paper
-from repro.records.status import Status
-from repro.records.summary import (
+from repro.records.recorded import (
     OLD,
     OLD_MEANS,
+    is_outdated,
+    recorded_commit,
+    recorded_seconds,
+    recorded_verdicts,
+)
+from repro.records.status import Status
+from repro.records.summary import (
     Scored,
     best_first,
     by_arm,
     identical_points,
-    is_outdated,
     mean_and_spread,
-    recorded_commit,
-    recorded_seconds,
-    recorded_verdicts,
     scores,
 )
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from optuna.trial import FrozenTrial
 
+    from repro.claims.file import Claim
     from repro.claims.verdicts import ClaimVerdict
     from repro.data.base.catalog import DatasetInfo
     from repro.launching.growing import Look
@@ -136,7 +140,7 @@ class PlainTable(Table):
 
 def table(*columns: str, title: str | None = None) -> PlainTable:
     """A table in the house style."""
-    made = PlainTable(
+    styled = PlainTable(
         title=None if title is None else Text(title),
         title_justify="left",
         title_style="bold",
@@ -145,8 +149,8 @@ def table(*columns: str, title: str | None = None) -> PlainTable:
         pad_edge=False,
     )
     for number, column in enumerate(columns):
-        made.add_column(Text(_header(column)), overflow="fold", no_wrap=number == 0)
-    return made
+        styled.add_column(Text(_header(column)), overflow="fold", no_wrap=number == 0)
+    return styled
 
 
 def _header(name: str) -> str:
@@ -235,17 +239,16 @@ def papers(all_papers: Sequence[Paper], as_json: bool) -> None:
         return f"  {name:<{wide}}" + "".join(f"{cell:>4}" for cell in cells) + f"  {minutes:>7}"
 
     console.print(Text(line("scale", MARKS, "minutes"), "bold"))
-    for paper_, recorded_ in rows:
-        link = f" ({paper_.link})" if paper_.link else ""
-        console.print(Text.assemble((paper_.slug, "bold"), f"  {paper_.title}{link}"))
-        for scale, counts in recorded_.items():
-            minutes = f"{recorded_seconds(paper_, scale) / 60:.0f}"
-            marked = f"{scale} {OLD}" if is_outdated(paper_, scale) else scale
+    for each, by_scale in rows:
+        link = f" ({each.link})" if each.link else ""
+        console.print(Text.assemble((each.slug, "bold"), f"  {each.title}{link}"))
+        for scale, counts in by_scale.items():
+            minutes = f"{recorded_seconds(each, scale) / 60:.0f}"
+            marked = f"{scale} {OLD}" if is_outdated(each, scale) else scale
             console.print(line(marked, tally(counts), minutes), highlight=False)
-        if not recorded_:
+        if not by_scale:
             console.print("  nothing recorded yet", highlight=False)
-    legend = f"\n{LEGEND}; minutes of one core; {OLD_MEANS}"
-    console.print(legend, highlight=False)
+    console.print(f"\n{LEGEND}; minutes of one core; {OLD_MEANS}", highlight=False)
     console.print("Look closer: repro show SLUG. Run one: repro run SLUG")
 
 
@@ -253,86 +256,105 @@ def recorded(paper: Paper) -> dict[str, list[ClaimVerdict]]:
     """The recorded verdicts on a paper's claims, by scale."""
     from repro.claims.studies import recorded_claims
 
-    return {
-        scale: recorded_claims(paper, scale)
-        for scale in paper.scales
-        if paper.results_file(scale).is_file()
-    }
+    return {scale: recorded_claims(paper, scale) for scale in paper.recorded_scales}
 
 
 def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     """What was measured of a paper, then its question, claims, arms, scales and knobs."""
     from repro.claims.file import load_claims
-    from repro.report.tables import judged_at, with_minus
+    from repro.report.tables import judged_at
 
     claims = load_claims(shown.claims_file).claims
-    settings, found = knobs(shown), recorded(shown)
+    settings, by_scale = knobs(shown), recorded(shown)
     if as_json:
-        emit(
-            {
-                "slug": shown.slug,
-                "title": shown.title,
-                "link": shown.link,
-                "question": shown.question,
-                "arms": shown.arms,
-                "scales": shown.scales,
-                "recorded": {
-                    scale: [verdict.to_dict() for verdict in verdicts]
-                    for scale, verdicts in found.items()
-                },
-                "code": {
-                    scale: {
-                        "commit": recorded_commit(shown, scale),
-                        "outdated": is_outdated(shown, scale),
-                    }
-                    for scale in found
-                },
-                "claims": [claim.model_dump(mode="json") for claim in claims],
-                "knobs": [
-                    {"key": knob.key, "default": knob.default, "meaning": knob.meaning}
-                    for knob in settings
-                ],
-            }
-        )
+        emit(_plain_paper(shown, claims, settings, by_scale))
         return
     console.print(Text.assemble((shown.title, "bold"), f"  {shown.link}"))
     if shown.question:
         console.print(shown.question, markup=False, highlight=False)
-    elsewhere = judged_at(found)
-    for scale, verdicts in found.items():
-        title = f"\nRecorded at scale={scale}"
-        print_verdicts(verdicts, title, verbose, elsewhere)
+    elsewhere = judged_at(by_scale)
+    for scale, verdicts in by_scale.items():
+        print_verdicts(verdicts, f"\nRecorded at scale={scale}", verbose, elsewhere)
         since = f"; {OLD_MEANS}" if is_outdated(shown, scale) else ""
         code = f"run by the code of commit {recorded_commit(shown, scale)}{since}"
         console.print(Text(code, "dim"))
-    claim_table = table("claim", "statement", "the paper", "scales", title="\nClaims")
+    _print_claims(claims)
+    _print_margins(claims)
+    for title, layers in (("Arms", shown.arms), ("Scales", shown.scales)):
+        layer_table = table("name", "overrides", title=f"\n{title}")
+        for name, overrides in layers.items():
+            layer_table.add_row(name, " ".join(overrides) or "–")
+        console.print(layer_table)
+    _print_knobs(settings)
+
+
+def _plain_paper(
+    shown: Paper,
+    claims: Iterable[Claim],
+    settings: Iterable[Knob],
+    by_scale: Mapping[str, Sequence[ClaimVerdict]],
+) -> dict[str, Any]:
+    """All of a paper as JSON has it."""
+    return {
+        "slug": shown.slug,
+        "title": shown.title,
+        "link": shown.link,
+        "question": shown.question,
+        "arms": shown.arms,
+        "scales": shown.scales,
+        "recorded": {
+            scale: [verdict.to_dict() for verdict in verdicts]
+            for scale, verdicts in by_scale.items()
+        },
+        "code": {
+            scale: {
+                "commit": recorded_commit(shown, scale),
+                "outdated": is_outdated(shown, scale),
+            }
+            for scale in by_scale
+        },
+        "claims": [claim.model_dump(mode="json") for claim in claims],
+        "knobs": [
+            {"key": knob.key, "default": knob.default, "meaning": knob.meaning} for knob in settings
+        ],
+    }
+
+
+def _print_claims(claims: Iterable[Claim]) -> None:
+    shown = table("claim", "statement", "the paper", "scales", title="\nClaims")
     for claim in claims:
         scales = ", ".join(claim.scales) or "–"
-        claim_table.add_row(claim.id, claim.statement, claim.paper.text, scales)
-    console.print(claim_table)
+        shown.add_row(claim.id, claim.statement, claim.paper.text, scales)
+    console.print(shown)
+
+
+def _print_margins(claims: Iterable[Claim]) -> None:
+    """Why margins and bounds are what they are, each reason once."""
+    from repro.report.tables import with_minus
+
     reasons = {
         (claim.id, check.claimed, check.margin_because): None
         for claim in claims
         for check in claim.all_checks()
         if check.margin_because is not None
     }
-    if reasons:
-        margin_table = table("claim", "limit", "because", title="\nMargins and bounds")
-        for name, limit, because in reasons:
-            margin_table.add_row(name, with_minus(limit), because)
-        console.print(margin_table)
-    for title, named in (("Arms", shown.arms), ("Scales", shown.scales)):
-        layer_table = table("name", "overrides", title=f"\n{title}")
-        for name, overrides in named.items():
-            layer_table.add_row(name, Text(" ".join(map(str, overrides or [])) or "–"))
-        console.print(layer_table)
-    knob_table = table("key", "default and meaning", title="\nKnobs")
+    if not reasons:
+        return
+    shown = table("claim", "limit", "because", title="\nMargins and bounds")
+    for name, limit, because in reasons:
+        shown.add_row(name, with_minus(limit), because)
+    console.print(shown)
+
+
+def _print_knobs(settings: Iterable[Knob]) -> None:
+    """The settings of a paper, those of a table of values in one row."""
+    shown = table("key", "default and meaning", title="\nKnobs")
     for key, alike in groupby(settings, key=lambda knob: knob.table or knob.key):
         first, *more = alike
         default = f"{1 + len(more)} values" if more else in_words(first.default)
         name = key if more else first.key
-        knob_table.add_row(name, Text.assemble(default, (f"  {first.meaning}", "dim")))
-    console.print(knob_table)
+        shown.add_row(name, Text.assemble(default, (f"  {first.meaning}", "dim")))
+    console.print(shown)
 
 
 def study_starts(study: Study) -> None:
@@ -463,6 +485,10 @@ def study_result(
     overrides = [text for text in study.about.typed if not text.startswith("paper=")]
     if overrides:
         console.print(f"With: {' '.join(overrides)}", markup=False, highlight=False)
+    _print_figures(study)
+
+
+def _print_figures(study: Study) -> None:
     figures = sorted(study.figures_folder.glob("*.png"))
     if figures:
         console.print("Figures: " + ", ".join(map(str, figures)), soft_wrap=True, highlight=False)
@@ -510,9 +536,7 @@ def search_result(study: Study, result: dict[str, Any], as_json: bool) -> None:
         for key, share in result["importance"].items():
             importance.add_row(key, f"{100 * share:.0f} %")
         console.print(importance)
-    figures = sorted(study.figures_folder.glob("*.png"))
-    if figures:
-        console.print("Figures: " + ", ".join(map(str, figures)), soft_wrap=True, highlight=False)
+    _print_figures(study)
     if result["command"] is None:
         console.print("No trial came to its end, so there is no best point.")
     else:
@@ -599,8 +623,12 @@ def studies(found: Sequence[Study], as_json: bool) -> None:
 
     rows = []
     for study in found:
-        counts = count_statuses(study.runs)
-        given = [verdict.verdict for verdict in read_verdicts(study)]
+        try:
+            counts = count_statuses(study.runs)
+            given = [verdict.verdict for verdict in read_verdicts(study)]
+        except ReproError as error:  # one that is damaged hides no other
+            message(f"left out: {error}")
+            continue
         summary = {str(name): given.count(name) for name in Verdict if name in given}
         rows.append((study, counts, summary))
     if as_json:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from repro.claims.outcomes import LEGEND
 from repro.records import files
-from repro.records.summary import OLD_MEANS
+from repro.records.recorded import OLD_MEANS
 from repro.report.collect import Collected, Filters, StudyEntry, collect, collect_recorded
 from repro.report.settings import Settings
 from repro.report.tables import TALLY

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from repro.errors import UserError, did_you_mean
-from repro.records.files import parse_yaml
+from repro.records.files import read_yaml
 from repro.records.papers import CONFIG_DIR_VARIABLE
 
 KNOWN = ("config_dirs",)
@@ -18,7 +15,8 @@ KNOWN = ("config_dirs",)
 
 def settings_file() -> Path:
     """``~/.config/repro/settings.yaml``, or where $XDG_CONFIG_HOME says."""
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    # `os.path`: in a container there may be no home folder, and `Path` raises then.
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
     return Path(home) / "repro" / "settings.yaml"
 
 
@@ -26,22 +24,20 @@ def use_settings() -> None:
     """Uses the settings file, unless the environment says already which folders to use.
 
     Raises:
-        UserError: it is not YAML, has an unknown setting, or names a folder that is not there.
+        UserError: it has an unknown setting, or names a folder that is not there.
     """
     file = settings_file()
-    if CONFIG_DIR_VARIABLE in os.environ or not file.is_file():
+    # Likewise: under sudo the home folder may be one that cannot be read.
+    if CONFIG_DIR_VARIABLE in os.environ or not os.path.isfile(file):
         return
-    try:
-        content: Any = parse_yaml(file.read_text(encoding="utf-8")) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file) or {}
     if not isinstance(content, dict):
         raise UserError(f"{file} takes settings such as config_dirs: [DIR].")
     for key in content:
         if key not in KNOWN:
             raise UserError(f"{file} has no setting '{key}'.{did_you_mean(str(key), KNOWN)}")
     for folder in content.get("config_dirs") or []:
-        place = Path(str(folder)).expanduser()
+        place = Path(os.path.expanduser(str(folder)))
         if not place.is_dir():
             raise UserError(f"{file} names a folder that is not there: {place}.")
         use_config_dir(place)

@@ -69,7 +69,8 @@ def _parts(
 def _lines(claim: ClaimVerdict, verbose: bool) -> Iterator[RenderableType]:
     """The verdict and the effect; the statement; checks that do not agree; what is open."""
     listed = claim.checks if verbose or is_divided(claim) else ()
-    yield Text.assemble(_marked(claim.verdict), "  ", _summary(claim.checks, bool(listed)))
+    marked = f"{claim.verdict.mark} {claim.verdict}", COLOURS.get(claim.verdict, "dim")
+    yield Text.assemble(marked, "  ", _summary(claim.checks, bool(listed)))
     where = f" ({claim.where})" if verbose else ""
     yield Text(f"{claim.statement}{where}", "dim")
     if verbose:
@@ -97,10 +98,6 @@ def _checks(checks: Sequence[CheckVerdict], verbose: bool) -> Table:
         detail = Text(f"  {detail_of(check)}{seeds}", "dim")
         shown.add_row(mark, Text(effect_of(check)) + detail)
     return shown
-
-
-def _marked(verdict: Verdict) -> tuple[str, str]:
-    return f"{verdict.mark} {verdict}", COLOURS.get(verdict, "dim")
 
 
 def _summary(checks: Sequence[CheckVerdict], listed: bool) -> Text:

@@ -14,8 +14,8 @@ from repro.errors import UserError
 from repro.launching.queue import check_ended
 from repro.records import files
 from repro.records.papers import Paper
+from repro.records.recorded import recorded_study
 from repro.records.study import Study
-from repro.records.summary import recorded_study
 from repro.report.publish import RESULTS
 from repro.report.tables import with_minus
 

@@ -94,12 +94,6 @@ def latest_study(outputs: Path) -> Path:
 
 
 def run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool = False) -> int:
-    """Runs what is left of a study and reports it; see `_run_and_judge`."""
-    with study.held():
-        return _run_and_judge(study, quiet, as_json, verbose)
-
-
-def _run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool) -> int:
     """Runs what is left of a study and reports it.
 
     Returns:
@@ -108,16 +102,17 @@ def _run_and_judge(study: Study, quiet: bool, as_json: bool, verbose: bool) -> i
 
     A `ReproError` says so if a figure is declared wrongly or cannot be written.
     """
-    stopped = execute(study, quiet)
-    if stopped is not None:
-        return stopped
-    with render.sign_of_life("judging and drawing", quiet):
-        verdicts = judge_study(study) if study.is_judged else []
-        if any(current_record(run).status.is_final for run in study.runs):
-            _draw(study)
-    _publish(study, verdicts)
-    render.study_result(study, verdicts, as_json, verbose)
-    return report_failures(study)
+    with study.held():
+        stopped = execute(study, quiet)
+        if stopped is not None:
+            return stopped
+        with render.sign_of_life("judging and drawing", quiet):
+            verdicts = judge_study(study) if study.is_judged else []
+            if any(current_record(run).status.is_final for run in study.runs):
+                _draw(study)
+        _publish(study, verdicts)
+        render.study_result(study, verdicts, as_json, verbose)
+        return report_failures(study)
 
 
 def _draw(study: Study) -> None:
@@ -309,7 +304,8 @@ def report_failures(study: Study) -> int:
         render.message(f"{first.arm} seed {first.seed} failed{times}: {message}")
     if all(error.kind == "user" for _, error in failed):
         return 2
-    for run in [run for run in study.runs if run.job and run.status() is Status.FAILED][:SHOWN]:
+    of_jobs = [run for run in study.runs if run.job and run.status() is Status.FAILED]
+    for run in of_jobs[:SHOWN]:
         _show_end(run.log_file)
     render.message(f"Details: log.txt in each run directory under {short(study.folder)}")
     return 1

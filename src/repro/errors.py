@@ -20,6 +20,11 @@ class UserError(ReproError):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ``" Did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ from rooms import configs, finished
 from torch.nn import functional as F
 
 from repro.planning.instantiate import instantiate
-from repro.training import checkpoints
+from repro.training import watch
 
 REPEATS = 5
 
@@ -22,14 +22,14 @@ def through_the_engine(folder: Path, typed: list[str], monkeypatch: pytest.Monke
     """The seconds of `Trainer.fit` between its first and its last step, all callbacks included."""
     taken: list[float] = []
 
-    class Timed(checkpoints.Watch):
+    class Timed(watch.Watch):
         def on_train_start(self, *_: Any) -> None:
             self.start = time.perf_counter()
 
         def on_train_end(self, *_: Any) -> None:
             taken.append(time.perf_counter() - self.start)
 
-    monkeypatch.setattr("repro.training.checkpoints.Watch", Timed)
+    monkeypatch.setattr("repro.training.watch.Watch", Timed)
     finished(folder / "outputs", "paper=toy", "seed=0", *typed)
     return taken[0]
 

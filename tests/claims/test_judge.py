@@ -393,10 +393,6 @@ class TestSeveralChecks:
         outcome = build.verdict([CHECKS[name] for name in checks], two_arms(0.9, 0.8))
         assert outcome.verdict is expected
 
-    def test_the_deciding_check_is_at_hand(self, build):
-        outcome = build.verdict([CHECKS["good"], CHECKS["bad"]], two_arms(0.9, 0.8))
-        assert outcome.deciding is outcome.checks[1]
-
     def test_only_the_checks_of_this_scale_count(self, build):
         checks = [CHECKS["good"] | {"metric": build.metric}]
         checks.append(CHECKS["bad"] | {"metric": build.metric, "scales": ["full"]})

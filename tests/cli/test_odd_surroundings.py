@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run
 from repro.records.study import Study, find_studies
-from repro.training.execute import _StopRequest
+from repro.training.stopping import StopRequest
 
 TOY = ["run", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "n_jobs=1"]
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -184,15 +185,26 @@ def test_too_little_memory_is_said(
     assert "fault of repro" not in result.stderr
 
 
+def test_what_may_not_be_read_is_no_fault_of_ours(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "mine")
+
+    monkeypatch.setattr("repro.records.papers.load_papers", fail)
+    result = invoke("list")
+    assert (result.exit_code, result.stderr) == (1, "repro: mine: Permission denied.\n")
+
+
 def test_a_closed_terminal_is_heard_unless_nohup_asked_otherwise() -> None:
     before = signal.getsignal(signal.SIGHUP)
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        with _StopRequest(Path()) as stop:
+        with StopRequest(Path()) as stop:
             signal.raise_signal(signal.SIGHUP)
         assert not stop.requested
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with _StopRequest(Path()) as stop:
+        with StopRequest(Path()) as stop:
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGHUP)  # shells say so once more
         assert stop.requested

@@ -86,6 +86,9 @@ def test_what_cannot_be_bundled_is_said_in_a_line(study: Study, toy: Path) -> No
     result = repro("publish", study.folder, "--to", toy / "full")
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
     assert "is not empty" in result.output
+    result = repro("publish", study.folder, "--to", toy / "full" / "mine")
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert "is a file" in result.output
     assert "is no bundle" in repro("verify", study.folder).output
     study.runs[0].update(status="interrupted")
     result = repro("publish", study.folder, "--to", toy / "new")

@@ -17,6 +17,19 @@ def status(*arguments: str) -> str:
     return result.stdout
 
 
+def test_a_damaged_study_hides_no_other(tmp_path: Path) -> None:
+    start = datetime(2026, 1, 1)
+    damaged, whole = (
+        make_study(tmp_path, created=start + timedelta(hours=hour), arms=["dense"], seeds=1)
+        for hour in range(2)
+    )
+    (damaged / "study.json").write_text("{")
+    result = CliRunner().invoke(cli, ["status", "--outputs", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert str(whole) in result.stdout.replace("\n", "")
+    assert f"left out: {damaged / 'study.json'} cannot be read" in result.stderr
+
+
 def test_the_newest_thirty_studies_are_listed(tmp_path: Path) -> None:
     start = datetime(2026, 1, 1)
     for hour in range(32):

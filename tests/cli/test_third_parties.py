@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from repro.cli import standing
 from repro.cli.main import cli
 
+from repro.data.base.files import cache_home
 from repro.errors import UserError
 from repro.records import papers
 from repro.records.papers import CONFIG_DIR_VARIABLE, config_folders
@@ -103,9 +104,10 @@ def test_a_settings_file_stands_for_typing_config_dir(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("config_dirs: [nowhere]", "names a folder that is not there: nowhere"),
+        ("config_dirs: [~no_such_user/x]", "names a folder that is not there: ~no_such_user/x"),
         ("config_dir: [x]", "has no setting 'config_dir'. Did you mean 'config_dirs'?"),
         ("- x", "takes settings such as config_dirs"),
-        ("{", "is not valid YAML"),
+        ("{", "not valid YAML"),
     ],
 )
 def test_mistakes_in_the_settings_file_are_said(
@@ -119,6 +121,18 @@ def test_mistakes_in_the_settings_file_are_said(
     with pytest.raises(UserError) as caught:
         standing.use_settings()
     assert said in str(caught.value)
+
+
+def test_without_a_home_folder_there_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_number: int) -> None:
+        raise KeyError
+
+    for name in ("HOME", "XDG_CONFIG_HOME", "REPRO_CACHE", CONFIG_DIR_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    standing.use_settings()
+    with pytest.raises(UserError, match="REPRO_CACHE=DIR"):
+        cache_home()
 
 
 def test_several_config_folders_are_searched_in_order(

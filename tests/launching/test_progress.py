@@ -21,9 +21,10 @@ from repro.launching import progress
 from repro.records.run import Live, Run
 from repro.records.series import read_series
 from repro.records.study import Study, find_studies
-from repro.training import checkpoints, pace, series
-from repro.training.checkpoints import Diverged, Watch
+from repro.training import pace, series
+from repro.training import watch as watching
 from repro.training.series import CsvLogger
+from repro.training.watch import Diverged, Watch
 
 LIVE = {
     "steps_per_second": 123.4,
@@ -139,7 +140,7 @@ def test_telling_takes_a_hundredth_of_the_time(monkeypatch: pytest.MonkeyPatch) 
     import torch
 
     clock = Clock()
-    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(watching, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     watch = Watch(check_every=50, report=lambda *_: clock.take(0.2))
     trainer: Any = Told()
     for _ in range(10_000):

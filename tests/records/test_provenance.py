@@ -13,7 +13,7 @@ from repro.cli.main import cli
 
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
-from repro.records import provenance, summary
+from repro.records import provenance, recorded
 from repro.records.papers import Paper, load_paper
 from repro.records.provenance import paper_fingerprint
 
@@ -121,23 +121,23 @@ def test_a_study_knows_the_paper_that_it_ran(paper: Paper, tmp_path: Path) -> No
 
 def test_a_record_is_outdated_once_its_papers_code_changes(paper: Paper, record: Write) -> None:
     record(json.dumps({"sha256": "0", "commit": "abc", "paper_sha256": fingerprint(paper)}))
-    assert summary.recorded_commit(paper, "mini") == "abc"
-    assert not summary.is_outdated(paper, "mini")
+    assert recorded.recorded_commit(paper, "mini") == "abc"
+    assert not recorded.is_outdated(paper, "mini")
     record(json.dumps({"sha256": "0", "commit": "abc+changes", "paper_sha256": "other"}))
-    assert summary.is_outdated(paper, "mini")
+    assert recorded.is_outdated(paper, "mini")
 
 
 def test_a_record_that_does_not_say_what_ran_may_be_outdated(paper: Paper, record: Write) -> None:
     record('{"sha256": "0123456789abcdef"}')
-    assert summary.recorded_commit(paper, "mini") == "unknown"
-    assert summary.is_outdated(paper, "mini")
+    assert recorded.recorded_commit(paper, "mini") == "unknown"
+    assert recorded.is_outdated(paper, "mini")
 
 
 def test_list_and_show_mark_what_is_outdated(paper: Paper, record: Write) -> None:
     record('{"sha256": "0", "commit": "abc", "paper_sha256": "other"}')
     shown = CliRunner().invoke(cli, ["show", "toy"])
     said = " ".join(shown.stdout.split())
-    assert f"by the code of commit abc; {summary.OLD_MEANS}" in said, shown.output
+    assert f"by the code of commit abc; {recorded.OLD_MEANS}" in said, shown.output
     found = json.loads(CliRunner().invoke(cli, ["show", "toy", "--json"]).stdout)
     assert found["code"] == {"mini": {"commit": "abc", "outdated": True}}
     lines = [line.strip() for line in CliRunner().invoke(cli, ["list"]).stdout.splitlines()]

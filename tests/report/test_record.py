@@ -17,13 +17,13 @@ from repro.claims.outcomes import Verdict
 from repro.errors import UserError
 from repro.records.files import read_json
 from repro.records.papers import Paper, load_paper, load_papers, paper_files
-from repro.records.study import Study
-from repro.records.summary import (
+from repro.records.recorded import (
     OLD,
     recorded_commit,
     recorded_seconds,
     recorded_verdicts,
 )
+from repro.records.study import Study
 from repro.records.table import table
 from repro.report import record, style
 from repro.report.draw import save_figure

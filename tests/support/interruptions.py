@@ -75,7 +75,7 @@ def same_after_a_kill(folder: Path, step: int, *typed: str, straight: Run | None
 def stop_after(steps: int, run: Run) -> None:
     """Executes a run until a polite request to stop, as the engine makes one of signals."""
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-        patch.setattr(execute, "_StopRequest", lambda folder: _StopAfter(steps))
+        patch.setattr(execute, "StopRequest", lambda folder: _StopAfter(steps))
         execute.execute(run.folder)
     assert run.status() == Status.INTERRUPTED
 

@@ -40,6 +40,7 @@ PRELOADED = [
     "repro.training.metrics",
     "repro.training.series",
     "repro.training.speed",
+    "repro.training.watch",
     "repro.search.loop",
     "repro.methods",
     "repro.models",

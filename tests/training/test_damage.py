@@ -23,6 +23,7 @@ from repro.records.run import Run
 from repro.records.status import Status
 from repro.records.study import Study
 from repro.training import execute
+from repro.training.checkpoints import read_checkpoint
 
 TYPED = ("paper=toy", "scale=smoke", "arm=sgd", "seed=0", "training.checkpoint.every_steps=7")
 CONFIG = Path(__file__).parents[1] / "support/toy_project/conf"
@@ -69,11 +70,11 @@ def study_of(run: Run) -> Study:
 READERS: dict[str, tuple[Callable[[Run], Path], Callable[[Run], Any]]] = {
     "last.ckpt": (
         lambda run: run.last_checkpoint,
-        lambda run: execute._readable_checkpoint(run.last_checkpoint),
+        lambda run: read_checkpoint(run.last_checkpoint),
     ),
     "best.ckpt": (
         lambda run: run.best_checkpoint,
-        lambda run: execute._readable_checkpoint(run.best_checkpoint),
+        lambda run: read_checkpoint(run.best_checkpoint),
     ),
     "run.json": (lambda run: run.record_file, lambda run: run.record().content()),
     "study.json": (
@@ -149,10 +150,10 @@ def test_a_checkpoint_of_earlier_versions_is_read(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     state = {"state_dict": {"w": torch.ones(1000)}, "global_step": 3}
     torch.save(state, file)
-    assert is_same(execute._readable_checkpoint(file), state)
+    assert is_same(read_checkpoint(file), state)
     flip(file, 8 * 1500)
     with pytest.raises(UserError, match="is damaged"):
-        execute._readable_checkpoint(file)
+        read_checkpoint(file)
 
 
 def test_what_is_written_by_hand_is_believed(straight: Run, tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ def test_bad_checkpoints_are_refused_with_a_way_out(
         "repro.errors.difflib.os.system",
         "repro.records.files.os.system",
         "repro.training.execute.subprocess.Popen",
-        "repro.training.execute.signal",
+        "repro.training.stopping.signal",
         "builtins.eval",
         "torch.load",
         "torch.nn.modules.module.torch.load",

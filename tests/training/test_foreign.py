@@ -240,7 +240,7 @@ def test_a_logger_is_as_a_config_has_it(
     assert "has settings that no logger config has" in refused(study, guard)
 
 
-@pytest.mark.parametrize("name", ["os.system", "repro.training.checkpoints.Watch", "toy_room.Evil"])
+@pytest.mark.parametrize("name", ["os.system", "repro.training.watch.Watch", "toy_room.Evil"])
 def test_a_callback_is_that_of_a_search(study: Study, guard: Guard, name: str) -> None:
     update_json(study.runs[0].record_file, callback=name)
     refused(study, guard)

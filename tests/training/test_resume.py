@@ -20,7 +20,7 @@ from repro.planning.prepare import create_study
 from repro.records.series import read_series
 from repro.records.status import Status
 from repro.records.study import Study, find_studies
-from repro.training.execute import _StopRequest
+from repro.training.stopping import StopRequest
 
 ONE_RUN = ["run", "paper=toy", "scale=smoke", "arm=sgd", "seed=0", "n_jobs=1", "-q"]
 OFTEN = ["training.checkpoint.every_seconds=0"]
@@ -260,7 +260,7 @@ def test_who_stops_before_the_first_checkpoint_is_told_what_resuming_does(
 
 
 def test_without_a_folder_there_is_nothing_to_be_polite_about(tmp_path: Path) -> None:
-    with _StopRequest(tmp_path / "deleted") as stop, pytest.raises(KeyboardInterrupt):
+    with StopRequest(tmp_path / "deleted") as stop, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     assert stop.requested
 

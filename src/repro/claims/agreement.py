@@ -44,11 +44,11 @@ def beside(fresh: Iterable[ClaimVerdict], recorded: Iterable[ClaimVerdict]) -> l
 def agreements(fresh: Sequence[ClaimVerdict], recorded: Sequence[ClaimVerdict]) -> list[Agreement]:
     """Compares all claims that are judged in either, in the order of the fresh ones."""
     compared = [_agreement(claim) for claim in beside(fresh, recorded)]
-    found = {claim.id for claim in fresh}
+    judged = {claim.id for claim in fresh}
     gone = [
         Agreement(claim.id, None, claim.verdict, "differs", "is not judged any more")
         for claim in recorded
-        if claim.id not in found
+        if claim.id not in judged
     ]
     unjudged = (None, Verdict.NOT_AT_SCALE)
     return [a for a in (*compared, *gone) if {a.fresh, a.recorded} - set(unjudged)]
@@ -62,12 +62,12 @@ def _beside(claim: ClaimVerdict, recorded: ClaimVerdict) -> ClaimVerdict:
     for check in claim.checks:
         same = known.get((check.relation, check.compared))
         checks.append(
-            check.model_copy(update={"recorded": _values(same.pop(0))}) if same else check
+            check.model_copy(update={"recorded": _recorded(same.pop(0))}) if same else check
         )
     return claim.model_copy(update={"checks": tuple(checks), "recorded": recorded.verdict})
 
 
-def _values(check: CheckVerdict) -> Recorded:
+def _recorded(check: CheckVerdict) -> Recorded:
     return Recorded(
         verdict=check.verdict,
         effect=check.effect,
@@ -92,18 +92,18 @@ def _agreement(claim: ClaimVerdict) -> Agreement:
 
 def _difference(check: CheckVerdict) -> str:
     """Whether an effect lies outside of the recorded interval, in words; may be empty."""
-    found = check.recorded
-    if found is None:
+    recorded = check.recorded
+    if recorded is None:
         return f"{check.compared} is not recorded"
     if check.relation == "identity":  # what deviates is rounding
         return ""
-    if (check.effect is None) != (found.effect is None):
+    if (check.effect is None) != (recorded.effect is None):
         return f"{check.compared}: {check.effect_text} instead of {check.recorded_text}"
-    if check.effect is None or found.effect is None:
+    if check.effect is None or recorded.effect is None:
         return ""
-    slack = ROUNDING * max(abs(check.effect), abs(found.effect))
-    low = -math.inf if found.low is None else found.low - slack
-    high = math.inf if found.high is None else found.high + slack
+    slack = ROUNDING * max(abs(check.effect), abs(recorded.effect))
+    low = -math.inf if recorded.low is None else recorded.low - slack
+    high = math.inf if recorded.high is None else recorded.high + slack
     if low <= check.effect <= high:
         return ""
     return f"{check.compared}: {check.effect_text} instead of {check.recorded_text}"

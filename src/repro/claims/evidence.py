@@ -224,8 +224,8 @@ class Evidence:
 
     def _why_no_runs(self, arm: str, at: Mapping[str, SweptValue]) -> str:
         if arm in self.by_arm:
-            wanted = ", ".join(f"{key}={value}" for key, value in at.items())
-            return f"arm '{arm}' has no run at {wanted}"
+            point = ", ".join(f"{key}={value}" for key, value in at.items())
+            return f"arm '{arm}' has no run at {point}"
         if arm in self.left_out:
             return f"no run of arm '{arm}' has finished"
         return f"arm '{arm}' is not in this study"

@@ -30,7 +30,7 @@ from repro.claims.relations import RELATIONS, Check
 from repro.claims.relations.base import Scale
 from repro.claims.verdicts import Paper
 from repro.errors import UserError, did_you_mean
-from repro.records.files import YamlLoader
+from repro.records.files import YamlLoader, read_yaml
 
 
 def _as_relation(raw: Any) -> Check:
@@ -124,27 +124,12 @@ class ClaimsFile(Strict):
         return self
 
 
-def load_claims(path: str | Path) -> ClaimsFile:
+def load_claims(path: Path) -> ClaimsFile:
     """Reads and checks a claims file.
 
-    Raises:
-        UserError: The file is missing, is not YAML, or has fields that are wrong.
+    A `UserError` says so if the file is missing, is not YAML, or has fields that are wrong.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}") from error
-    try:
-        raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
-    except (ValueError, RecursionError) as error:  # e.g. a date that does not exist
-        raise UserError(f"{path}: not valid YAML: {error}") from error
-    claims = parse_claims(raw, str(path))
+    claims = parse_claims(read_yaml(path, _Loader), str(path))
     refuse_foregone(claims, str(path))
     return claims
 

@@ -6,26 +6,15 @@ import math
 import re
 
 FRACTIONS = {
-    *("accuracy", "auc", "auroc", "cldice", "dice", "ece", "fraction", "iou", "ks"),
-    *("precision", "reached", "recall", "share", "sparsity"),
-}
+    "accuracy", "auc", "auroc", "cldice", "dice", "ece", "fraction", "iou", "ks", "precision",
+    "reached", "recall", "share", "sparsity",
+}  # fmt: skip
 # Words that make something else of what they stand with: a drop of accuracy can be negative.
 CHANGES = {"doubling", "drop", "exponent", "gain", "gap", "per", "rise", "slope", "to"}
 NEVER_NEGATIVE = {
-    *(
-        "bits",
-        "bytes",
-        "epochs",
-        "error",
-        "flops",
-        "gradients",
-        "lr",
-        "mb",
-        "ms",
-        "multiplications",
-    ),
-    *("nodes", "norm", "parameters", "perplexity", "rmse", "seconds", "steps", "target", "units"),
-}
+    "bits", "bytes", "epochs", "error", "flops", "gradients", "lr", "mb", "ms", "multiplications",
+    "nodes", "norm", "parameters", "perplexity", "rmse", "seconds", "steps", "target", "units",
+}  # fmt: skip
 
 
 def range_of(metric: str) -> tuple[float, float]:

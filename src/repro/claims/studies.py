@@ -11,8 +11,8 @@ from repro.claims.evidence import RunResult
 from repro.claims.verdicts import ClaimVerdict
 from repro.records import files
 from repro.records.papers import Paper
+from repro.records.recorded import recorded_study
 from repro.records.study import Study
-from repro.records.summary import recorded_study
 from repro.records.typed import Record, record_in, write_record
 
 

@@ -118,8 +118,8 @@ class CheckVerdict(_Record):
     @property
     def recorded_text(self) -> str:
         """The recorded effect, likewise."""
-        found = self.recorded
-        return "–" if found is None else self._write(found.effect, found.low, found.high)
+        known = self.recorded
+        return "–" if known is None else self._write(known.effect, known.low, known.high)
 
     def _write(self, effect: float | None, low: float | None, high: float | None) -> str:
         return format_effect(
@@ -149,11 +149,6 @@ class ClaimVerdict(_Record):
     reason: str = ""
     checks: tuple[CheckVerdict, ...] = ()
     recorded: Verdict | None = _unless_none()
-
-    @property
-    def deciding(self) -> CheckVerdict | None:
-        """The first check with the claim's verdict: the one to show where there is room for one."""
-        return next((check for check in self.checks if check.verdict is self.verdict), None)
 
     @property
     def outlook(self) -> str:

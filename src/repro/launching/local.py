@@ -19,13 +19,14 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from repro.claims.studies import judge_study
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError, UserError, first_line
 from repro.launching import queue, slurm
 from repro.launching.growing import extend
 from repro.planning import compose, trust
 from repro.records.run import Run
 from repro.records.study import Study
-from repro.training.execute import PARENT_VARIABLE, job
+from repro.training.execute import job
+from repro.training.stopping import PARENT_VARIABLE
 
 if TYPE_CHECKING:
     from repro.planning.plan import Plan
@@ -133,25 +134,25 @@ def launch(study: Study, layers: Sequence[Sequence[Run]], n_jobs: int | str | No
     settings = {run: _settings(run) for run in runs}
     layers = _exclusive_last(layers, settings)
     groups = _by_launcher(runs, settings.__getitem__, study.about.hydra, n_jobs)
-    chosen = {run: overrides for overrides, some in groups.items() for run in some}
+    chosen = {run: overrides for overrides, group in groups.items() for run in group}
     with compose.hydra_ready():
-        _check_trusted(study, [some[0] for some in groups.values()])
+        _check_trusted(study, [group[0] for group in groups.values()])
         configs = {overrides: _launcher_config(overrides, study.folder) for overrides in groups}
-        slurms = {key: config for key, config in configs.items() if uses_slurm(key)}
-        locals_ = {key: _launcher(config) for key, config in configs.items() if key not in slurms}
+        slurm_configs = {key: config for key, config in configs.items() if uses_slurm(key)}
+        launchers = {k: _launcher(config) for k, config in configs.items() if not uses_slurm(k)}
         submitted: list[str] = []
         done = 0
         for depth, layer in enumerate(layers):
             earlier = [run for above in layers[:depth] for run in above]
-            try:
-                for key, config in slurms.items():  # first, because nobody waits for them here
+            try:  # these first, because nobody waits for them here
+                for key, config in slurm_configs.items():
                     part = [run for run in layer if chosen[run] == key]
                     after = queue.arrays(run.job for run in earlier)
                     submitted += slurm.submit(part, study, config.hydra.launcher, after, conclude)
             except BaseException:
                 slurm.cancel(submitted)
                 raise
-            for key, launcher in locals_.items():
+            for key, launcher in launchers.items():
                 part = [run for run in layer if chosen[run] == key]
                 if part:
                     wait_for(earlier)  # a parent may be a job
@@ -213,19 +214,20 @@ def _by_launcher(
     n_jobs: int | str | None = None,
 ) -> dict[Overrides, list[AnyRun]]:
     """Groups runs by the Hydra overrides that choose their launcher."""
-    alike: dict[str, list[AnyRun]] = {}
+    by_settings: dict[str, list[AnyRun]] = {}
     settings: dict[str, tuple[Mapping[str, Any], int | str]] = {}
     for run in runs:
         config = config_of(run)
-        chosen = config["hardware"], config["n_jobs"] if n_jobs is None else n_jobs
-        alike.setdefault(repr(chosen), []).append(run)
-        settings[repr(chosen)] = chosen
+        own = config["hardware"], config["n_jobs"] if n_jobs is None else n_jobs
+        by_settings.setdefault(repr(own), []).append(run)
+        settings[repr(own)] = own
     groups: dict[Overrides, list[AnyRun]] = {}
-    for key, some in alike.items():
-        overrides = tuple(launcher_overrides(*settings[key], typed, len(some)))
+    for key, group in by_settings.items():
+        hardware, jobs = settings[key]
+        overrides = tuple(launcher_overrides(hardware, jobs, typed, len(group)))
         if not uses_slurm(overrides):
-            _check_nodes(settings[key][0]["num_nodes"])
-        groups.setdefault(overrides, []).extend(some)
+            _check_nodes(hardware["num_nodes"])
+        groups.setdefault(overrides, []).extend(group)
     return groups
 
 
@@ -308,7 +310,7 @@ def _launcher(config: DictConfig) -> Launcher:
             hydra_context=context, task_function=job, config=config
         )
     except (InstantiationException, RuntimeError) as error:  # the latter of what is no launcher
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise UserError(f"hardware.launcher: {reason}") from error
 
 

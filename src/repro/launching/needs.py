@@ -21,32 +21,34 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: something is missing.
     """
-    said = lacking(plan)
-    if said is not None:
-        raise UserError(said)
+    problem = lacking(plan)
+    if problem is not None:
+        raise UserError(problem)
 
 
 def lacking(plan: Plan) -> str | None:
     """What is missing, for which arms, and how to get it; None if nothing is."""
     arms = list(dict.fromkeys(run.arm for run in plan.runs))
     unlike = {(run.arm, repr(run.point)): run for run in plan.runs}  # but for their seeds
-    found: dict[str, dict[str, None]] = {}
+    lacking_arms: dict[str, dict[str, None]] = {}  # by what they lack
     for (arm, _), run in unlike.items():
-        for said in _missing(run.content):
-            found.setdefault(said, {})[arm] = None
-    return " ".join(f"{_who(list(few), arms)}: {said}" for said, few in found.items()) or None
+        for problem in _missing(run.content):
+            lacking_arms.setdefault(problem, {})[arm] = None
+    lines = [f"{_who(list(some), arms)}: {problem}" for problem, some in lacking_arms.items()]
+    return " ".join(lines) or None
 
 
 def _missing(content: Mapping[str, Any]) -> list[str]:
     """What one run lacks."""
     dataset = content["dataset"]
     info = dataset.get("info") or {}
-    said = extras.missing([*content.get("needs", ()), *info.get("needs", ())])
+    packages = extras.missing([*content.get("needs", ()), *info.get("needs", ())])
     root = dataset.get("root") or content["data"]["root"]
-    looked_for = info and not _is_stand_in(dataset)
+    if not info or _is_stand_in(dataset):
+        return packages
     # Of a large corpus the run may read a few files only.
-    problem = catalog.problem_of(dataset, root, dataset.get("shards")) if looked_for else None
-    return said if problem is None else [*said, " ".join(problem.split())]
+    problem = catalog.problem_of(dataset, root, dataset.get("shards"))
+    return packages if problem is None else [*packages, " ".join(problem.split())]
 
 
 def _is_stand_in(dataset: Mapping[str, Any]) -> bool:
@@ -57,8 +59,8 @@ def _is_stand_in(dataset: Mapping[str, Any]) -> bool:
     return bool(dataset["_target_"] == info.get("stand_in", {}).get("target"))
 
 
-def _who(few: list[str], all_: list[str]) -> str:
-    if len(few) == len(all_):
+def _who(subset: list[str], arms: list[str]) -> str:
+    if len(subset) == len(arms):
         return "Nothing can run"
-    more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
-    return f"{len(few)} of {len(all_)} arms ({', '.join(few[:SHOWN])}{more}) cannot run"
+    more = f" and {len(subset) - SHOWN} more" if len(subset) > SHOWN else ""
+    return f"{len(subset)} of {len(arms)} arms ({', '.join(subset[:SHOWN])}{more}) cannot run"

@@ -6,12 +6,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import StrEnum
 
 from repro.errors import UserError
 from repro.records.run import Run, RunRecord
-from repro.records.status import Status
+from repro.records.status import Status, count
 from repro.records.study import Study
 
 FRESH_SECONDS = 2.0  # how long an answer of squeue is believed
@@ -69,10 +69,9 @@ def jobs_of(runs: Iterable[Run]) -> list[str]:
     return arrays(run.job for run in runs if is_submitted(run))
 
 
-def count_statuses(runs: Sequence[Run]) -> dict[str, int]:
-    """How many runs stand where, in the order of `Status`."""
-    seen = [run.end() or current_record(run).status for run in runs]
-    return {str(status): seen.count(status) for status in Status if status in seen}
+def count_statuses(runs: Iterable[Run]) -> dict[Status, int]:
+    """How many runs stand where."""
+    return count(run.end() or current_record(run).status for run in runs)
 
 
 def current_job() -> str | None:

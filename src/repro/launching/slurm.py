@@ -172,13 +172,9 @@ def _explain_refusal(output: str) -> str:
     hint = " Its settings are hardware.launcher.…: partition, account, timeout_min, mem_gb, …"
     unknown = re.search(r"invalid partition specified: (\S+)", text)
     if unknown:
-        known = _partitions()
+        known = (queue.ask("sinfo", "--noheader", "--format=%R") or "").split()
         hint = (
             f"{did_you_mean(unknown[1], known)} Partitions here: {', '.join(known) or 'none'}. "
             "Choose one with hardware.launcher.partition=…"
         )
     return f"Slurm refused the jobs: {text}.{hint}"
-
-
-def _partitions() -> list[str]:
-    return (queue.ask("sinfo", "--noheader", "--format=%R") or "").split()

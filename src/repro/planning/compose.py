@@ -8,7 +8,7 @@ import itertools
 import os
 import pickle
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,8 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from repro.errors import UserError, did_you_mean
-from repro.records.layers import stack as stack_texts
+from repro.errors import UserError, did_you_mean, first_line
+from repro.records import layers
 from repro.records.papers import OF_REPORTS, config_folders, is_group
 
 # OmegaConf parses an interpolation whenever it meets it, a third of what planning takes, and only
@@ -154,8 +154,7 @@ class Layer:
                 parsed.extend(_parsed(text))
             except (OverrideParseException, HydraException) as error:
                 raise UserError(
-                    f"{origin}: {text!r} is not an override (write key=value): "
-                    f"{str(error).splitlines()[0]}"
+                    f"{origin}: {text!r} is not an override (write key=value): {first_line(error)}"
                 ) from None
         seen: set[str] = set()
         for override in parsed:
@@ -165,11 +164,19 @@ class Layer:
             seen.add(name)
         return cls(tuple(parsed))
 
+    @property
+    def texts(self) -> list[str]:
+        """The overrides as they were typed."""
+        return [override.input_line or "" for override in self.overrides]
+
+    def where(self, predicate: Callable[[Override], bool]) -> Layer:
+        """Those of the overrides that a predicate accepts."""
+        return Layer(tuple(filter(predicate, self.overrides)))
+
     def pop(self, *keys: str) -> tuple[Layer, dict[str, Any]]:
         """Splits off plain ``key=value`` overrides: the rest, and the values of ``keys``."""
         taken = {o.key_or_group: o.value() for o in self.overrides if o.key_or_group in keys}
-        rest = tuple(o for o in self.overrides if o.key_or_group not in keys)
-        return Layer(rest), taken
+        return self.where(lambda o: o.key_or_group not in keys), taken
 
 
 @functools.cache  # arms share many, and Hydra's parser takes a millisecond for each
@@ -177,10 +184,9 @@ def _parsed(text: str) -> list[Override]:
     return OverridesParser.create().parse_overrides([text])
 
 
-def stack(layers: Sequence[Layer]) -> list[str]:
+def stack(ranked: Sequence[Layer]) -> list[str]:
     """Merges layers, the last being the strongest, into one list of override strings."""
-    texts = [[o.input_line or "" for o in layer.overrides] for layer in layers]
-    return stack_texts(texts, is_group)
+    return layers.stack([layer.texts for layer in ranked], is_group)
 
 
 def expand_grid(layer: Layer) -> list[tuple[Layer, Point]]:
@@ -257,11 +263,10 @@ def compose_run(overrides: Sequence[str]) -> DictConfig:
     Hydra merges its files once for all of them, and what is set on top is merged into a copy, as
     Hydra does it.
     """
-    parsed = Layer.parse(overrides, "override").overrides
-    values = [o for o in parsed if sets_a_value(o)]
-    config = compose_config([o.input_line or "" for o in parsed if not sets_a_value(o)])
+    parsed = Layer.parse(overrides, "override")
+    config = compose_config(parsed.where(lambda o: not sets_a_value(o)).texts)
     try:
-        for override in values:
+        for override in filter(sets_a_value, parsed.overrides):
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     except OmegaConfBaseException:  # something is wrong, and Hydra finds out what
         return compose_config(overrides)
@@ -318,7 +323,7 @@ def explained(config: DictConfig) -> Iterator[None]:
         yield
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a value"
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         missing = re.fullmatch(r"Interpolation key '(\w+)\.(.+)' not found", reason)
         if missing and missing[1] in config:
             reason = f"the chosen {missing[1]} has no {missing[2]}. Choose another {missing[1]}."
@@ -349,29 +354,14 @@ def choices(group: str) -> tuple[str, ...]:
     return _memory.choices[group]
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Flattens nested mappings to ``{"a.b": value}``; lists stay values."""
-    if not isinstance(config, dict):
-        return {prefix: config}
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def launcher_names() -> list[str]:
-    """The Hydra launchers that are installed."""
-    Plugins.instance()
-    return list(choices("hydra/launcher"))
-
-
 def check_launcher(name: str) -> None:
     """Refuses a launcher that is not installed.
 
     Raises:
         UserError: it is not.
     """
-    known = launcher_names()
+    Plugins.instance()  # registers the launchers that are installed
+    known = choices("hydra/launcher")
     if name not in known:
         extra = " It comes with: pip install 'gradient-repro[slurm]'." if "submitit" in name else ""
         raise UserError(
@@ -384,7 +374,7 @@ def _explain_missing(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").partition("/")
     options = choices(group)
     if not error.options:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return (
         f"There is no {group} '{name}'.{did_you_mean(name, options)} Known: {', '.join(options)}."
     )
@@ -414,7 +404,7 @@ def _explain_composition(error: Exception, overrides: Sequence[str]) -> str:
             base = compose_run(without)
         except UserError:
             break
-        known = flatten(OmegaConf.to_container(base, resolve=False))
+        known = layers.flatten(OmegaConf.to_container(base, resolve=False))
         if key in known:  # then it is not the key that is wrong
             break
         return no_setting(key, known)

@@ -33,12 +33,12 @@ EXTRAS = {  # importable package -> the extra that brings it
 
 def missing(packages: Iterable[str]) -> list[str]:
     """What to say of packages that are not installed; none of them is imported."""
-    said = []
+    messages = []
     for package in packages:
         if find_spec(package) is None:
             name = f"'gradient-repro[{EXTRAS[package]}]'" if package in EXTRAS else package
-            said.append(f"{package} is not installed. Get it with: pip install {name}")
-    return said
+            messages.append(f"{package} is not installed. Get it with: pip install {name}")
+    return messages
 
 
 def require(packages: Iterable[str]) -> None:
@@ -47,5 +47,5 @@ def require(packages: Iterable[str]) -> None:
     Raises:
         UserError: one is missing; the message holds the command that installs it.
     """
-    for said in missing(package for package in packages if package in EXTRAS):
-        raise UserError(said)
+    for message in missing(package for package in packages if package in EXTRAS):
+        raise UserError(message)

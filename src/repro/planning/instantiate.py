@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repro.errors import ReproError, UserError, did_you_mean
+from repro.errors import ReproError, UserError, did_you_mean, first_line
 from repro.knobs import KnobError
 from repro.planning import trust
 from repro.records.papers import load_papers
@@ -60,8 +60,7 @@ def instantiate(config: DictConfig, role: trust.Role | None = None, **extra: Any
         if isinstance(cause, ReproError):
             raise cause from None
         if isinstance(cause, TypeError | OmegaConfBaseException):
-            first_line = str(cause).splitlines()[0]
-            raise UserError(f"{config.get('_target_')}: {first_line}") from error
+            raise UserError(f"{config.get('_target_')}: {first_line(cause)}") from error
         raise cause from error
 
 
@@ -79,7 +78,7 @@ def targets(node: Any) -> Iterator[dict[str, Any]]:
             yield plain
         for value in plain.values():
             yield from targets(value)
-    elif isinstance(plain, list | ListConfig):
+    elif isinstance(plain, list):
         for value in plain:
             yield from targets(value)
 
@@ -88,7 +87,6 @@ def _check_target(target: str) -> None:
     trusted: tuple[str, ...] = TRUSTED
     if not _inside(target, trusted):  # then perhaps in a room of the user's own
         trusted = (*TRUSTED, *(paper.room.split(".")[0] for paper in load_papers()))
-
     if not _inside(target, trusted):
         raise UserError(
             f"The config names '{target}', which is outside the packages a config may use "

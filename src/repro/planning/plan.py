@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from repro.errors import UserError, did_you_mean
 from repro.planning import compose, extras
 from repro.planning.compose import Layer, Point
-from repro.records.layers import expand
-from repro.records.papers import OF_STUDIES, Paper, is_group, load_paper
+from repro.records.layers import expand, flatten
+from repro.records.papers import OF_STUDIES, WHICH_PAPER, Paper, is_group, load_paper
 from repro.records.study import LOOK_KEYS, Looks
 
 # Settings of a study rather than of a run.
@@ -128,8 +129,9 @@ class _Declared:
 
 
 def _plan(typed: list[str], grid: bool) -> Plan:
-    user, hydra_layer = _split_hydra(Layer.parse(typed, "command line"))
-    for override in hydra_layer.overrides:
+    layer = Layer.parse(typed, "command line")
+    user, hydra = layer.where(lambda o: not _is_hydra(o)), layer.where(_is_hydra)
+    for override in hydra.overrides:
         if override.key_or_group == "hydra/launcher":
             compose.check_launcher(str(override.value()))
     user, slug = _split_paper(_debugged(user))
@@ -137,7 +139,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
     if not grid:
         compose.refuse_grid(user)
     declared = _declare(slug, user)
-    user = _without_blocks(user)
+    user = user.where(lambda o: _root(o) not in compose.STUDY_BLOCKS)  # `_declare` has read them
     compose.forget_study()
     notes: list[str] = []
     runs: list[PlannedRun] = []
@@ -160,7 +162,7 @@ def _plan(typed: list[str], grid: bool) -> Plan:
         scale=declared.scale,
         typed=typed,
         runs=runs,
-        hydra_overrides=[o.input_line or "" for o in hydra_layer.overrides],
+        hydra_overrides=hydra.texts,
         notes=list(dict.fromkeys(notes)),
         twins=twins,
         looks=looks,
@@ -176,8 +178,8 @@ def _debugged(user: Layer) -> Layer:
         return user
     preset = Layer.parse(list(compose.compose_config([], "debug").overrides), "debug.yaml")
     typed = {override.key_or_group for override in user.overrides}
-    under = [override for override in preset.overrides if override.key_or_group not in typed]
-    return Layer((*under, *user.overrides))
+    under = preset.where(lambda o: o.key_or_group not in typed)
+    return Layer((*under.overrides, *user.overrides))
 
 
 def _split_paper(user: Layer) -> tuple[Layer, str]:
@@ -186,7 +188,7 @@ def _split_paper(user: Layer) -> tuple[Layer, str]:
             raise UserError(f"{override.key_or_group} takes one name: start a study for each.")
     rest, chosen = user.pop("paper")
     if "paper" not in chosen:
-        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
+        raise UserError(WHICH_PAPER)
     return rest, str(chosen["paper"])
 
 
@@ -196,9 +198,9 @@ def _declare(slug: str, user: Layer) -> _Declared:
     Raises:
         UserError: there is no such scale.
     """
-    config = compose.compose_run(
-        [f"paper={slug}", *stack_text(user, ("scale", *compose.STUDY_BLOCKS))]
-    )
+    roots = ("scale", *compose.STUDY_BLOCKS)
+    declaring = user.where(lambda o: _root(o) in roots and not o.is_sweep_override())
+    config = compose.compose_run([f"paper={slug}", *declaring.texts])
     arms = _named_layers(config.arms, "arm")
     scales = _named_layers(config.scales, "scale")
     scale = str(config.scale)
@@ -246,7 +248,7 @@ def _plan_point(
             _check_types(declared, config, arm, user)
         config["from"] = parents[arm]
         config.scale, config.arm = declared.scale, arm
-        _drop_lists(config)
+        _drop_study_settings(config)
         runs += [
             PlannedRun(
                 arm=arm,
@@ -278,7 +280,7 @@ def _refuse_unknown_settings(declared: _Declared, arm: str, user: Layer) -> None
     def settings_of(name: str) -> dict[str, Any]:
         with suppress(UserError):  # an arm may belong to another scale
             config = declared.compose(_texts(declared, name, groups))
-            return compose.flatten(OmegaConf.to_container(config, resolve=False))
+            return flatten(OmegaConf.to_container(config, resolve=False))
         return {}
 
     own = settings_of(arm)
@@ -312,26 +314,13 @@ def _check_types(declared: _Declared, config: DictConfig, arm: str, user: Layer)
     compose.check_types(config, base, user)
 
 
-def stack_text(layer: Layer, roots: Sequence[str]) -> list[str]:
-    """The overrides of ``layer`` whose key lies under one of ``roots``."""
-    return [
-        o.input_line or ""
-        for o in layer.overrides
-        if o.key_or_group.split(".")[0] in roots and not o.is_sweep_override()
-    ]
+def _root(override: Override) -> str:
+    return override.key_or_group.split(".")[0]
 
 
-def _without_blocks(layer: Layer) -> Layer:
-    """A layer without arms and scales that the user put, which `_declare` has read."""
-    blocks = compose.STUDY_BLOCKS
-    return Layer(tuple(o for o in layer.overrides if o.key_or_group.split(".")[0] not in blocks))
-
-
-def _split_hydra(layer: Layer) -> tuple[Layer, Layer]:
-    hydra = tuple(
-        o for o in layer.overrides if o.key_or_group.replace("/", ".").startswith("hydra.")
-    )
-    return Layer(tuple(o for o in layer.overrides if o not in hydra)), Layer(hydra)
+def _is_hydra(override: Override) -> bool:
+    """Whether an override sets something of Hydra's own."""
+    return override.key_or_group.startswith(("hydra.", "hydra/"))
 
 
 def _named_layers(node: DictConfig, kind: str) -> dict[str, Layer]:
@@ -382,16 +371,16 @@ def _parents(
 def _with_parents(
     names: list[str], arms: dict[str, Layer], parents: dict[str, str | None], notes: list[str]
 ) -> list[str]:
-    """Adds the arms that the wanted ones start from, in the paper's order."""
-    wanted = set(names)
+    """Adds the arms that the chosen ones start from, in the paper's order."""
+    chosen = set(names)
     todo = list(names)
     while todo:
         parent = parents[todo.pop()]
-        if parent is not None and parent not in wanted:
-            wanted.add(parent)
+        if parent is not None and parent not in chosen:
+            chosen.add(parent)
             todo.append(parent)
             notes.append(f"arm '{parent}' is run too: another arm starts from its checkpoint")
-    return [arm for arm in arms if arm in wanted]
+    return [arm for arm in arms if arm in chosen]
 
 
 def _looks(settings: dict[str, Any]) -> Looks | None:
@@ -461,10 +450,10 @@ def _seeds(settings: dict[str, Any]) -> list[int]:
 
 
 def _group_choices(layer: Layer) -> Layer:
-    return Layer(tuple(o for o in layer.overrides if is_group(o.key_or_group)))
+    return layer.where(lambda o: is_group(o.key_or_group))
 
 
-def _drop_lists(config: DictConfig) -> None:
+def _drop_study_settings(config: DictConfig) -> None:
     """Takes out of a config what concerns a study as a whole."""
     with open_dict(config):
         for key in (*compose.STUDY_BLOCKS, *OF_STUDIES):
@@ -494,7 +483,7 @@ def _resolved(config: DictConfig, seeds: list[int]) -> Iterator[dict[str, Any]]:
 
 def _names_seed_within(config: DictConfig) -> bool:
     """Whether the seed is part of a larger value somewhere, such as ``${table.${seed}}``."""
-    texts = compose.flatten(OmegaConf.to_container(config, resolve=False)).values()
+    texts = flatten(OmegaConf.to_container(config, resolve=False)).values()
     return any("seed}" in str(text) and text != "${seed}" for text in texts)
 
 
@@ -525,11 +514,11 @@ def _check_values(content: dict[str, Any]) -> None:
         UserError: there is such a value; the message says what it may be.
     """
     training, launcher = content["training"], content["hardware"]["launcher"]
-    values = compose.flatten({key: content[key] for key in ("training", "hardware")})
+    values = flatten({key: content[key] for key in ("training", "hardware")})
     for key in COUNTS:
         value = values.get(key)
-        if not (value is None and key in OPTIONAL_COUNTS) and not _is_count(value):
-            raise UserError(f"{key} takes a whole number from 1 on, not {value!r}.")
+        if value is not None or key not in OPTIONAL_COUNTS:
+            check_count(key, value)
     for key, allowed in WORDS.items():
         if values.get(key) not in allowed:
             raise UserError(f"{key} is {' or '.join(allowed)}, not {values.get(key)!r}.")
@@ -557,6 +546,17 @@ def _check_exclusive(runs: Sequence[PlannedRun]) -> None:
                 f"Arm '{run.arm}' starts from '{run.parent}', whose runs are exclusive and come "
                 f"last. Say exclusive=true for '{run.arm}', too."
             )
+
+
+def check_count(name: str, value: Any) -> int:
+    """Makes sure that a setting is a whole number from 1 on, and returns it.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not _is_count(value):
+        raise UserError(f"{name} takes a whole number from 1 on, not {value!r}.")
+    return int(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from repro.errors import UserError
 from repro.planning import compose
-from repro.records.files import parse_yaml
+from repro.records.files import read_yaml
 from repro.records.papers import config_folders
 
 TRUST_VARIABLE = "REPRO_TRUST"  # an environment variable, because workers and jobs must see it too
@@ -37,9 +37,8 @@ _GROUPS: dict[Role, tuple[str, ...]] = {
     "sweep": ("sweep",),
 }
 _NOT_IN_MODULES = ("dataset", "logger", "hardware", "sweep", "callbacks", "profiler")
-_NAMED = re.compile(
-    r"(?:_target_|\btarget)['\"]?\s*[=:]\s*['\"]?([\w.]+)"
-)  # within an override, too; the latter are stand-ins
+# Within an override, too; those called just target are stand-ins.
+_NAMED = re.compile(r"(?:_target_|\btarget)['\"]?\s*[=:]\s*['\"]?([\w.]+)")
 _WORD = re.compile(r"[\w.,:|&*()\[\]-]*")  # of a cluster: what no script takes for a command
 # Settings of launchers that are numbers or such words. Others are as the hardware configs say.
 _HARMLESS = (
@@ -55,10 +54,10 @@ def is_trusted() -> bool:
 
 
 @contextmanager
-def trusted(wanted: bool = True) -> Iterator[None]:
+def trusted(is_own: bool = True) -> Iterator[None]:
     """Meanwhile run directories are the user's own, here and in the processes started here."""
     before = os.environ.get(TRUST_VARIABLE)
-    if wanted:
+    if is_own:
         os.environ[TRUST_VARIABLE] = "1"
     try:
         yield
@@ -80,15 +79,16 @@ def check_targets(config: Any, named: Sequence[str], role: Role) -> None:
     Raises:
         UserError: something is not registered.
     """
-    allowed = registered(role, _folders())
-    inside = _parts(_folders()) if role == "module" else allowed
+    folders = config_folders()
+    allowed = registered(role, folders)
+    inside = _parts(folders) if role == "module" else allowed
     for number, target in enumerate(named):
         if target not in (inside if number else allowed):
             raise UserError(
                 f"The config names '{target}', which no installed config names for a {role}. "
                 + TRUST
             )
-    if role == "logger" and config not in _loggers(_folders()):
+    if role == "logger" and config not in _loggers(folders):
         raise UserError(f"'{named[0]}' has settings that no logger config has. {TRUST}")
 
 
@@ -101,7 +101,7 @@ def check_launcher(settings: Mapping[str, Any]) -> None:
     Raises:
         UserError: there is such a setting, or no launcher of this name is installed.
     """
-    known = _launchers(_folders())
+    known = _launchers(config_folders())
     for key, value in settings.items():
         if key == "name":
             compose.check_launcher(str(value))
@@ -127,11 +127,6 @@ def check_hydra(texts: Sequence[str]) -> None:
             raise UserError(f"study.json sets '{key}' of Hydra. {TRUST}")
 
 
-def _folders() -> tuple[Path, ...]:
-    """The config folders, of which what is registered is a function."""
-    return config_folders()
-
-
 @functools.cache
 def registered(role: Role, folders: tuple[Path, ...]) -> frozenset[str]:
     """The targets that config files name for a purpose."""
@@ -145,12 +140,14 @@ def _parts(folders: tuple[Path, ...]) -> frozenset[str]:
     return frozenset(_named_in(folders, lambda group: group not in _NOT_IN_MODULES))
 
 
-def _named_in(folders: Sequence[Path], wanted: Any) -> Iterator[str]:
+def _named_in(folders: Sequence[Path], is_group_meant: Callable[[str], bool]) -> Iterator[str]:
+    """The targets in the config files of some groups, but for those in comments."""
     for folder in folders:
         for file in folder.rglob("*.yaml"):
-            if wanted(file.relative_to(folder).parts[0]):
-                lines = file.read_text(encoding="utf-8").splitlines()
-                yield from _NAMED.findall("\n".join(x for x in lines if x.lstrip()[:1] != "#"))
+            if is_group_meant(file.relative_to(folder).parts[0]):
+                for line in file.read_text(encoding="utf-8").splitlines():
+                    if not line.lstrip().startswith("#"):
+                        yield from _NAMED.findall(line)
 
 
 @functools.cache
@@ -170,7 +167,7 @@ def _launchers(folders: tuple[Path, ...]) -> frozenset[tuple[str, str]]:
 
 def _contents(folders: Sequence[Path], group: str) -> list[dict[str, Any]]:
     files = [file for folder in folders for file in sorted((folder / group).rglob("*.yaml"))]
-    return [parse_yaml(file.read_text(encoding="utf-8")) or {} for file in files]
+    return [read_yaml(file) or {} for file in files]
 
 
 def _is_harmless(key: str, value: Any) -> bool:

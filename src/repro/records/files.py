@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import yaml
 
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError, UserError, first_line
 
 TEMPORARY = ".tmp"
 LOCK_ATTEMPTS = 20
@@ -71,6 +71,30 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=YamlLoader)
 
 
+def read_yaml(path: Path, loader: Any = YamlLoader) -> Any:
+    """Reads a YAML file; null if it is empty.
+
+    Args:
+        path: the file.
+        loader: a safe one.
+
+    Raises:
+        UserError: it cannot be read, or is not YAML; the message says where.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{path}{line}: not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:  # e.g. a date that does not exist
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], durable: bool = True) -> None:
     """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
 
@@ -82,25 +106,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], durable: boo
     A `ReproError` says so if the disk is full, a `UserError` if the folder cannot be written to.
     """
     check_allowed(path.parent)
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(
+    with explaining(path):
+        descriptor, name = tempfile.mkstemp(
             prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent
         )
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            explained = explain_os_error(error, path)
-            raise explained from error
-        raise
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                write(file)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def write_sealed(path: Path, write: Callable[[Any], Any]) -> None:
@@ -257,9 +277,30 @@ def explain_os_error(error: OSError, path: Path) -> ReproError:
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return UserError(
-            f"Cannot write to {path}: {error.strerror}. Choose another folder with outputs=DIR."
+            f"Cannot write to {path}: {error.strerror}. Choose another folder, "
+            "for studies with outputs=DIR."
         )
     return ReproError(f"{path}: {error.strerror or error}")
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turns what the system says about ``path`` into a line; see `explain_os_error`."""
+    try:
+        yield
+    except OSError as error:
+        explained = explain_os_error(error, path)
+        raise explained from error
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Takes the exclusive lock on an open file, unless another process holds it."""
+    for _ in range(LOCK_ATTEMPTS):  # `is_locked` holds it for an instant: one refusal means little
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.01)
+    return False
 
 
 @contextmanager
@@ -274,27 +315,13 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
         UserError: another process holds it and ``wait`` is false, or the file cannot be written.
     """
     check_allowed(path)
-    try:
+    with explaining(path):
         file = path.open("a", encoding="utf-8")
-    except OSError as error:
-        explained = explain_os_error(error, path)
-        raise explained from error
     with file:
         if wait:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-            return
-        # `is_locked` holds the lock for an instant, so one refusal does not mean much.
-        for attempt in range(LOCK_ATTEMPTS):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if attempt == LOCK_ATTEMPTS - 1:
-                    raise UserError(
-                        f"{path.parent} is being executed by another process."
-                    ) from None
-                time.sleep(0.01)
+        elif not try_lock(file):
+            raise UserError(f"{path.parent} is being executed by another process.")
         yield
 
 
@@ -305,11 +332,8 @@ def replacing(path: Path) -> Iterator[None]:
     A `UserError` says so if the file is missing or cannot be written.
     """
     while True:
-        try:
+        with explaining(path):
             file = path.open("r+b")
-        except OSError as error:
-            explained = explain_os_error(error, path)
-            raise explained from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever held it before may have put another file in its place.

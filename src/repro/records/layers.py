@@ -1,4 +1,4 @@
-"""Lists of Hydra overrides, told apart as text: how they stack, and how named ones inherit."""
+"""Settings without Hydra: how lists of overrides stack and inherit, and nested settings by key."""
 
 from __future__ import annotations
 
@@ -101,6 +101,16 @@ def inherit(named: Mapping[str, Any], family: Mapping[str, Any]) -> dict[str, An
 def key_of(text: str) -> str:
     """The key of an override, with its package if any: ``++a.b=1`` has the key ``a.b``."""
     return text.lstrip("+~").partition("=")[0]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Flattens nested mappings to ``{"a.b": value}``; lists stay values."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
 
 
 def _checked(texts: Any, origin: str) -> list[str]:

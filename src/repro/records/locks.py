@@ -7,13 +7,11 @@ and then, so that a machine that is gone is known by its silence.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +23,6 @@ from repro.records.typed import Moment, Record, now
 
 BEAT_SECONDS = 20.0
 SILENT_SECONDS = 120.0  # without a beat: whoever held the lock on another machine is gone
-ATTEMPTS = 20
 
 
 class Holder(Record):
@@ -48,11 +45,8 @@ def held_alone(path: Path) -> Iterator[None]:
     A `UserError` says so if somebody holds it already, or the file cannot be written.
     """
     files.check_allowed(path)
-    try:
+    with files.explaining(path):
         file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        explained = files.explain_os_error(error, path)
-        raise explained from error
     with file:
         _acquire(file, path)
         holder = Holder(host=socket.gethostname(), pid=os.getpid(), since=now())
@@ -80,12 +74,7 @@ def _acquire(file: IO[str], path: Path) -> None:
     Raises:
         UserError: somebody holds it.
     """
-    for _ in range(ATTEMPTS):  # onlookers may hold it for an instant
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        time.sleep(0.01)
-    else:
+    if not files.try_lock(file):
         raise UserError(f"{path.parent} is being executed by {_holder(file) or 'somebody'}.")
     before = _holder(file)
     if before is None or before.host == socket.gethostname():

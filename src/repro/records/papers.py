@@ -11,12 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from repro.errors import UserError, did_you_mean
 from repro.records import layers
-from repro.records.files import parse_yaml, version_of
+from repro.records.files import read_yaml, version_of
 
+WHICH_PAPER = "Which paper? Write paper=SLUG; `repro list` shows all."
 CONFIG_DIR_VARIABLE = "REPRO_CONFIG_DIR"  # folders, separated as in PATH
 ENTRY_POINTS = "repro.papers"  # the group in which distributions name their config packages
 # Keys of a paper's config that no run reads: what `repro.report` does, and what a study does.
@@ -65,6 +64,11 @@ class Paper:
         """Where recorded results of one scale are kept."""
         return self.room_folder / "results" / f"{scale}.json"
 
+    @property
+    def recorded_scales(self) -> list[str]:
+        """The scales with recorded results."""
+        return [scale for scale in self.scales if self.results_file(scale).is_file()]
+
 
 def config_folders() -> tuple[Path, ...]:
     """The config folders in search order: the project's, installed distributions', the user's."""
@@ -74,7 +78,8 @@ def config_folders() -> tuple[Path, ...]:
 @cache
 def _folders_with(own: str) -> tuple[Path, ...]:
     named = (Path(folder) for folder in own.split(os.pathsep) if folder)
-    return tuple(dict.fromkeys([_own_folder(), *installed_folders(), *named]))
+    project = Path(str(files("repro.conf")))
+    return tuple(dict.fromkeys([project, *installed_folders(), *named]))
 
 
 @cache
@@ -102,18 +107,21 @@ def installed_folders() -> tuple[Path, ...]:
     return tuple(folders)
 
 
-@cache
-def _own_folder() -> Path:
-    return Path(str(files("repro.conf")))
+def config_files(group: str) -> dict[str, Path]:
+    """The files of a config group by name; the project's come before installed ones and the user's.
+
+    Those in folders inside the group belong to one paper each, and are left out.
+    """
+    found: dict[str, Path] = {}
+    for folder in config_folders():
+        for file in sorted((folder / group).glob("*.yaml")):
+            found.setdefault(file.stem, file)
+    return found
 
 
 def paper_files() -> dict[str, Path]:
     """Maps each known slug to its config file."""
-    found: dict[str, Path] = {}
-    for folder in config_folders():
-        for file in sorted((folder / "paper").glob("*.yaml")):
-            found.setdefault(file.stem, file)
-    return found
+    return config_files("paper")
 
 
 def load_paper(slug: str) -> Paper:
@@ -145,10 +153,7 @@ def _described(slug: str, file: Path, *_version: Hashable) -> Paper:
     Raises:
         UserError: it lacks something or holds a malformed arm or scale.
     """
-    try:
-        content: dict[str, Any] = parse_yaml(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
+    content = read_yaml(file) or {}
     try:
         about = content.get("paper") or {}
         knows_group = cache(is_group)  # arm after arm says the same names

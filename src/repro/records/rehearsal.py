@@ -128,19 +128,19 @@ class Cost:
 
 def cost(rehearsed: Study) -> Cost | None:
     """What the study would take of which this is the rehearsal; None if nothing was measured."""
-    measured = [seen for seen in map(rehearsal_of, rehearsed.runs) if seen is not None]
+    measured = [each for each in map(rehearsal_of, rehearsed.runs) if each is not None]
     if not measured:
         return None
     seeds = (rehearsed.about.rehearsal or {}).get("seeds", 1)
     return Cost(
         arms=len(rehearsed.runs),
         seeds=seeds,
-        hours=seeds * sum(seen.hours for seen in measured if seen.hours is not None),
-        devices=max(seen.devices for seen in measured),
+        hours=seeds * sum(each.hours for each in measured if each.hours is not None),
+        devices=max(each.devices for each in measured),
         device=measured[0].device,
-        memory_mb=_largest(seen.memory_mb for seen in measured),
-        host_mb=_largest(seen.host_memory_mb for seen in measured),
-        disk_bytes=seeds * sum(seen.checkpoint_bytes for seen in measured),
+        memory_mb=_largest(each.memory_mb for each in measured),
+        host_mb=_largest(each.host_memory_mb for each in measured),
+        disk_bytes=seeds * sum(each.checkpoint_bytes for each in measured),
     )
 
 

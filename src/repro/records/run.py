@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from repro.errors import UserError
+from repro.errors import UserError, first_line
 from repro.records import files, names
 from repro.records.series import read_series
 from repro.records.status import Status
@@ -299,7 +299,7 @@ class Run:
             OmegaConf.resolve(config)
             missing = [key for key in CONFIG_PARTS if key not in config]
         except Exception as error:
-            raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{file} cannot be read: {first_line(error)}") from error
         if missing or not isinstance(config, DictConfig):
             raise UserError(f"{file} is not the config of a run: it has no {', '.join(missing)}.")
         return config
@@ -315,7 +315,7 @@ class Run:
         try:
             content = files.parse_yaml(self._verified(self.config_file))
         except (ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{self.config_file} cannot be read: {reason}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.config_file} is not the config of a run.")

@@ -13,13 +13,13 @@ _DAMAGE = (OSError, ValueError, OverflowError, csv.Error)
 
 
 def read_series(
-    file: Path, wanted: Collection[str] | None = None, up_to_damage: bool = False
+    file: Path, metrics: Collection[str] | None = None, up_to_damage: bool = False
 ) -> list[dict[str, Any]]:
     """Reads metrics.csv: rows of numbers, without the cells that are empty.
 
     Args:
         file: metrics.csv; one that is missing has no rows.
-        wanted: the metrics to read; all by default.
+        metrics: the metrics to read; all by default.
         up_to_damage: keep the rows before the first that cannot be read.
 
     A `ValueError` says so if a cell is not a number, unless ``up_to_damage``.
@@ -27,18 +27,18 @@ def read_series(
     rows: list[dict[str, Any]] = []
     harmless = (FileNotFoundError, *(_DAMAGE if up_to_damage else ()))
     with suppress(*harmless), file.open(newline="", encoding="utf-8") as lines:
-        rows.extend(rows_of(lines, wanted, str(file)))
+        rows.extend(rows_of(lines, metrics, str(file)))
     return rows
 
 
 def rows_of(
-    lines: Iterable[str], wanted: Collection[str] | None = None, origin: str = "a series"
+    lines: Iterable[str], metrics: Collection[str] | None = None, origin: str = "a series"
 ) -> Iterator[dict[str, Any]]:
     """Reads the lines of a metrics.csv, as `read_series` does.
 
     Args:
         lines: of the file.
-        wanted: the metrics to read; all by default.
+        metrics: the metrics to read; all by default.
         origin: what is read, for error messages.
 
     Raises:
@@ -48,7 +48,7 @@ def rows_of(
     columns = [
         (number, name, _whole if name in KEYS else float)
         for number, name in enumerate(next(reader, []))
-        if wanted is None or name in wanted or name in KEYS
+        if metrics is None or name in metrics or name in KEYS
     ]
     last = max((number for number, *_ in columns), default=0)
     for cells in reader:

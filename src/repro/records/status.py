@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -25,3 +27,9 @@ class Status(StrEnum):
     def has_ended(self) -> bool:
         """Whether nothing more comes of the run unless somebody resumes it on purpose."""
         return self.is_final or self is Status.FAILED
+
+
+def count(statuses: Iterable[Status]) -> dict[Status, int]:
+    """How many runs stand where, in the order of `Status`."""
+    counts = Counter(statuses)
+    return {status: counts[status] for status in Status if status in counts}

@@ -103,6 +103,14 @@ class Study:
         """
         return read_record(StudyRecord, self.record_file)
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether study.json can be read: a damaged one hides no other where studies are sought."""
+        try:
+            return self.about is not None
+        except UserError:
+            return False
+
     def update(self, **changes: Any) -> None:
         """Merges changes into study.json.
 
@@ -196,8 +204,8 @@ class Study:
 
 def find_studies(outputs: Path) -> list[Study]:
     """All studies under ``outputs``, oldest first."""
-    files = outputs.glob(f"*/*/*/{names.STUDY_RECORD}")
-    return sorted((Study(file.parent) for file in files), key=_age)
+    records = outputs.glob(f"*/*/*/{names.STUDY_RECORD}")
+    return sorted((Study(file.parent) for file in records), key=_age)
 
 
 def _age(study: Study) -> tuple[float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,14 @@ class Table:
     """The runs of a study, in the order of the study."""
 
     runs: Sequence[Measured]
-    _found: dict[tuple[str, str], dict[tuple[str, int], float]] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        found: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    @functools.cached_property
+    def _values(self) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
+        """By arm and metric, the value of each grid point and seed."""
+        values: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
         for row in self.rows:
-            found.setdefault((row.arm, row.metric), {})[row.point, row.seed] = row.value
-        object.__setattr__(self, "_found", found)
+            values.setdefault((row.arm, row.metric), {})[row.point, row.seed] = row.value
+        return values
 
     @property
     def rows(self) -> Iterable[Row]:
@@ -91,7 +92,7 @@ class Table:
 
     def metrics_of(self, arm: str) -> list[str]:
         """The final metrics that the arm's runs have."""
-        return [metric for name, metric in self._found if name == arm]
+        return [metric for name, metric in self._values if name == arm]
 
     @property
     def seeds(self) -> int:
@@ -104,11 +105,11 @@ class Table:
 
     def values(self, arm: str, metric: str) -> np.ndarray:
         """A metric of all runs of an arm that have it, (runs,)."""
-        return np.array(list(self._found.get((arm, metric), {}).values()), dtype=float)
+        return np.array(list(self._values.get((arm, metric), {}).values()), dtype=float)
 
     def differences(self, arm: str, other: str, metric: str) -> np.ndarray:
         """A metric minus the other arm's of the same seed, (seeds that both have,)."""
-        own, rival = (self._found.get((name, metric), {}) for name in (arm, other))
+        own, rival = (self._values.get((name, metric), {}) for name in (arm, other))
         return np.array([own[key] - rival[key] for key in own if key in rival], dtype=float)
 
     def matrix(self, arm: str, metrics: Sequence[str]) -> np.ndarray:

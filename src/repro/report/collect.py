@@ -16,10 +16,11 @@ from repro.errors import ReproError, UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
 from repro.records.papers import Paper, load_paper, load_papers
+from repro.records.recorded import OLD, OLD_MEANS, is_outdated
 from repro.records.run import Code, MeasuredRun, Run
-from repro.records.status import Status
+from repro.records.status import Status, count
 from repro.records.study import Study, StudyRecord, find_studies
-from repro.records.summary import OLD, OLD_MEANS, by_arm, is_outdated
+from repro.records.summary import by_arm
 from repro.report.tables import judged_at
 
 
@@ -55,8 +56,7 @@ class StudyEntry:
     @property
     def statuses(self) -> dict[Status, int]:
         """How many runs stand where, in the order of `Status`."""
-        seen = [run.status for run in self.runs]
-        return {status: seen.count(status) for status in Status if status in seen}
+        return count(run.status for run in self.runs)
 
     def count(self, *verdicts: Verdict) -> int:
         """How many claims got one of these verdicts."""
@@ -135,7 +135,7 @@ def collect(outputs: Path, filters: Filters) -> Collected:
         with _noted(study.folder, collected.problems):
             if filters.accept(study.about):
                 runs = _read_runs(study.runs, collected.problems)
-                verdicts = _read_verdicts(study, collected)
+                verdicts = _read_verdicts(study, collected.problems)
                 figures = sorted(study.figures_folder.glob("*.png"))
                 entry = StudyEntry(study.folder, study.about, runs, verdicts, figures)
                 by_paper.setdefault(study.about.paper, []).append(entry)
@@ -151,18 +151,13 @@ def collect_recorded(filters: Filters) -> Collected:
     A `UserError` says so if a filter names a paper or a scale of which nothing is recorded.
     """
     papers = load_papers()
-    recorded = [
-        (paper, scale)
-        for paper in papers
-        for scale in paper.scales
-        if paper.results_file(scale).is_file()
-    ]
+    recorded = [(paper, scale) for paper in papers for scale in paper.recorded_scales]
     _check_known("paper", filters.papers, {paper.slug for paper, _ in recorded})
     _check_known("scale", filters.scales, {scale for _, scale in recorded})
     collected = Collected(len(recorded))
     for paper in papers:
         entries = []
-        for scale in [scale for each, scale in recorded if each is paper]:
+        for scale in paper.recorded_scales:
             with _noted(paper.results_file(scale), collected.problems):
                 entry = _recorded(paper, scale)
                 if filters.accept(entry.about):
@@ -242,8 +237,8 @@ def _read_runs(runs: Sequence[Run], problems: list[str]) -> list[MeasuredRun]:
     return entries
 
 
-def _read_verdicts(study: Study, collected: Collected) -> list[ClaimVerdict]:
-    with _noted(study.verdicts_file, collected.problems):
+def _read_verdicts(study: Study, problems: list[str]) -> list[ClaimVerdict]:
+    with _noted(study.verdicts_file, problems):
         return read_verdicts(study)
     return []
 

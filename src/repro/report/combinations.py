@@ -75,9 +75,8 @@ def config_of(slug: str, typed: Sequence[str] = ()) -> DictConfig:
     """The config of a paper's `own_arm`, or of the arm that ``typed`` names, at scale=mini."""
     chosen = list(typed) if any(_starts(typed, ("arm=",))) else [f"arm={own_arm(load_paper(slug))}"]
     # The last run, because an arm comes after those that it starts from.
-    return (
-        plan_study([f"paper={slug}", "seed=0", *dict.fromkeys([*chosen, *typed])]).runs[-1].config
-    )
+    plan = plan_study([f"paper={slug}", "seed=0", *dict.fromkeys([*chosen, *typed])])
+    return plan.runs[-1].config
 
 
 def places(paper: Paper) -> dict[str, list[str]]:
@@ -166,7 +165,7 @@ def to_markdown(
 
     def table(title: str, places: Mapping[str, Mapping[str, str]]) -> list[str]:
         rows = [
-            (f"`{method}`", *(_cell(place[method], numbers) for place in places.values()))
+            (f"`{method}`", *(numbers.get(place[method], WORKS) for place in places.values()))
             for method in next(iter(places.values()))
         ]
         return tables.markdown_table((title, *places), rows)
@@ -200,19 +199,14 @@ def generate() -> str:
 def main() -> int:
     """Rewrites the page."""
     page = document()
-    files.write_text(
-        page, record.fill(page.read_text(encoding="utf-8"), "combinations", generate())
-    )
+    text = page.read_text(encoding="utf-8")
+    files.write_text(page, record.fill(text, "combinations", generate()))
     print(f"Wrote {page}")
     return 0
 
 
 def _starts(texts: Iterable[str], beginnings: tuple[str, ...]) -> Iterator[bool]:
     return (str(text).startswith(beginnings) for text in texts)
-
-
-def _cell(reason: str, numbers: Mapping[str, int]) -> str:
-    return str(numbers[reason]) if reason else WORKS
 
 
 def _first_line(module: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from repro.claims.studies import read_verdicts
 from repro.errors import UserError
 from repro.records import names
+from repro.records.layers import flatten
 from repro.records.run import Run
 from repro.records.study import Study
 from repro.report.tables import arm_rows, effect_of
@@ -82,8 +83,6 @@ def _of_studies(studies: Sequence[Study]) -> dict[str, dict[str, Row]]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    from repro.planning.compose import flatten  # imports Hydra
-
     plain = run.plain_config()
     plain.pop("module", None)  # it points at the groups above it
     return flatten(plain)

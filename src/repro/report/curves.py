@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from repro.records import names
-from repro.records.run import MeasuredRun
 from repro.records.series import read_series
 from repro.records.status import Status
 from repro.report.collect import StudyEntry
@@ -65,7 +64,10 @@ def curves_of(
     """
     order, _ = claimed_first(study)
     series = {
-        name: [(_read(run, metrics), run.status is Status.DIVERGED) for run in study.groups[name]]
+        name: [
+            (read_columns(run.folder / names.SERIES, metrics), run.status is Status.DIVERGED)
+            for run in study.groups[name]
+        ]
         for name in order[: settings.lines]
     }
     found: dict[str, list[Curve]] = {}
@@ -108,23 +110,19 @@ def average(name: str, seeds: Sequence[Series], points: int) -> Curve:
     )
 
 
-def read_columns(file: Path, wanted: Sequence[str]) -> dict[str, Series]:
+def read_columns(file: Path, metrics: Sequence[str]) -> dict[str, Series]:
     """The finite values of some columns of metrics.csv; a damaged file counts up to the damage."""
-    found: dict[str, Series] = {}
-    for row in read_series(file, wanted, up_to_damage=True):
-        for name in wanted:
+    columns: dict[str, Series] = {}
+    for row in read_series(file, metrics, up_to_damage=True):
+        for name in metrics:
             if "step" in row and math.isfinite(row.get(name, math.nan)):
-                found.setdefault(name, {})[row["step"]] = row[name]
-    return found
+                columns.setdefault(name, {})[row["step"]] = row[name]
+    return columns
 
 
 def _changes(curve: Curve) -> bool:
     """Whether there is something to see: more than a constant."""
     return len(curve.steps) > 1 and len({*curve.low, *curve.high}) > 1
-
-
-def _read(run: MeasuredRun, metrics: Sequence[str]) -> dict[str, Series]:
-    return read_columns(run.folder / names.SERIES, metrics)
 
 
 def _thin(steps: list[int], points: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from repro.records import files, names
+from repro.records.layers import flatten
 from repro.report.collect import StudyEntry
 
 _NOT_SETTINGS = ("arm", "seed", "paper", "module")  # names, and pointers at the settings themselves
@@ -47,7 +48,7 @@ def read_settings(file: Path) -> dict[str, str]:
     if not isinstance(content, dict) or _has_aliases(text):
         return {}
     kept = {key: value for key, value in content.items() if key not in _NOT_SETTINGS}
-    return _flatten(kept)
+    return {key: _text(value) for key, value in flatten(kept).items()}
 
 
 def monitored(study: StudyEntry) -> str | None:
@@ -63,17 +64,6 @@ def _has_aliases(text: str) -> bool:
         return False
     events = yaml.parse(text, Loader=files.YamlLoader)
     return any(isinstance(event, yaml.AliasEvent) for event in events)
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    # repro.planning.compose has one too, but imports Hydra.
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _text(value)
-    return flat
 
 
 def _text(value: Any) -> str:

@@ -52,10 +52,12 @@ def row(check: CheckVerdict) -> Row | None:
     effect = factor * check.effect
     ends = [factor * end for end in (check.low, check.high) if end is not None]
     place = _axis([effect, *ends, *limits])
-    has_interval = bool(ends)
     # An end that is not finite reaches the edge; without any there is but a point.
-    low = factor * check.low if check.low is not None else -math.inf if has_interval else effect
-    high = factor * check.high if check.high is not None else math.inf if has_interval else effect
+    low, high = (-math.inf, math.inf) if ends else (effect, effect)
+    if check.low is not None:
+        low = factor * check.low
+    if check.high is not None:
+        high = factor * check.high
     return Row(
         claimed=(place(region[0]), place(region[1])),
         interval=(place(low), place(high)),

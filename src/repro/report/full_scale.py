@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repro.errors import ReproError
+from repro.errors import ReproError, first_line
 from repro.launching.local import launch
 from repro.planning import trust
 from repro.planning.plan import Plan, PlannedRun, plan_study
@@ -205,9 +205,9 @@ def one_of_each_kind(plan: Plan) -> Plan:
     for run in plan.runs:
         parts = (run.content[group] for group in ("module", "model", "method"))
         kinds.setdefault(tuple(str((each or {}).get("_target_")) for each in parts), run)
-    wanted = {run.arm for run in kinds.values()}
-    wanted |= {run.parent for run in kinds.values() if run.parent is not None}
-    return Plan(**{**vars(plan), "runs": [run for run in plan.runs if run.arm in wanted]})
+    arms = {run.arm for run in kinds.values()}
+    arms |= {run.parent for run in kinds.values() if run.parent is not None}
+    return replace(plan, runs=[run for run in plan.runs if run.arm in arms])
 
 
 def rehearse(paper: Paper, scale: str, outputs: Path, whole: bool) -> Study:
@@ -291,11 +291,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--whole takes a GPU, and there is none here; leave it out.")
     began, failed = time.monotonic(), 0
     block = "rehearsals:whole" if asked.whole else "rehearsals"
-    wanted = full_scales(asked.papers)
+    scales = full_scales(asked.papers)
     if asked.missing:
         known = sections(record.filled(_page(), block))
-        wanted = [each for each in wanted if not _is_done(known.get(heading(*each)))]
-    for paper, scale in wanted:
+        scales = [each for each in scales if not _is_done(known.get(heading(*each)))]
+    for paper, scale in scales:
         if asked.minutes is not None and time.monotonic() - began > 60 * asked.minutes:
             break
         typed, was_busy = typed_for(paper, scale, asked.whole), is_busy()
@@ -324,7 +324,7 @@ def measured(paper: Paper, scale: str, whole: bool) -> list[Row]:
         try:
             return rows(rehearse(paper, scale, Path(outputs), whole))
         except ReproError as error:
-            return [Row("all", None, [str(error).splitlines()[0]], FAILED)]
+            return [Row("all", None, [first_line(error)], FAILED)]
 
 
 if __name__ == "__main__":

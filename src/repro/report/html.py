@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from repro.claims.outcomes import Verdict
@@ -115,30 +115,11 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         settings: how much is drawn.
         command: the command that made it.
     """
-    environment = Environment(
-        loader=PackageLoader("repro.report"), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {
-        "hash_source": _hash_source,
-        "kind": KINDS.__getitem__,
-        "tally": _tally,
-        "breakable": _breakable,
-        "forest": forest.row,
-        "is_divided": is_divided,
-        "in_reach": in_reach,
-        "out_of_reach": out_of_reach,
-        "said_elsewhere": said_elsewhere,
-        "answer": answer,
-        "minus": with_minus,
-        "link": functools.partial(_link, start=target.absolute().parent),
-        "number": _number,
-        "seconds": _seconds,
-    }
     is_open = len(collected.papers) == 1  # a page about many is easier to oversee closed
-    pictures_ = sum(len(study.figures) for paper in collected.papers for study in paper.latest)
-    most = 750 * settings.pictures_kb // max(1, pictures_)  # bytes: base64 takes a third more
+    figures = sum(len(study.figures) for paper in collected.papers for study in paper.latest)
+    most = 750 * settings.pictures_kb // max(1, figures)  # bytes: base64 takes a third more
     papers = [_show_paper(paper, settings, most, is_open) for paper in collected.papers]
-    return environment.get_template("report.html.j2").render(
+    return _template(target.absolute().parent).render(
         style=_asset("report.css"),
         script=_asset("report.js"),
         frame=pictures,
@@ -156,6 +137,30 @@ def render(collected: Collected, target: Path, settings: Settings, command: str 
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         command=command,
     )
+
+
+def _template(folder: Path) -> Template:
+    """The page's template, for a page that will lie in a folder."""
+    environment = Environment(
+        loader=PackageLoader("repro.report"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {
+        "hash_source": _hash_source,
+        "kind": KINDS.__getitem__,
+        "tally": _tally,
+        "breakable": _breakable,
+        "forest": forest.row,
+        "is_divided": is_divided,
+        "in_reach": in_reach,
+        "out_of_reach": out_of_reach,
+        "said_elsewhere": said_elsewhere,
+        "answer": answer,
+        "minus": with_minus,
+        "link": functools.partial(_link, start=folder),
+        "number": _number,
+        "seconds": _seconds,
+    }
+    return environment.get_template("report.html.j2")
 
 
 def _in_short(collected: Collected) -> str:

@@ -303,12 +303,16 @@ class Swept(Panels):
 
     def collect(self, context: Context, metric: str, axis: Axis, arms: Sequence[str]) -> list[Line]:
         """The lines, each over the swept values that it has."""
-        wanted = [(look, self.lines[name]) for name, look in _line_looks(self.lines, context)]
-        if not self.lines:
-            sources = [Source.model_construct(arm=arm, minus=self.minus) for arm in arms]
-            wanted = [(context.looks[s.arm], s) for s in sources if s.arm != self.minus]  # type: ignore[index]
+        if self.lines:
+            sources = [(look, self.lines[name]) for name, look in _line_looks(self.lines, context)]
+        else:
+            sources = [
+                (context.looks[arm], Source.model_construct(arm=arm, minus=self.minus))
+                for arm in arms
+                if arm != self.minus
+            ]
         lines = []
-        for look, source in wanted:
+        for look, source in sources:
             found = self._values(context, source, metric)
             if found:
                 lines.append(self._line(look, found, axis))
@@ -770,8 +774,8 @@ def _swept_in(context: Context, source: Source, metric: str) -> list[str]:
 def _matches(pattern: str, names: Iterable[str]) -> list[str]:
     if X not in pattern:
         return [""] if pattern in names else []
-    wanted = re.compile(re.escape(pattern).replace(re.escape(X), "(?P<x>[^/]+)"))
-    return list(dict.fromkeys(m["x"] for name in names if (m := wanted.fullmatch(name))))
+    swept = re.compile(re.escape(pattern).replace(re.escape(X), "(?P<x>[^/]+)"))
+    return list(dict.fromkeys(m["x"] for name in names if (m := swept.fullmatch(name))))
 
 
 def _by_numbers(name: str) -> tuple[bool, list[float], str]:

@@ -14,18 +14,39 @@ from typing import Any
 
 import yaml
 
-from repro.errors import UserError
+from repro.errors import UserError, first_line
 from repro.launching.queue import check_ended
+from repro.planning.extras import require
 from repro.records import files, names
 from repro.records.study import Study
 from repro.records.summary import state_counts
 from repro.report.draw import draw_study
 from repro.report.record import results_markdown, results_of
 
+HUB = "hub:"
 RESULTS = "results.json"
 CARD = "README.md"
 OF_STUDY = (names.STUDY_RECORD, names.VERDICTS, names.SEARCH)
 OF_RUN = (names.RUN_RECORD, names.RUN_CONFIG, names.OVERRIDES, names.SERIES, names.SUMMARY)
+
+
+def publish(study: Study, target: str, checkpoints: bool) -> str:
+    """Bundles a study in a folder, or on the Hugging Face hub.
+
+    Args:
+        study: the study.
+        target: a folder, or ``hub:owner/name``.
+        checkpoints: see `bundle`.
+
+    Returns:
+        Where the bundle is.
+    """
+    if not target.startswith(HUB):
+        return str(bundle(study, Path(target), checkpoints))
+    require(["huggingface_hub"])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = bundle(study, Path(scratch) / study.folder.name, checkpoints)
+        return upload(folder, target.removeprefix(HUB))
 
 
 def bundle(study: Study, target: Path, checkpoints: bool = False) -> Path:
@@ -40,15 +61,19 @@ def bundle(study: Study, target: Path, checkpoints: bool = False) -> Path:
         The bundle.
 
     Raises:
-        UserError: the study is not finished, or the folder is not empty.
+        UserError: the study is not finished, or the target is a file or a folder with content.
     """
     check_ended(study)
+    if target.is_file():
+        raise UserError(f"{target} is a file. Name a new folder: --to DIR")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target} is not empty. Name a new folder: --to DIR")
     with study.confined():
         content, figures = results_of(study), draw_study(study)
-    with tempfile.TemporaryDirectory(dir=_parent_of(target)) as scratch:
-        folder = Path(scratch) / target.name
+    parent = target.absolute().parent
+    files.make_folder(parent)
+    with tempfile.TemporaryDirectory(dir=parent) as scratch:
+        folder = Path(scratch) / "bundle"
         _copy(study.folder, folder, OF_STUDY)
         for run in study.runs:
             place = folder / run.folder.relative_to(study.folder)
@@ -71,10 +96,7 @@ def card(study: Study, content: dict[str, Any]) -> str:
         content: its results, as `results_of` gives them.
     """
     paper = study.paper
-    facts = {
-        "library_name": "repro",
-        "tags": ["repro", paper.slug, study.scale],
-    }
+    facts = {"library_name": "repro", "tags": ["repro", paper.slug, study.scale]}
     where = f"{paper.link}. " if paper.link else ""
     figures = sorted(study.figures_folder.glob("*.png"))
     parts = [
@@ -112,20 +134,15 @@ def upload(folder: Path, repository: str) -> str:
         done = api.upload_folder(repo_id=repository, folder_path=folder)
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"The hub did not take {repository}: {str(error).splitlines()[0]} "
+            f"The hub did not take {repository}: {first_line(error)} "
             "Log in with `hf auth login`; the bundle itself is written by --to DIR."
         ) from error
     return str(done.commit_url)
 
 
-def _copy(source: Path, target: Path, wanted: Iterable[str]) -> None:
+def _copy(source: Path, target: Path, filenames: Iterable[str]) -> None:
     """Copies files from one folder to another, those that there are."""
     files.make_folder(target)
-    for name in wanted:
+    for name in filenames:
         if (source / name).is_file():
             shutil.copy2(source / name, target / name)
-
-
-def _parent_of(folder: Path) -> Path:
-    files.make_folder(folder.absolute().parent)
-    return folder.absolute().parent

@@ -22,9 +22,8 @@ from repro.claims.verdicts import ClaimVerdict
 from repro.errors import UserError, did_you_mean
 from repro.launching.queue import current_record
 from repro.records import files
-from repro.records.papers import Paper, load_paper, load_papers
-from repro.records.study import LOOK_KEYS, Study, find_studies
-from repro.records.summary import (
+from repro.records.papers import WHICH_PAPER, Paper, load_paper, load_papers
+from repro.records.recorded import (
     OLD,
     OLD_MEANS,
     is_outdated,
@@ -32,6 +31,7 @@ from repro.records.summary import (
     recorded_study,
     recorded_verdicts,
 )
+from repro.records.study import LOOK_KEYS, Study, find_studies
 from repro.report.draw import draw_study, save_figure
 from repro.report.figures import recorded_figures
 from repro.report.tables import (
@@ -48,36 +48,24 @@ HARMLESS = {"paper", "scale", "n_jobs", "hardware", *LOOK_KEYS}
 FOLDERS = {"outputs", "data.root"}
 
 
-def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) -> Path:
+def record(typed: dict[str, str], outputs: Path, folder: Path | None = None) -> Path:
     """Writes the results of a finished study into its paper's room and updates its README.
 
     Where the paper is part of an installed package, they go beside the study instead.
 
     Args:
-        wanted: ``paper``, and optionally ``scale`` (mini by default).
+        typed: ``paper``, and optionally ``scale`` (mini by default).
         outputs: where studies are.
         folder: the study; by default the latest whole one, run without further overrides.
 
     Returns:
         The results file.
 
-    Raises:
-        UserError: there is no such study, or it is not finished.
+    A `UserError` says so if there is no such study, or it is not finished.
     """
-    study = Study.open(folder) if folder is not None else _latest(*_named(wanted), outputs)
-    unfinished = [run for run in study.runs if not current_record(run).status.is_final]
-    if unfinished:
-        raise UserError(
-            f"{study.folder} is not finished ({len(unfinished)} runs are left). "
-            f"Finish it first: repro resume {study.folder}"
-        )
-    if study.about.rehearsal is not None:
-        raise UserError(f"{study.folder} is a rehearsal, which has no results.")
-    if study.about.is_grid:
-        raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
+    study = Study.open(folder) if folder is not None else _latest(*_named(typed), outputs)
+    _check_recordable(study)
     paper, scale = study.paper, study.scale
-    if scale not in paper.scales:
-        raise UserError(f"{study.folder}: {paper.slug} has no scale {scale!r}.")
     target = paper.results_file(scale)
     if _is_installed(target):
         target = study.folder / "results" / target.name
@@ -94,19 +82,39 @@ def record(wanted: dict[str, str], outputs: Path, folder: Path | None = None) ->
     return target
 
 
+def _check_recordable(study: Study) -> None:
+    """Refuses what is no finished study of a whole paper.
+
+    Raises:
+        UserError: it is unfinished, a rehearsal, a grid, or of a scale that the paper has not.
+    """
+    unfinished = [run for run in study.runs if not current_record(run).status.is_final]
+    if unfinished:
+        raise UserError(
+            f"{study.folder} is not finished ({len(unfinished)} runs are left). "
+            f"Finish it first: repro resume {study.folder}"
+        )
+    if study.about.rehearsal is not None:
+        raise UserError(f"{study.folder} is a rehearsal, which has no results.")
+    if study.about.is_grid:
+        raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
+    if study.scale not in study.paper.scales:
+        raise UserError(f"{study.folder}: {study.paper.slug} has no scale {study.scale!r}.")
+
+
 def _is_installed(file: Path) -> bool:
     """Whether a file is part of an installed package, which is no place for one's own results."""
     return any(part in ("site-packages", "dist-packages") for part in file.resolve().parts)
 
 
-def rejudge(wanted: dict[str, str]) -> Path:
+def rejudge(typed: dict[str, str]) -> Path:
     """Judges and draws a recorded study again, by the paper's claims and figures as they stand now.
 
     A claim keeps its recorded verdict, and a figure stays as it is, where the record does not hold
     what it reads: the curve of a run.
 
     Args:
-        wanted: ``paper``, and optionally ``scale`` (mini by default).
+        typed: ``paper``, and optionally ``scale`` (mini by default).
 
     Returns:
         The results file, rewritten; the tables of the README files are, too.
@@ -114,7 +122,7 @@ def rejudge(wanted: dict[str, str]) -> Path:
     Raises:
         UserError: nothing is recorded at this scale, or a new claim reads what is not recorded.
     """
-    paper, scale = _named(wanted)
+    paper, scale = _named(typed)
     target = paper.results_file(scale)
     if not target.is_file():
         raise UserError(
@@ -199,7 +207,7 @@ def project_readme() -> Path:
 
 def with_tables(text: str, paper: Paper) -> str:
     """A README's text with each ``<!-- results:SCALE -->`` block filled from the record."""
-    scales = [scale for scale in paper.scales if paper.results_file(scale).is_file()]
+    scales = paper.recorded_scales
     elsewhere = judged_at({scale: recorded_claims(paper, scale) for scale in scales})
     for scale in scales:
         table = results_markdown(recorded_study(paper, scale), elsewhere)
@@ -278,22 +286,26 @@ def _titled(paper: Paper) -> str:
     return title if number == paper.link else f"[{title}](https://arxiv.org/abs/{number})"
 
 
-def _named(wanted: dict[str, str]) -> tuple[Paper, str]:
-    # The paper and the scale that somebody typed.
-    unknown = sorted(set(wanted) - {"paper", "scale"})
+def _named(typed: dict[str, str]) -> tuple[Paper, str]:
+    """The paper and the scale that somebody typed.
+
+    Raises:
+        UserError: no paper is named, or something else is.
+    """
+    unknown = sorted(set(typed) - {"paper", "scale"})
     if unknown:
         hint = did_you_mean(unknown[0], ("paper", "scale"))
         raise UserError(f"record knows paper=… and scale=…, not {unknown[0]}.{hint}")
-    if "paper" not in wanted:
-        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
-    return load_paper(wanted["paper"]), wanted.get("scale", "mini")
+    if "paper" not in typed:
+        raise UserError(WHICH_PAPER)
+    return load_paper(typed["paper"]), typed.get("scale", "mini")
 
 
 def _latest(paper: Paper, scale: str, outputs: Path) -> Study:
     studies = [
         study
         for study in reversed(find_studies(outputs))
-        if study.about.paper == paper.slug and study.scale == scale
+        if study.is_readable and (study.about.paper, study.scale) == (paper.slug, scale)
     ]
     for study in studies:
         if all(map(_is_plain, study.about.typed)):

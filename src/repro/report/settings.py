@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from repro.errors import UserError, did_you_mean
-from repro.records.files import parse_yaml
+from repro.records.files import read_yaml
 from repro.records.papers import config_folders
 
 
@@ -30,18 +29,19 @@ class Settings(BaseModel):
         """Reads report.yaml in every config folder; the user's settings win.
 
         Raises:
-            UserError: a file is not YAML, or a setting is unknown or of the wrong kind.
+            UserError: a file is no mapping, or a setting is unknown or of the wrong kind.
         """
         merged: dict[str, object] = {}
         for folder in config_folders():
             file = folder / "report.yaml"
             if not file.is_file():
                 continue
+            own = read_yaml(file) or {}
+            if not isinstance(own, dict):
+                raise UserError(f"{file} takes settings such as studies: 3.")
+            merged |= own
             try:
-                merged |= parse_yaml(file.read_text(encoding="utf-8")) or {}
                 settings = cls.model_validate(merged)
-            except (yaml.YAMLError, TypeError) as error:
-                raise UserError(f"{file} is not a YAML mapping: {error}") from error
             except ValidationError as error:
                 first = error.errors()[0]
                 key = str(first["loc"][0])

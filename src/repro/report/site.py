@@ -16,7 +16,7 @@ from pathlib import Path
 
 from repro.claims.outcomes import Verdict
 from repro.records.papers import Paper, load_papers
-from repro.records.summary import recorded_verdicts
+from repro.records.recorded import recorded_verdicts
 from repro.report.collect import recorded_pictures
 from repro.report.record import project_readme
 

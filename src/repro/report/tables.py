@@ -212,10 +212,10 @@ def arm_rows(runs: Iterable[MeasuredRun], metrics: Sequence[str]) -> list[ArmRow
     return rows
 
 
-def metrics_of(rows: Iterable[ArmRow], wanted: Sequence[str]) -> list[str]:
-    """Those of the wanted metrics that some arm has."""
+def metrics_of(rows: Iterable[ArmRow], metrics: Sequence[str]) -> list[str]:
+    """Those of the metrics that some arm has."""
     rows = list(rows)
-    return [name for name in wanted if any(name in row.metrics for row in rows)]
+    return [name for name in metrics if any(name in row.metrics for row in rows)]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from repro.errors import ReproError, UserError
+from repro.errors import ReproError, UserError, first_line
 from repro.planning.instantiate import instantiate
 from repro.records import files
 from repro.search.request import Request
@@ -79,9 +79,9 @@ class Trials(optuna.Study):
             value: float | None = trial.intermediate_values[trial.last_step]  # as `tell` takes it
         else:
             value = objective
-        told = {"reason": reason, "values": values}
+        result = {"reason": reason, "values": values}
         trial_id = self._id_of(number)
-        for key, each in (told | {CHECKSUM: _checksum(trial, state, value, told)}).items():
+        for key, each in (result | {CHECKSUM: _checksum(trial, state, value, result)}).items():
             self.storage.set_trial_user_attr(trial_id, key, each)
         return self.tell(number, objective, state=state)
 
@@ -126,7 +126,7 @@ def opened(folder: Path, request: Request) -> Iterator[Trials]:
     files.check_allowed(file)
     with _explained(file), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # NullPool-like care is not needed, but a lock must not be waited for without end.
+        # The wait for a lock has to end some time.
         connect = {"connect_args": {"timeout": float(request.settings["lock_seconds"])}}
         pruner = instantiate(OmegaConf.create(request.settings["pruner"]), "sweep")
         with _making_sense(file):
@@ -153,18 +153,18 @@ def sampler(request: Request, number: int) -> Any:
 
 def _is_whole(trial: FrozenTrial) -> bool:
     """Whether a trial that has ended is what `Trials.finish` wrote."""
-    told = {key: trial.user_attrs.get(key) for key in ("reason", "values")}
+    result = {key: trial.user_attrs.get(key) for key in ("reason", "values")}
     expected = trial.user_attrs.get(CHECKSUM)
     if expected is None:  # of an earlier version, or killed while its point was being asked for
-        return trial.state is TrialState.FAIL or told["values"] is not None
-    return bool(expected == _checksum(trial, trial.state, trial.value, told))
+        return trial.state is TrialState.FAIL or result["values"] is not None
+    return bool(expected == _checksum(trial, trial.state, trial.value, result))
 
 
 def _checksum(
-    trial: FrozenTrial, state: TrialState, value: float | None, told: dict[str, Any]
+    trial: FrozenTrial, state: TrialState, value: float | None, result: dict[str, Any]
 ) -> str:
     distributions = {key: distribution_to_json(one) for key, one in trial.distributions.items()}
-    content = [trial.number, state.name, value, told, trial.params, distributions]
+    content = [trial.number, state.name, value, result, trial.params, distributions]
     content.append(sorted(trial.intermediate_values.items()))
     return files.checksum(json.dumps(content, sort_keys=True).encode())
 
@@ -195,7 +195,7 @@ def _explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         if "locked" in reason:
             raise UserError(
                 f"{file} is locked by another process. End that one, then: "

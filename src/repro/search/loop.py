@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -45,10 +44,10 @@ def find(request: Request, outputs: Path) -> Study | None:
 
     The number of trials may differ: more of them make a finished search go on.
     """
-    wanted = _without_trials(request.typed)
+    command = _without_trials(request.typed)
     for study in reversed(find_studies(outputs)):
-        kept = study.about.search
-        if kept is None or _without_trials(study.about.typed) != wanted:
+        kept = study.about.search if study.is_readable else None
+        if kept is None or _without_trials(study.about.typed) != command:
             continue
         with study.confined():
             unfinished = _is_unfinished(study, request.trials)
@@ -80,10 +79,7 @@ def run(study: Study, announce: Callable[[FrozenTrial], None]) -> bool:
     """
     request = request_of(study)
     side_by_side = _side_by_side(request)
-    with (
-        study.held(),
-        database.opened(study.folder, request) as trials,
-    ):
+    with study.held(), database.opened(study.folder, request) as trials:
         trials.check()
         while batch := _next_batch(trials, request, side_by_side):
             executed = _execute(study, request, batch, side_by_side)
@@ -112,19 +108,19 @@ def _is_unfinished(study: Study, trials: int) -> bool:
 
 def _next_batch(trials: database.Trials, request: Request, size: int) -> list[FrozenTrial]:
     """Trials that a kill left open, or fresh ones: as many as may run side by side."""
-    left = [t for t in trials.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
+    batch = [t for t in trials.get_trials(deepcopy=False) if t.state is TrialState.RUNNING]
     keys = {each.key for each in request.parameters}
-    for torn in [trial for trial in left if set(trial.params) != keys]:  # killed while being asked
+    for torn in [trial for trial in batch if set(trial.params) != keys]:  # killed while being asked
         trials.tell(torn.number, state=TrialState.FAIL)
-        left.remove(torn)
-    if left:
-        return left
+        batch.remove(torn)
+    if batch:
+        return batch
     done = len(settled(trials))
     for number in range(done, min(done + size, request.trials)):
         trials.sampler = database.sampler(request, number)
         asked = trials.ask({each.key: each.distribution for each in request.parameters})
-        left.append(trials.get_trials(deepcopy=False)[asked.number])
-    return left
+        batch.append(trials.get_trials(deepcopy=False)[asked.number])
+    return batch
 
 
 def _side_by_side(request: Request) -> int:
@@ -190,7 +186,8 @@ def _outcome(request: Request, layers: Layers, trials: database.Trials) -> Outco
     runs = _of_arm(layers, request.arm)
     records = [run.record() for run in runs]
     states = [record.status for record in records]
-    values = [run.summary()[request.metric] for run in runs if request.metric in run.summary()]
+    summaries = [run.summary(record) for run, record in zip(runs, records, strict=True)]
+    values = [summary[request.metric] for summary in summaries if request.metric in summary]
     for state, record in zip(states, records, strict=True):
         if state is Status.FAILED:
             return Outcome(TrialState.FAIL, values, record.trouble)
@@ -199,8 +196,8 @@ def _outcome(request: Request, layers: Layers, trials: database.Trials) -> Outco
     if any(state is not Status.FINISHED for state in states):
         return None
     if len(values) < len(runs):
-        if not _completed(trials):
-            raise UserError(unknown_metric(request.metric, runs[0].summary()))
+        if not _has_worked(trials):
+            raise UserError(unknown_metric(request.metric, summaries[0]))
         return Outcome(TrialState.FAIL, values, f"{request.metric} is not finite at the end")
     return Outcome(TrialState.COMPLETE, values)
 
@@ -231,18 +228,16 @@ def _give_up_if_hopeless(trials: database.Trials, request: Request, layers: Laye
         return
     reason = latest[-1].user_attrs["reason"]
     errors = [run.record().error for run in _of_arm(layers, request.arm)]
-    if not _completed(trials) and any(error and error.kind == "user" for error in errors):
+    if not _has_worked(trials) and any(error and error.kind == "user" for error in errors):
         raise UserError(f"No trial has worked so far: {reason}")
-    if len(latest) == request.settings["failures"] and _all_failed(latest):
+    all_failed = all(trial.state is TrialState.FAIL for trial in latest)
+    if all_failed and len(latest) == request.settings["failures"]:
         raise ReproError(
             f"The last {len(latest)} trials failed: {reason}\n"
             f"Details: log.txt in {_of_arm(layers, request.arm)[0].folder}"
         )
 
 
-def _all_failed(trials: Iterable[FrozenTrial]) -> bool:
-    return all(trial.state is TrialState.FAIL for trial in trials)
-
-
-def _completed(trials: database.Trials) -> list[Any]:
-    return [each for each in settled(trials) if each.state is TrialState.COMPLETE]
+def _has_worked(trials: database.Trials) -> bool:
+    """Whether some trial came to its end."""
+    return any(each.state is TrialState.COMPLETE for each in settled(trials))

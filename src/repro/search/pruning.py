@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -75,9 +76,9 @@ class PruneHopeless(Callback):
             return False
 
 
-def unknown_metric(metric: str, logged: object) -> str:
+def unknown_metric(metric: str, logged: Iterable[str]) -> str:
     """Says which metrics there are instead."""
-    known = sorted(name for name in logged if str(name).startswith("val/"))  # type: ignore[attr-defined]
+    known = sorted(name for name in logged if name.startswith("val/"))
     return f"No run logs '{metric}'.{did_you_mean(metric, known)} Known: {', '.join(known)}."
 
 

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from repro.errors import UserError, did_you_mean
 from repro.planning import compose, extras
 from repro.planning.compose import Layer
-from repro.planning.plan import Plan, plan_study
-from repro.records.papers import load_paper
+from repro.planning.plan import Plan, check_count, plan_study
+from repro.records.papers import WHICH_PAPER, load_paper
 from repro.records.study import Study
 from repro.search.space import Parameter, read_space
 
@@ -62,8 +62,8 @@ class Request:
     @classmethod
     def from_dict(cls, typed: list[str], kept: dict[str, Any]) -> Request:
         """The inverse of `to_dict`, whatever the defaults are by now."""
-        searched = [each for each in Layer.parse(typed, "study.json").overrides if _varies(each)]
-        return cls(typed=typed, parameters=read_space(searched), **kept)
+        searched = Layer.parse(typed, "study.json").where(_varies)
+        return cls(typed=typed, parameters=read_space(searched.overrides), **kept)
 
 
 def request_of(study: Study) -> Request:
@@ -84,26 +84,25 @@ def read_request(typed: Sequence[str]) -> tuple[Request, Plan]:
     """
     extras.require(["optuna"])
     layer = Layer.parse(typed, "command line")
-    own = [each for each in layer.overrides if _is_own(each)]
-    rest = [each for each in layer.overrides if not _is_own(each)]
-    searched = [each for each in rest if _varies(each)]
+    own, rest = layer.where(_is_own), layer.where(lambda o: not _is_own(o))
+    searched = rest.where(_varies)
     _check_varied(own, searched)
     with compose.hydra_ready():
-        config = compose.compose_config([each.input_line or "" for each in own], "sweep")
+        config = compose.compose_config(own.texts, "sweep")
     for key in ("parallel", "failures", "table_rows"):
         if config.sweep[key] != "auto":
-            _count(f"sweep.{key}", config.sweep[key])
-    parameters = read_space(searched)
-    given = {each.key_or_group: each.value() for each in rest}
+            check_count(f"sweep.{key}", config.sweep[key])
+    parameters = read_space(searched.overrides)
+    given = {each.key_or_group: each.value() for each in rest.overrides}
     arm = _arm(given)
-    fixed = [each.input_line or "" for each in rest if each not in searched]
+    fixed = rest.where(lambda o: not _varies(o)).texts
     fixed = _with_defaults(fixed, given, arm, list(config.sweep.seeds))
     request = Request(
         typed=list(typed),
         fixed=fixed,
         parameters=parameters,
         arm=arm,
-        trials=_count("trials", config.trials),
+        trials=check_count("trials", config.trials),
         metric="",
         mode="",
         settings=OmegaConf.to_container(config.sweep, resolve=True),  # type: ignore[arg-type]
@@ -123,14 +122,14 @@ def _varies(override: Override) -> bool:
     return override.is_sweep_override() and not _is_own(override)
 
 
-def _check_varied(own: Sequence[Override], searched: Sequence[Override]) -> None:
-    for override in own:
+def _check_varied(own: Layer, searched: Layer) -> None:
+    for override in own.overrides:
         if override.is_sweep_override():
             raise UserError(f"'{override.input_line}': {override.key_or_group} takes one value.")
-    for override in searched:
+    for override in searched.overrides:
         if override.key_or_group in STUDY_KEYS or override.key_or_group.startswith("hydra"):
             raise UserError(f"'{override.input_line}': {override.key_or_group} is not searched.")
-    if not searched:
+    if not searched.overrides:
         raise UserError(
             "Nothing to search: give a key a range, such as 'optimizer.lr=interval(0.01,0.5)' or "
             "'optimizer.momentum=choice(0.8,0.9)'."
@@ -144,7 +143,7 @@ def _arm(given: dict[str, Any]) -> str:
         UserError: no paper is named, or not one arm.
     """
     if "paper" not in given:
-        raise UserError("Which paper? Write paper=SLUG; `repro list` shows all.")
+        raise UserError(WHICH_PAPER)
     asked = given.get("arm")
     arms = load_paper(str(given["paper"])).arms
     plain = [arm for arm, overrides in arms.items() if not overrides]
@@ -167,12 +166,6 @@ def _with_defaults(
     if "training.test_with" not in given:
         added.append(UNTESTED)
     return [*fixed, *added]
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{name} takes a whole number from 1 on, not {value!r}.")
-    return value
 
 
 def _metric(config: DictConfig, training: DictConfig) -> str:

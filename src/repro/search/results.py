@@ -55,9 +55,8 @@ def draw(trials: list[FrozenTrial], request: Request) -> Figure:
         figure, panels = style.grid([style.PANEL] * (1 + len(request.parameters)), style.COLUMNS)
         history, *others = panels
         for state, look in LOOKS.items():
-            in_state = [trial for trial in trials if trial.state is state]
-            values = [trial.value for trial in in_state if trial.value is not None]
-            shown = [trial for trial in in_state if trial.value is not None]
+            shown = [t for t in trials if t.state is state and t.value is not None]
+            values = [trial.value for trial in shown]
             history.plot([trial.number for trial in shown], values, **look.dots, ms=4)
             for axes, parameter in zip(others, request.parameters, strict=True):
                 axes.plot([_place(each, parameter) for each in shown], values, **look.dots, ms=4)

@@ -76,7 +76,8 @@ def _distribution(override: Override) -> BaseDistribution:
         return _interval(override.input_line or "", sweep)
     if isinstance(sweep, RangeSweep) or (isinstance(sweep, ChoiceSweep) and sweep.list):
         texts = list(override.sweep_string_iterator())
-        _refuse_tags(override, sweep.tags)
+        if sweep.tags:
+            raise UserError(f"'{override.input_line}': a tag belongs to an interval.")
         if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int | float):
             return _range([float(text) for text in sorted(texts, key=float)])
         return CategoricalDistribution(list(dict.fromkeys(texts)))
@@ -108,8 +109,3 @@ def _range(values: list[float]) -> BaseDistribution:
         return IntDistribution(int(values[0]), int(values[-1]), step=step)
     # A range of fractions: its listed values, because sums of steps are not quite the same numbers.
     return CategoricalDistribution([f"{value:.12g}" for value in values])
-
-
-def _refuse_tags(override: Override, tags: set[str]) -> None:
-    if tags:
-        raise UserError(f"'{override.input_line}': a tag belongs to an interval.")

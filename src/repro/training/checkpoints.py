@@ -1,4 +1,4 @@
-"""What the engine adds to Lightning: exact checkpoints, and knowing when to stop."""
+"""Exact checkpoints: when they are written, what is in them, and reading them again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import Tensor
 from typing_extensions import override
 
+from repro.errors import UserError, first_line
 from repro.records import files, names
+from repro.records.run import Run
 from repro.training.lightning import epoch_row, fresh_metrics, restore_loaders
-from repro.training.pace import pause_after
 from repro.training.series import CsvLogger
 
 log = logging.getLogger("repro")
@@ -28,109 +28,6 @@ log = logging.getLogger("repro")
 
 class Interrupted(Exception):  # noqa: N818 - a signal, not an error
     """Training stopped on request, its state saved as far as it can be."""
-
-
-class Diverged(Exception):  # noqa: N818 - a result, not an error
-    """A training loss became infinite or not a number."""
-
-
-class Watch(Callback):
-    """Watches the steps: times them, tells how far training is, and stops it when it diverged.
-
-    One callback for three small duties, because Lightning spends more on calling a callback than
-    each of them takes. Losses are checked in one go every ``check_every`` steps and at the end of
-    an epoch, before the epoch is validated, so that the device is not made to wait at each step.
-
-    Args:
-        check_every: steps between two looks at whether the losses are finite.
-        report: told the fraction of steps that are done, steps per second, and the mean loss
-            between the last two looks at the losses; None before the first.
-        report_every: least seconds between two reports; more where one takes long.
-    """
-
-    def __init__(
-        self,
-        check_every: int,
-        report: Callable[[float, float, float | None], None],
-        report_every: float = 1.0,
-    ) -> None:
-        self.check_every = check_every
-        self.report = report
-        self.report_every = self.pause = report_every
-        self.losses: Tensor | None = None  # summed: what is not finite stays so
-        self.summed = 0  # so many of them
-        self.loss: float | None = None  # their mean at the last look
-        self.seconds = 0.0
-        self.steps = 0
-        self.started = 0.0
-        self.reported_at = 0.0
-        self.reported_steps = 0
-
-    @override
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Says so where epochs are cut to more steps than they have, which Lightning does not."""
-        asked, batches = trainer.limit_train_batches, trainer.num_training_batches
-        if isinstance(asked, int) and batches < asked:
-            log.warning(
-                "training.steps_per_epoch=%d, but an epoch has %d batches: it takes %d steps",
-                asked, batches, batches,
-            )  # fmt: skip
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Starts timing a step."""
-        self.started = time.perf_counter()
-        if not self.steps:
-            self.reported_at = self.started
-
-    @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_: Any
-    ) -> None:
-        """Ends a step; `Diverged` says so if the training loss is not finite."""
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor):
-            loss = loss.detach().sum()
-            self.losses = loss if self.losses is None else self.losses + loss
-            self.summed += 1
-            if trainer.global_step % self.check_every == 0 or trainer.is_last_batch:
-                self._look(trainer.global_step)
-        now = time.perf_counter()
-        self.seconds += now - self.started
-        self.steps += 1
-        if now - self.reported_at >= self.pause and trainer.is_global_zero:
-            steps = self.steps - self.reported_steps
-            done = trainer.global_step / max(1, trainer.estimated_stepping_batches)
-            self.report(done, steps / (now - self.reported_at), self.loss)
-            self.reported_at, self.reported_steps = now, self.steps
-            self.pause = pause_after(time.perf_counter() - now, self.report_every)
-
-    def _look(self, step: int) -> None:
-        """Waits for the losses so far: the one place where the device is waited for.
-
-        Raises:
-            Diverged: they are not finite.
-        """
-        assert self.losses is not None
-        total = float(self.losses)
-        if not math.isfinite(total):
-            raise Diverged(f"the training loss is not finite at step {step}")
-        self.loss = total / self.summed
-        self.losses, self.summed = None, 0
-
-    def times(self) -> dict[str, float]:
-        """Seconds of training steps alone, and milliseconds a step; of this attempt only."""
-        return {
-            "time/train_seconds": self.seconds,
-            "time/step_ms": 1e3 * self.seconds / max(1, self.steps),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """The losses that were not checked yet."""
-        return {"losses": self.losses, "summed": self.summed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`."""
-        self.losses, self.summed = state["losses"], state.get("summed", 1)
 
 
 class AtomicFiles(TorchCheckpointIO):
@@ -219,7 +116,7 @@ class Checkpoints(Checkpoint):
             return
         if self.sign * float(value) < self.best_value:
             self.best_value = self.sign * float(value)
-            self._save(trainer, names.BEST_CHECKPOINT, weights_only=True)
+            trainer.save_checkpoint(self.folder / names.BEST_CHECKPOINT, weights_only=True)
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -250,9 +147,8 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Adds the series, because metrics.csv goes on and may be lost or damaged."""
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                checkpoint["series"] = logger.text()
+        for series in _series_of(trainer):
+            checkpoint["series"] = series.text()
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, the latest metrics, and the random number generators."""
@@ -290,9 +186,8 @@ class Checkpoints(Checkpoint):
         """Notes the epoch's metrics; Lightning logs them after this hook, too late to save."""
         row, step = epoch_row(trainer)
         metrics = scalars(row)
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger) and metrics:
-                logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
+        for series in _series_of(trainer) if metrics else ():
+            series.log_metrics({**metrics, "epoch": trainer.current_epoch}, step)
         self.latest = self.validated | scalars(fresh_metrics(trainer)) | metrics
         losses = [value for name, value in self.latest.items() if name.endswith("/loss")]
         # An epoch with a lost loss says nothing: what was last good stays.
@@ -310,19 +205,64 @@ class Checkpoints(Checkpoint):
     def _save_last(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             files.keep_as(self.folder / names.LAST_CHECKPOINT, names.PREVIOUS_CHECKPOINT)
-        self._save(trainer, names.LAST_CHECKPOINT, weights_only=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.write()
+        trainer.save_checkpoint(self.folder / names.LAST_CHECKPOINT)
+        for series in _series_of(trainer):
+            series.write()
         self.saved_at = time.monotonic()
-
-    def _save(self, trainer: pl.Trainer, name: str, weights_only: bool) -> None:
-        trainer.save_checkpoint(self.folder / name, weights_only)
 
 
 def scalars(metrics: Any) -> dict[str, float]:
     """Logged metrics as plain numbers."""
     return {name: float(value) for name, value in metrics.items() if name != "epoch"}
+
+
+def newest_state(run: Run) -> dict[str, Any] | None:
+    """The content of last.ckpt, which becomes the checkpoint before it if it is damaged.
+
+    Returns:
+        The state to go on from; None if there is none.
+
+    Raises:
+        UserError: every checkpoint is damaged.
+    """
+    try:
+        return read_checkpoint(run.last_checkpoint)
+    except UserError as error:
+        if not run.previous_checkpoint.is_file():
+            raise
+        state = read_checkpoint(run.previous_checkpoint)
+        log.warning("%s", first_line(error))
+        run.previous_checkpoint.replace(run.last_checkpoint)
+        return state
+
+
+def read_checkpoint(file: Path) -> dict[str, Any] | None:
+    """Loads a checkpoint without executing anything in it; None if there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return _load_checkpoint(file)
+    except Exception as error:
+        raise UserError(
+            f"{file} is damaged or not a checkpoint of repro: {first_line(error)}\n"
+            "Delete it to start this run again."
+        ) from error
+
+
+def _load_checkpoint(file: Path) -> dict[str, Any]:
+    files.check_sealed(file)
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    if "state_dict" not in checkpoint or "global_step" not in checkpoint:
+        raise ValueError("it holds no training state")
+    return checkpoint
+
+
+def _series_of(trainer: pl.Trainer) -> list[CsvLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, CsvLogger)]
 
 
 def _random_state() -> dict[str, Any]:

@@ -11,40 +11,39 @@ import logging
 import math
 import os
 import resource
-import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.errors import ReproError, UserError
+from repro.errors import INTERRUPTED, ReproError, UserError, first_line
 from repro.planning import trust
 from repro.records import files, names, provenance
-from repro.records.run import Failure, Run, process_identity
+from repro.records.run import Failure, Run, RunRecord, process_identity
 from repro.records.status import Status
 from repro.records.study import Study
 from repro.records.typed import now
+from repro.training.log_file import logged_to
 from repro.training.startup import import_lightning
+from repro.training.stopping import PARENT_VARIABLE, StopRequest, do_not_outlive, parent_of_worker
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import Logger
     from omegaconf import DictConfig
 
-    from repro.training.checkpoints import Checkpoints, Watch
+    from repro.training.checkpoints import Checkpoints
     from repro.training.series import CsvLogger
+    from repro.training.watch import Watch
 
 log = logging.getLogger("repro")
 KEPT_SUMS = {names.RUN_CONFIG}  # those of files that an attempt does not write anew
-GRACE_SECONDS = 30.0  # for a process whose parent died
-PARENT_VARIABLE = "REPRO_PARENT"  # the process that started workers; they do not outlive it
 
 
 def job(config: DictConfig) -> ReproError | None:
@@ -56,7 +55,7 @@ def job(config: DictConfig) -> ReproError | None:
     Raises:
         KeyboardInterrupt: somebody asked to stop, so that the launcher starts no further run.
     """
-    parent = _worker_of()
+    parent = parent_of_worker()
     try:
         execute(Path(config.run))
     except ReproError as error:
@@ -105,30 +104,16 @@ def _execute(run: Run, job: str | None) -> Status:
         KeyboardInterrupt: A signal asked to stop. The run may have ended all the same.
         ReproError: The outcome could not be recorded.
     """
-    started = time.monotonic()
     if not is_main_process():
-        status = run.status()
-        if status.is_final:
-            return status  # as the main process will find, too
-        with _StopRequest(run.folder) as stop, _tracked(run) as trackers:
-            _train_and_test(run, stop, trackers, is_main=False)
-        return Status.FINISHED
-    with run.held(), _logged_to(run.log_file), _StopRequest(run.folder) as stop:
+        return _execute_beside(run)
+    started = time.monotonic()
+    with run.held(), logged_to(run.log_file), StopRequest(run.folder) as stop:
         record = run.record()
         if record.status.is_final:
             return record.status
         if run.job != job:
             run.forget_job()
-        run.update(
-            status=Status.RUNNING,
-            started=now(),
-            error=None,
-            attempts=record.attempts + 1,
-            checksums={
-                name: record.checksums[name] for name in KEPT_SUMS & record.checksums.keys()
-            },
-            **process_identity(),
-        )
+        _record_start(run, record)
         outcome: dict[str, Any]
         try:
             with _tracked(run) as trackers:
@@ -149,6 +134,29 @@ def _execute(run: Run, job: str | None) -> Status:
     if stop.requested:
         raise KeyboardInterrupt
     return Status(outcome["status"])
+
+
+def _execute_beside(run: Run) -> Status:
+    """Takes part in a run whose files another process writes."""
+    status = run.status()
+    if status.is_final:
+        return status  # as the main process will find, too
+    with StopRequest(run.folder) as stop, _tracked(run) as trackers:
+        _train_and_test(run, stop, trackers, is_main=False)
+    return Status.FINISHED
+
+
+def _record_start(run: Run, record: RunRecord) -> None:
+    """Writes into run.json that another attempt has begun."""
+    kept = KEPT_SUMS & record.checksums.keys()
+    run.update(
+        status=Status.RUNNING,
+        started=now(),
+        error=None,
+        attempts=record.attempts + 1,
+        checksums={name: record.checksums[name] for name in kept},
+        **process_identity(),
+    )
 
 
 def _record_outcome(run: Run, outcome: dict[str, Any], seconds: float) -> None:
@@ -193,7 +201,7 @@ def is_main_process() -> bool:
 
 def describe_error(error: BaseException, run: Run) -> Failure:
     """The record of a failure: whose fault, what happened, where to read more."""
-    if isinstance(error, OSError) and not isinstance(error, ReproError) and error.errno:
+    if isinstance(error, OSError) and error.errno:
         error = files.explain_os_error(error, run.folder)
     message = str(error) if isinstance(error, ReproError) else f"{type(error).__name__}: {error}"
     kind = "user" if isinstance(error, UserError) else "run"
@@ -208,7 +216,7 @@ def _execute_apart(run: Run) -> Status:
     """
     # Its own session: Ctrl-C would otherwise reach it twice, and twice means at once.
     command = [sys.executable, "-m", "repro.training.execute", str(run.folder)]
-    with _StopRequest(run.folder) as stop:
+    with StopRequest(run.folder) as stop:
         # Lightning starts the ranks, also within an allocation of Slurm, which has its own way.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         environment[PARENT_VARIABLE] = str(os.getpid())
@@ -268,12 +276,12 @@ def build_trainer(config: DictConfig, **extra: Any) -> pl.Trainer:
         **extra,
     )
     quicken(trainer)
-    leave_signals_alone(trainer)  # `_StopRequest` handles them
+    leave_signals_alone(trainer)  # `StopRequest` handles them
     return trainer
 
 
 def _train_and_test(
-    run: Run, stop: _StopRequest, trackers: list[Logger], is_main: bool
+    run: Run, stop: StopRequest, trackers: list[Logger], is_main: bool
 ) -> dict[str, Any]:
     """Trains a run, tests what was trained and writes its summary; returns what became of it."""
     from repro.training import hardware
@@ -320,15 +328,16 @@ class _Fit:
     own: list[Any]
 
 
-def _prepare(run: Run, stop: _StopRequest, trackers: list[Logger]) -> _Fit:
+def _prepare(run: Run, stop: StopRequest, trackers: list[Logger]) -> _Fit:
     """Builds data, module and trainer, in this order, from the run's seed."""
     import lightning.pytorch as pl
     import torch
 
     from repro.planning.instantiate import instantiate
-    from repro.training.checkpoints import Checkpoints, Watch
+    from repro.training.checkpoints import Checkpoints
     from repro.training.series import CsvLogger
     from repro.training.speed import set_arithmetic, speed_up
+    from repro.training.watch import Watch
 
     config = run.config()
     training = config.training
@@ -401,10 +410,11 @@ def _train(fit: _Fit) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint does not belong to the run's model.
     """
-    from repro.training.checkpoints import Diverged, Interrupted
+    from repro.training.checkpoints import Interrupted, newest_state
+    from repro.training.watch import Diverged
 
     last = fit.run.last_checkpoint
-    resume_from = _newest_state(fit.run)
+    resume_from = newest_state(fit.run)
     if resume_from is not None:
         fit.series.continue_from(resume_from.get("series"), resume_from["global_step"])
         log.info("continuing after step %d", resume_from["global_step"])
@@ -424,7 +434,7 @@ def _train(fit: _Fit) -> dict[str, Any]:
         could_be_foreign = isinstance(error, RuntimeError | KeyError | ValueError)
         if could_be_foreign and resume_from is not None and not fit.watch.steps:
             raise UserError(
-                f"{last} does not belong to this run's model: {str(error).splitlines()[0]}\n"
+                f"{last} does not belong to this run's model: {first_line(error)}\n"
                 "Delete it to start this run again."
             ) from error
         raise
@@ -484,8 +494,9 @@ def _callbacks(config: DictConfig) -> list[Any]:
     from repro.planning.instantiate import instantiate
 
     chosen = list((config.get("callbacks") or {}).values())
-    profiler = config.get("profiler")
-    return [instantiate(each, "callback") for each in (*chosen, *([profiler] if profiler else ()))]
+    if config.get("profiler"):
+        chosen.append(config.profiler)
+    return [instantiate(each, "callback") for each in chosen]
 
 
 def _is_rehearsal(run: Run) -> bool:
@@ -503,12 +514,13 @@ def _not_finite(metrics: dict[str, float]) -> str | None:
 
 
 def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
+    from repro.training.checkpoints import read_checkpoint
     from repro.training.procedure import Procedure
 
     parent = run.parent()
     if parent is None:
         return
-    checkpoint = _readable_checkpoint(parent.last_checkpoint)
+    checkpoint = read_checkpoint(parent.last_checkpoint)
     if checkpoint is None:
         raise ReproError(
             f"It starts from {parent.folder}, which has no checkpoint ({parent.status()}). "
@@ -521,60 +533,15 @@ def _start_from_parent(run: Run, module: pl.LightningModule) -> None:
 
 
 def _load_for_test(run: Run, module: pl.LightningModule, config: DictConfig) -> None:
+    from repro.training.checkpoints import read_checkpoint
+
     if config.training.test_with == "best":
-        checkpoint = _readable_checkpoint(run.best_checkpoint)
+        checkpoint = read_checkpoint(run.best_checkpoint)
         if checkpoint is None:
             raise UserError(
                 f"training.test_with=best, but nothing named {config.training.monitor} was logged."
             )
         module.load_state_dict(checkpoint["state_dict"])
-
-
-def _newest_state(run: Run) -> dict[str, Any] | None:
-    """The content of last.ckpt, which becomes the checkpoint before it if it is damaged.
-
-    Returns:
-        The state to go on from; None if there is none.
-
-    Raises:
-        UserError: every checkpoint is damaged.
-    """
-    try:
-        return _readable_checkpoint(run.last_checkpoint)
-    except UserError as error:
-        if not run.previous_checkpoint.is_file():
-            raise
-        state = _readable_checkpoint(run.previous_checkpoint)
-        log.warning("%s", str(error).splitlines()[0])
-        run.previous_checkpoint.replace(run.last_checkpoint)
-        return state
-
-
-def _readable_checkpoint(file: Path) -> dict[str, Any] | None:
-    """Loads a checkpoint without executing anything in it; None if there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    if not file.is_file():
-        return None
-    try:
-        return _load_checkpoint(file)
-    except Exception as error:
-        raise UserError(
-            f"{file} is damaged or not a checkpoint of repro: {str(error).splitlines()[0]}\n"
-            "Delete it to start this run again."
-        ) from error
-
-
-def _load_checkpoint(file: Path) -> dict[str, Any]:
-    import torch
-
-    files.check_sealed(file)
-    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if "state_dict" not in checkpoint or "global_step" not in checkpoint:
-        raise ValueError("it holds no training state")
-    return checkpoint
 
 
 def _is_multi_process(hardware: DictConfig) -> bool:
@@ -590,120 +557,15 @@ def _peak_memory_mb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)
 
 
-def _worker_of() -> int | None:
-    """The process that started this one for a run, if one did."""
-    parent = os.getppid()
-    return parent if os.environ.get(PARENT_VARIABLE) == str(parent) else None
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class _StopRequest:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a polite request; a second one is final.
-
-    A closed terminal (SIGHUP) says so more than once, and is no second request. Who asked for it to
-    be ignored, as nohup does, gets that.
-
-    The death of the command that started this process for a run is such a request, too.
-
-    Args:
-        folder: of the run; once it was deleted there is nothing to be polite about.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.signalled = False
-        self.parent = _worker_of()
-        self.tell: Callable[[int], Any] | None = None  # for who else should hear of signals
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopRequest:
-        for number in STOPPING:
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            try:
-                self.previous[number] = signal.signal(number, self._handle)
-            except ValueError:  # not in the main thread: its owner handles signals
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    @property
-    def requested(self) -> bool:
-        """Whether this process should save and stop."""
-        return self.signalled or (self.parent is not None and os.getppid() != self.parent)
-
-    def _handle(self, number: int, _frame: Any) -> None:
-        is_second = self.signalled and number != signal.SIGHUP
-        self.signalled = True
-        if self.tell is not None:
-            self.tell(number)
-        elif is_second or not self.folder.is_dir():
-            raise KeyboardInterrupt
-
-
-class _Log(logging.FileHandler):
-    """A log whose lines may get lost: what stands where nothing can be written says so itself."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Prints no traceback for each line that a full disk does not take."""
-
-    def close(self) -> None:
-        """Closes the file, whether or not the last lines fit."""
-        with suppress(OSError):
-            super().close()
-
-
-@contextmanager
-def _logged_to(file: Path) -> Iterator[None]:
-    """Sends log messages and warnings of a run to its log.txt instead of the terminal."""
-    handler = _Log(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    levels = {
-        "repro": logging.INFO,
-        "lightning.pytorch": logging.WARNING,
-        "lightning.fabric": logging.WARNING,
-        "py.warnings": logging.WARNING,
-    }
-    loggers = [logging.getLogger(name) for name in levels]
-    before = [(each.handlers[:], each.propagate, each.level) for each in loggers]
-    for each in loggers:
-        each.handlers, each.propagate = [handler], False
-        each.setLevel(levels[each.name])
-    logging.captureWarnings(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("once")
-            yield
-    finally:
-        logging.captureWarnings(False)
-        for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            each.handlers, each.propagate = handlers, propagate
-            each.setLevel(level)
-        handler.close()
-
-
-def _do_not_outlive(parent: int) -> None:
-    """Ends this process some time after its parent, should it be waiting for something else."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    time.sleep(GRACE_SECONDS)  # in which training saves its state
-    os._exit(1)
-
-
 def main() -> int:
     """Executes the run directory given on the command line."""
-    parent = _worker_of()
+    parent = parent_of_worker()
     if parent is not None:
-        threading.Thread(target=_do_not_outlive, args=(parent,), daemon=True).start()
+        threading.Thread(target=do_not_outlive, args=(parent,), daemon=True).start()
     try:
         status = execute_here(Run.open(Path(sys.argv[1])))
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except ReproError as error:
         print(error, file=sys.stderr)
         return error.exit_code

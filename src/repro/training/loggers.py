@@ -21,9 +21,9 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from omegaconf import DictConfig, OmegaConf
 
 from repro.planning import extras
-from repro.planning.compose import flatten
 from repro.planning.instantiate import instantiate
 from repro.records import files
+from repro.records.layers import flatten
 from repro.records.run import Run, RunRecord
 from repro.records.study import Study, StudyRecord
 from repro.training.lightning import finish_wandb, quiet_wandb
@@ -37,8 +37,8 @@ def loggers(config: DictConfig, subject: Subject) -> list[Logger]:
     A `UserError` says so if a package is missing.
     """
     extras.require(config.logger.loggers)
-    made = [instantiate(each, "logger") for each in config.logger.loggers.values()]
-    return [each(subject) if isinstance(each, partial) else each for each in made]
+    built = [instantiate(each, "logger") for each in config.logger.loggers.values()]
+    return [each(subject) if isinstance(each, partial) else each for each in built]
 
 
 def tensorboard(subject: Subject) -> TensorBoardLogger:
@@ -66,10 +66,9 @@ def mlflow(subject: Subject, tracking_uri: str | None, experiment: str) -> MLFlo
     outputs = _study(subject).folder.parents[2]
     files.check_allowed(outputs / "mlflow.db")
     uri = tracking_uri or f"sqlite:///{outputs / 'mlflow.db'}"
-    with files.exclusive_lock(
-        outputs / ".mlflow.lock", wait=True
-    ):  # creating the database and experiment is a race
-        made = MLFlowLogger(
+    # Creating the database and the experiment is a race.
+    with files.exclusive_lock(outputs / ".mlflow.lock", wait=True):
+        logger = MLFlowLogger(
             experiment_name=experiment.format(**_names(subject)),
             run_name=_name(subject),
             tracking_uri=uri,
@@ -77,9 +76,9 @@ def mlflow(subject: Subject, tracking_uri: str | None, experiment: str) -> MLFlo
             run_id=_record(subject).mlflow_run,
             tags={"study": str(_study(subject).folder)},
         )
-        if made.run_id != _record(subject).mlflow_run:
-            subject.update(mlflow_run=made.run_id)
-    return made
+        if logger.run_id != _record(subject).mlflow_run:
+            subject.update(mlflow_run=logger.run_id)
+    return logger
 
 
 def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
@@ -94,7 +93,7 @@ def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
 
     study = _study(subject).folder
     files.check_allowed(study.parents[2] / "wandb")
-    made = WandbLogger(
+    logger = WandbLogger(
         project=project,
         group=f"{'/'.join(_names(subject).values())}/{study.name}",
         name=_name(subject),
@@ -105,7 +104,7 @@ def wandb(subject: Subject, project: str, mode: str) -> WandbLogger:
         # The terminal belongs to `repro`, and one machine's load is no result.
         settings=Settings(silent=True, console="off", x_disable_stats=True),
     )
-    return quiet_wandb(made)
+    return quiet_wandb(logger)
 
 
 @contextmanager
@@ -114,26 +113,26 @@ def tracked(run: Run, config: DictConfig) -> Iterator[list[Logger]]:
 
     A `UserError` says so if a package is missing.
     """
-    made = loggers(config, run)
+    trackers = loggers(config, run)
     succeeded = False
     try:
-        _describe(made, config)
-        yield made
+        _describe(trackers, config)
+        yield trackers
         succeeded = True
         paths = [run.config_file, run.summary_file]
         paths += sorted(run.artifacts_folder.glob("*.*"))
-        for logger in made:
+        for logger in trackers:
             attach(logger, [path for path in paths if path.is_file()], {})
     finally:
-        close(made, succeeded)
+        close(trackers, succeeded)
 
 
-def _describe(made: Iterable[Logger], config: DictConfig) -> None:
+def _describe(trackers: Iterable[Logger], config: DictConfig) -> None:
     """Gives every tracker the hyper-parameters: the composed config, flattened."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     flat = flatten({key: value for key, value in plain.items() if key not in ("module", "logger")})
-    for logger in made:
+    for logger in trackers:
         if isinstance(logger, TensorBoardLogger):  # its table of settings needs a metric's name
             logger.log_hyperparams(flat, {config.training.monitor: math.nan})
         else:
@@ -184,9 +183,9 @@ def attach_to_wandb(logger: WandbLogger, paths: Sequence[Path], texts: Mapping[s
         logger.experiment.log({name: Html(f"<pre>{html.escape(text)}</pre>")})
 
 
-def close(made: Iterable[Logger], succeeded: bool = True) -> None:
+def close(trackers: Iterable[Logger], succeeded: bool = True) -> None:
     """Ends what would otherwise go on into the next run of this process."""
-    for logger in made:
+    for logger in trackers:
         logger.finalize("success" if succeeded else "failed")
         if isinstance(logger, WandbLogger):
             finish_wandb(logger, exit_code=0 if succeeded else 1)
@@ -200,13 +199,13 @@ def publish(study: Study, texts: Mapping[str, str]) -> None:
         texts: what else to send, as Markdown by name.
     """
     config = study.runs[0].config()
-    made = loggers(config, study)
+    trackers = loggers(config, study)
     results = [study.verdicts_file, study.search_file]
     paths = [*sorted(study.figures_folder.glob("*.*")), *(f for f in results if f.is_file())]
-    for logger in made:
+    for logger in trackers:
         logger.log_hyperparams(study.about.model_dump(include={"paper", "scale", "typed"}))
         attach(logger, paths, texts)
-    close(made)
+    close(trackers)
 
 
 def _study(subject: Subject) -> Study:

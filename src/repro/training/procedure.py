@@ -72,7 +72,7 @@ class Means:
         total, count = self.sums.get(name, (torch.zeros_like(weights.sum()),) * 2)
         self.sums[name] = (
             total + (values.nan_to_num(0, torch.inf, -torch.inf) * weights).sum(),
-            (count + weights.sum()),
+            count + weights.sum(),
         )
 
     def take(self, reduce: Callable[[Tensor], Tensor] = lambda total: total) -> dict[str, Tensor]:

@@ -81,9 +81,8 @@ class Rehearsing(Callback):
             raise Interrupted
         now = self._now(pl_module)
         self.waits.append(now - self.mark if batch_idx and self.steps else 0.0)
-        tensors = [each for each in tree_leaves(batch) if isinstance(each, Tensor)]
-        if tensors and tensors[0].dim():
-            self.samples = len(tensors[0]) * trainer.world_size
+        if samples := _samples(batch):
+            self.samples = samples * trainer.world_size
         if len(self.steps) == COUNTED:
             self.memory = PeakMemory(pl_module.device, _kept(trainer, pl_module))
             self.counters.enter_context(self.memory)
@@ -221,15 +220,25 @@ def _arithmetic(hardware: Any) -> str:
 
 def _eval_batches(trainer: pl.Trainer, val_every: int) -> int:
     """The batches of all validations and the test of the whole run, on one process."""
-    data: Any = getattr(trainer, "datamodule", None)
+    data = _data(trainer)
     if data is None or not trainer.max_epochs or trainer.max_epochs < 0:
         return 0
     epochs = trainer.max_epochs
     if trainer.max_steps > 0:
         epochs = min(epochs, math.ceil(trainer.max_steps / max(1, trainer.num_training_batches)))
-    return _length(data.val_dataloader) * math.ceil(epochs / val_every) + _length(
-        data.test_dataloader
-    )
+    validations = math.ceil(epochs / val_every)
+    return validations * _length(data.val_dataloader) + _length(data.test_dataloader)
+
+
+def _data(trainer: pl.Trainer) -> Any:
+    """The run's data; None before there are any."""
+    return getattr(trainer, "datamodule", None)
+
+
+def _samples(batch: Any) -> int:
+    """How many samples a batch has, by its first tensor; 0 where that does not tell."""
+    tensors = [each for each in tree_leaves(batch) if isinstance(each, Tensor)]
+    return len(tensors[0]) if tensors and tensors[0].dim() else 0
 
 
 def _length(loader: Any) -> int:
@@ -241,7 +250,7 @@ def _length(loader: Any) -> int:
 
 def _loader_speed(trainer: pl.Trainer) -> float | None:
     """Samples a second of the training data alone, after the first batch."""
-    data: Any = getattr(trainer, "datamodule", None)
+    data = _data(trainer)
     if data is None:
         return None
     samples, began = 0, 0.0
@@ -250,8 +259,7 @@ def _loader_speed(trainer: pl.Trainer) -> float | None:
         if not number:
             began = now
             continue
-        tensors = [each for each in tree_leaves(batch) if isinstance(each, Tensor)]
-        samples += len(tensors[0]) if tensors and tensors[0].dim() else 0
+        samples += _samples(batch)
         if now - began > LOADER_SECONDS:
             break
     seconds = time.perf_counter() - began

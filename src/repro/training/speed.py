@@ -48,21 +48,21 @@ def speed_up(module: Any, hardware: Any) -> None:
     Raises:
         UserError: the paper does not train that way, or the model or the method cannot.
     """
-    wanted = [key for key, off in OF_SUPERVISED.items() if (hardware.get(key) or off) != off]
-    if not wanted:
+    active = [key for key, off in OF_SUPERVISED.items() if (hardware.get(key) or off) != off]
+    if not active:
         return
     if not isinstance(module, Supervised):
         raise UserError(
-            f"hardware.{wanted[0]} is for papers that train on batches; this one has a procedure "
+            f"hardware.{active[0]} is for papers that train on batches; this one has a procedure "
             "of its own: leave it out."
         )
-    if "accumulate" in wanted:
+    if "accumulate" in active:
         accumulate(module, hardware.accumulate)
-    if "activation_checkpointing" in wanted:
+    if "activation_checkpointing" in active:
         recompute_blocks(module.model)
-    if "channels_last" in wanted:
+    if "channels_last" in active:
         module.model.to(memory_format=torch.channels_last)
-    if "compile" in wanted:
+    if "compile" in active:
         module.model.compile(backend="inductor" if hardware.compile is True else hardware.compile)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from repro.data.base import catalog
 from repro.errors import UserError
+from repro.records.papers import CONFIG_DIR_VARIABLE
 
 
 def test_every_config_is_described(tmp_path):
@@ -27,6 +28,25 @@ def test_a_local_copy_is_found(mnist_root):
     assert entries["mnist"].place == mnist_root / "ylecun" / "mnist" / "mnist"
     assert catalog.fetch("mnist", mnist_root) == entries["mnist"].place
     assert catalog.check("mnist", mnist_root) == {"train": 40, "test": 20}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid YAML"),
+        ("- a", "info takes source"),
+        ("info: 3", "info takes source"),
+        ("info: {source: mine}", "info takes source"),
+    ],
+)
+def test_a_malformed_config_of_ones_own_is_said(tmp_path, monkeypatch, text, message):
+    file = tmp_path / "dataset" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(text)
+    monkeypatch.setenv(CONFIG_DIR_VARIABLE, str(tmp_path))
+    with pytest.raises(UserError, match=message) as error:
+        catalog.describe()
+    assert str(file) in str(error.value)
 
 
 def test_the_environment_names_the_root(mnist_root, monkeypatch):

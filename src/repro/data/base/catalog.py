@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.data.base.files import INSTALL, HubFiles, data_root, read_table, size
-from repro.errors import UserError, did_you_mean
-from repro.records.files import parse_yaml
-from repro.records.papers import config_folders
+from repro.data.base.files import HubFiles, data_root, read_table, size
+from repro.errors import UserError, did_you_mean, first_line
+from repro.planning import extras
+from repro.records.files import read_yaml
+from repro.records.papers import config_files
 
 # What is assumed of a data set whose config does not say: a user's own.
 OWN = {"source": "your own", "licence": "your own", "megabytes": 0.0, "bundled": True}
@@ -51,15 +52,6 @@ class DatasetInfo:
     def present(self) -> bool:
         """Whether a run can use it now."""
         return self.problem is None
-
-
-def _configs() -> dict[str, Path]:
-    """The config file of every data set, the project's before installed ones and the user's."""
-    found: dict[str, Path] = {}
-    for folder in config_folders():
-        for file in sorted((folder / "dataset").glob("*.yaml")):
-            found.setdefault(file.stem, file)
-    return dict(sorted(found.items()))
 
 
 def place_of(
@@ -105,19 +97,26 @@ def problem_of(
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A data set's config, with an `info` in any case."""
-    content = parse_yaml(file.read_text(encoding="utf-8")) or {}
-    return {"info": OWN, **content, "name": file.stem}
+    """A data set's config, with an `info` in any case.
+
+    Raises:
+        UserError: it is no mapping, or its `info` lacks something.
+    """
+    content = read_yaml(file) or {}
+    info = content.get("info", OWN) if isinstance(content, dict) else None
+    if not isinstance(info, dict) or not OWN.keys() <= info.keys():
+        raise UserError(f"{file}: info takes {', '.join(OWN)}, or is left out.")
+    return {**content, "info": info, "name": file.stem}
 
 
-def _look_up(file: Path, name: str, root: str | Path | None) -> DatasetInfo:
+def _look_up(file: Path, root: str | Path | None) -> DatasetInfo:
     config = _read(file)
     info = config["info"]
-    first, *_ = [*file.read_text(encoding="utf-8").splitlines(), ""]
+    first_line = file.read_text(encoding="utf-8").partition("\n")[0]
     problem = problem_of(config, root)
     return DatasetInfo(
-        name=name,
-        description=re.sub(r"^#\s*", "", first),
+        name=file.stem,
+        description=re.sub(r"^#\s*", "", first_line),
         source=info["source"],
         licence=info["licence"],
         megabytes=info["megabytes"],
@@ -127,11 +126,11 @@ def _look_up(file: Path, name: str, root: str | Path | None) -> DatasetInfo:
     )
 
 
-def _config(name: str) -> Path:
-    configs = _configs()
-    if name not in configs:
-        raise UserError(f"There is no data set '{name}'.{did_you_mean(name, configs)}")
-    return configs[name]
+def _config_file(name: str) -> Path:
+    known = config_files("dataset")
+    if name not in known:
+        raise UserError(f"There is no data set '{name}'.{did_you_mean(name, known)}")
+    return known[name]
 
 
 def describe(root: str | Path | None = None) -> list[DatasetInfo]:
@@ -140,7 +139,7 @@ def describe(root: str | Path | None = None) -> list[DatasetInfo]:
     Args:
         root: folder of benchmark sets, see `repro.data.base.files.data_root`.
     """
-    return [_look_up(file, name, root) for name, file in _configs().items()]
+    return [_look_up(file, root) for _, file in sorted(config_files("dataset").items())]
 
 
 def check(name: str, root: str | Path | None = None) -> dict[str, int]:
@@ -156,8 +155,8 @@ def check(name: str, root: str | Path | None = None) -> dict[str, int]:
     Raises:
         UserError: there is no such data set, or it is missing, incomplete or damaged.
     """
-    file = _config(name)
-    entry = _look_up(file, name, root)
+    file = _config_file(name)
+    entry = _look_up(file, root)
     if entry.problem is not None:
         raise UserError(entry.problem)
     config = _read(file)
@@ -184,11 +183,12 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
         The folder of the files.
 
     Raises:
-        UserError: there is no such data set, it is not on the hub, it is too large, the hub cannot
-            be reached, or it refuses (ImageNet needs an account that has accepted its terms).
+        UserError: there is no such data set, it is not on the hub, or it is too large; likewise if
+            the hub cannot be reached, or refuses (ImageNet needs an account that has accepted its
+            terms).
     """
-    file = _config(name)
-    entry = _look_up(file, name, root)
+    file = _config_file(name)
+    entry = _look_up(file, root)
     if entry.bundled:
         raise UserError(f"Data set '{name}' needs no download ({entry.source}).")
     if entry.place is not None:
@@ -196,31 +196,39 @@ def fetch(name: str, root: str | Path | None = None, most: float | None = None) 
     info = _read(file)["info"]
     if "hub" not in info:
         raise UserError(f"Data set '{name}' cannot be fetched. Source: {entry.source}.")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(f"Fetching '{name}' needs the hub's client: {INSTALL}") from error
-    where, splits = HubFiles.of(name, info, root), info["splits"]
+    extras.require(["huggingface_hub"])
+    where = HubFiles.of(name, info, root)
     if most is not None and entry.megabytes > most:
         raise UserError(
             f"Data set '{name}' is a download of {size(entry.megabytes)} to {where.root}. "
             f"To start it: repro data fetch {name} --yes"
         )
+    _download(where, info)
+    for split in info["splits"]:
+        where.split(split)
+    return where.folder
+
+
+def _download(where: HubFiles, info: Mapping[str, Any]) -> None:
+    """Fetches the parquet files of a data set's splits.
+
+    Raises:
+        UserError: the hub does not give them.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"{where.config}/{split}{end}" for split in info["splits"] for end in ENDS]
     try:
         snapshot_download(
             where.repository,
             repo_type="dataset",
             revision=info.get("revision"),
-            allow_patterns=[f"{where.config}/{split}{end}" for split in splits for end in ENDS],
+            allow_patterns=patterns,
             local_dir=where.root / where.repository,
         )
     except Exception as error:  # the client raises its own, its HTTP library's and the system's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"Data set '{name}' could not be fetched from {entry.source}: {reason}\n"
-            "Without a network, copy it from elsewhere and point `data.root=` (or"
-            f" REPRO_DATA_ROOT) at the folder that holds {where.repository}."
+            f"Data set '{where.name}' could not be fetched from {info['source']}: "
+            f"{first_line(error)}\nWithout a network, copy it from elsewhere and point `data.root=`"
+            f" (or REPRO_DATA_ROOT) at the folder that holds {where.repository}."
         ) from error
-    for split in splits:
-        where.split(split)
-    return where.folder

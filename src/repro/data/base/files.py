@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repro.errors import UserError
+from repro.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,8 +31,17 @@ INSTALL_HF = "pip install 'gradient-repro[hf]'"
 
 
 def cache_home() -> Path:
-    """Returns ``$REPRO_CACHE``, or ``~/.cache/repro``."""
-    return Path(os.environ.get("REPRO_CACHE") or Path.home() / ".cache" / "repro").expanduser()
+    """Returns ``$REPRO_CACHE``, or ``~/.cache/repro``.
+
+    Raises:
+        UserError: there is no home folder.
+    """
+    try:
+        return Path(os.environ.get("REPRO_CACHE") or "~/.cache/repro").expanduser()
+    except RuntimeError:
+        raise UserError(
+            "There is no home folder to keep data sets in: say where, REPRO_CACHE=DIR."
+        ) from None
 
 
 def size(megabytes: float) -> str:
@@ -129,7 +138,7 @@ def read_table(files: Sequence[Path], columns: Sequence[str]) -> pyarrow.Table:
                 tables.append(table.read(columns=list(columns)))
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(
-                f"{file} is damaged or no parquet file ({str(error).splitlines()[0]}).\n"
+                f"{file} is damaged or no parquet file ({first_line(error)}).\n"
                 "Delete it and fetch the data set again."
             ) from error
         if absent:

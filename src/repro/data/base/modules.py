@@ -43,15 +43,15 @@ def check_fact(dataset: str, fact: str, stated: Any, found: Any) -> None:
         )
 
 
-def check_counts(dataset: str, **counts: int) -> None:
-    """Checks knobs that count something.
-
-    Raises:
-        UserError: one is below 1.
-    """
-    for knob, count in counts.items():
-        if count < 1:
-            raise UserError(f"Data set '{dataset}': {knob}={count}. Choose at least 1.")
+def _fingerprint(
+    name: str, splits: Splits, source_digest: Callable[[], str] | None
+) -> dict[str, Any]:
+    if source_digest is not None:
+        sha = source_digest()
+    else:
+        sha = digest([tensor for split in SPLIT_NAMES for tensor in splits[split]])
+    sizes = {split: len(splits[split][0]) for split in SPLIT_NAMES}
+    return {"name": name, "sha256": sha, "sizes": sizes}
 
 
 class TensorData(LightningDataModule):
@@ -203,13 +203,7 @@ class TensorData(LightningDataModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` of the files or tensors, and ``sizes`` of the splits."""
-        splits = self.splits
-        if self.source_digest is not None:
-            sha = self.source_digest()
-        else:
-            sha = digest([tensor for name in SPLIT_NAMES for tensor in splits[name]])
-        sizes = {name: len(splits[name][0]) for name in SPLIT_NAMES}
-        return {"name": self.name, "sha256": sha, "sizes": sizes}
+        return _fingerprint(self.name, self.splits, self.source_digest)
 
 
 class TextData(LightningDataModule):
@@ -281,9 +275,9 @@ class TextData(LightningDataModule):
             check_fact(self.name, "vocab_size", self.vocab_size, largest + 1)
         self._streams = streams
 
-    def _iterator(self, split: str, batch_size: int, **how: Any) -> TokenIterator:
+    def _iterator(self, split: str, batch_size: int, **settings: Any) -> TokenIterator:
         try:
-            return TokenIterator(self.streams[split], batch_size, self.sequence_length, **how)
+            return TokenIterator(self.streams[split], batch_size, self.sequence_length, **settings)
         except ValueError as error:
             raise UserError(f"Data set '{self.name}', {split} split: {error}.") from error
 
@@ -345,10 +339,5 @@ class TextData(LightningDataModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns ``name``, ``sha256`` (of the files or the tokens) and ``sizes`` in tokens."""
-        streams = self.streams
-        if self.source_digest is not None:
-            sha = self.source_digest()
-        else:
-            sha = digest([streams[name] for name in SPLIT_NAMES])
-        sizes = {name: len(streams[name]) for name in SPLIT_NAMES}
-        return {"name": self.name, "sha256": sha, "sizes": sizes}
+        splits = {name: (stream,) for name, stream in self.streams.items()}
+        return _fingerprint(self.name, splits, self.source_digest)
