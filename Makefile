@@ -17,10 +17,10 @@ run: $(RUN)
 
 # Tests in a browser need Debian's chromium, those of clusters a Slurm (tests/slurm/start_slurm.sh
 # starts one): where they are missing, these tests are left out.
-WITHOUT := not benchmark$(if $(shell which chromium), , and not browser)
+WITHOUT := --ignore tests/benchmarks $(if $(shell which chromium),,-m "not browser")
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadgroup -m "$(WITHOUT)"
+	$(BIN)/pytest -n 2 --dist loadgroup $(WITHOUT)
 
 # Accidents by the hundred: kills, flipped bits, full disks, made-up configs and command lines.
 torture: $(DEV)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from hydra.core.global_hydra import GlobalHydra
 from processes import repro
 from repro.cli.main import cli
 
@@ -19,6 +20,7 @@ from repro.errors import UserError
 from repro.launching import local
 from repro.launching.local import launcher_overrides
 from repro.planning import prepare
+from repro.planning.compose import hydra_ready, quoted
 from repro.planning.plan import plan_study
 from repro.planning.prepare import create_study
 from repro.records.run import Run
@@ -97,6 +99,19 @@ def test_exclusive_runs_come_last_and_one_at_a_time(
     local.run_study(study)
     shared = [[f"{arm} seed={seed}" for seed in (0, 1)] for arm in ("sgd", "tuned")]
     assert together == [*shared, ["adam seed=0"], ["adam seed=1"]]
+
+
+def test_jobs_get_the_config_that_hydra_would_compose(toy: Path) -> None:
+    typed = [f"run={quoted(str(toy / 'its $ {own}'))}", f"study={quoted(str(toy))}"]
+    with hydra_ready():
+        launchers = local._launcher_config(("hydra/launcher=basic",), toy)
+        copied = local._JobConfigs().load_sweep_config(launchers, typed)
+        composed = GlobalHydra.instance().config_loader().load_sweep_config(launchers, typed)
+    # A name for folders, which studies give their own.
+    composed.hydra.job.override_dirname = copied.hydra.job.override_dirname
+    assert copied == composed
+    assert copied.run == str(toy / "its $ {own}")
+    assert launchers.run == "none"
 
 
 def test_a_study_can_be_moved_and_resumed_elsewhere(toy: Path, serial: Study) -> None:

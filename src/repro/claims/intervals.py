@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
             end if math.isinf(end) else min(max(end, possible.low), possible.high)
             for end in self[1:]
         )
-        return self._replace(low=low, high=high)
+        return Estimate(self.effect, low, high)
 
 
 class Region(NamedTuple):

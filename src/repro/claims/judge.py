@@ -20,6 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from repro.claims.evidence import Evidence, RunResult, UndecidedError
@@ -151,14 +152,12 @@ def _against_null(outcome: Outcome, null: Outcome, arm: str) -> Outcome:
     if outcome.verdict is not Verdict.SUPPORTED:
         return outcome
     if null.verdict is Verdict.SUPPORTED:
-        reason = f"it holds, but {arm} passes as well, which lacks the method"
-        return outcome._replace(
-            verdict=Verdict.INCONCLUSIVE, reason=sentence(reason, outcome.reason)
-        )
+        why = f"it holds, but {arm} passes as well, which lacks the method"
+        reason = sentence(why, outcome.reason)
+        return replace(outcome, verdict=Verdict.INCONCLUSIVE, reason=reason)
     if null.verdict is Verdict.NOT_TESTED:
-        return outcome._replace(
-            verdict=Verdict.NOT_TESTED, reason=sentence(null.reason, outcome.reason)
-        )
+        reason = sentence(null.reason, outcome.reason)
+        return replace(outcome, verdict=Verdict.NOT_TESTED, reason=reason)
     return outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.errors import InstantiationException
 from hydra.experimental.callback import Callback
@@ -294,6 +294,23 @@ def _check_nodes(several: int) -> None:
         )
 
 
+class _JobConfigs:
+    """Gives launchers the config of each job, which is their own but for the run.
+
+    Hydra's loader gives the same, composed anew from all its files.
+    """
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """A copy of the launcher's config with the values of a job."""
+        config = copy.deepcopy(master_config)
+        for override in compose.Layer.parse(sweep_overrides, "job").overrides:
+            config[override.key_or_group] = override.value()
+        config.hydra.overrides.task = sweep_overrides
+        return config
+
+
 def _launcher(config: DictConfig) -> Launcher:
     """The launcher that a config describes.
 
@@ -301,10 +318,8 @@ def _launcher(config: DictConfig) -> Launcher:
         UserError: it does not take its settings.
     """
     os.environ[PARENT_VARIABLE] = str(os.getpid())
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    # A callback has the methods that launchers call of Hydra's list of them.
-    context = HydraContext(hydra.config_loader, Callback())  # type: ignore[arg-type]
+    # These have the methods that launchers call of Hydra's own loader and of its list of callbacks.
+    context = HydraContext(_JobConfigs(), Callback())  # type: ignore[arg-type]
     try:
         return Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=job, config=config

@@ -42,11 +42,11 @@ def instantiate(config: DictConfig, role: trust.Role | None = None, **extra: Any
     Raises:
         UserError: a target is not trusted, does not exist, or refuses its arguments.
     """
-    nodes = list(targets(config))
+    plain = OmegaConf.to_container(config, resolve=True)
+    nodes = list(targets(plain))
     for node in nodes:
         _check_target(node["_target_"])
     if role is not None and not trust.is_trusted():
-        plain = OmegaConf.to_container(config, resolve=True)
         trust.check_targets(plain, [node["_target_"] for node in nodes], role)
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate

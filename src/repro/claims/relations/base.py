@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, model_validator
@@ -28,7 +29,8 @@ POWER = 0.8  # with which probability a number of seeds is said to decide
 OTHER_ARMS = ("arms", "start", "goal", "versus")  # fields that name arms, beside ``arm``
 
 
-class Outcome(NamedTuple):
+@dataclass(frozen=True)
+class Outcome:
     """What came out of a check.
 
     Attributes:
@@ -299,7 +301,7 @@ class MetricCheck(Check):
         n = len(sample.values)
         estimate, reason = self._estimate(sample.values)
         if sample.open_below:
-            estimate = estimate._replace(low=-math.inf)
+            estimate = Estimate(estimate.effect, -math.inf, estimate.high)
         if self.is_factor:
             estimate = Estimate(*map(_exp, estimate))
         estimate = estimate.within(self.possible)
@@ -354,7 +356,7 @@ class MetricCheck(Check):
         same = statistics.identical(values)
         if self.deterministic and same:
             return estimate, ""
-        unknown = estimate._replace(low=-math.inf, high=math.inf)
+        unknown = Estimate(estimate.effect, -math.inf, math.inf)
         needed = statistics.sign_test_seeds(self.level)
         if n < self.min_seeds:
             return unknown, self.too_few(n)

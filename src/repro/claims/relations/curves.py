@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -128,7 +129,8 @@ class Ordered(Directed):
             return order.index(outcome.verdict), low if self.direction == "increasing" else -high
 
         weakest, step = min(outcomes, key=strength)
-        return weakest._replace(
+        return replace(
+            weakest,
             verdict=all_of(outcome.verdict for outcome, _ in outcomes),
             reason=sentence(f"weakest step: {step.arm} − {step.versus}", weakest.reason),
         )
