@@ -21,7 +21,7 @@ from repro.data.base.catalog import describe
 from repro.methods.skeleton import Skeletonize
 from repro.records.papers import load_paper
 from repro.records.study import Study
-from repro.training import checkpoints
+from repro.training import watch
 from repro.training.execute import build_module
 
 PAPER = load_paper("skeleton")
@@ -129,13 +129,13 @@ def test_overlaps_of_known_masks() -> None:
 def test_a_step_takes_its_share_of_the_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps of 1, 2, 3 and 4 seconds, with pauses of ten between them."""
     clock = iter([0.0, 1.0, 11.0, 13.0, 23.0, 26.0, 36.0, 40.0])
-    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    watch = checkpoints.Watch(1, lambda *_: None, report_every=math.inf)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    watching = watch.Watch(1, lambda *_: None, report_every=math.inf)
     absent: Any = None
     for _ in range(4):
-        watch.on_train_batch_start()
-        watch.on_train_batch_end(absent, absent, None)
-    assert watch.times()["time/step_ms"] == pytest.approx(2500)
+        watching.on_train_batch_start()
+        watching.on_train_batch_end(absent, absent, None)
+    assert watching.times()["time/step_ms"] == pytest.approx(2500)
 
 
 def test_applications_report_what_they_are_judged_by(study: Study) -> None:

@@ -86,7 +86,7 @@ def test_layer_by_layer_is_the_whole_network_by_vmap(model: Callable[[], nn.Modu
     layout = Layout.of(net)
     weights = layout.split(torch.randn(4, sum(layout.sizes), dtype=torch.float64))
     x = torch.randn(4, 6, 5, dtype=torch.float64)
-    copies = dict(zip(net.parameters(), weights.values(), strict=True))
+    copies: dict[Tensor, Tensor] = dict(zip(net.parameters(), weights.values(), strict=True))
     torch.testing.assert_close(
         layer_by_layer(net, copies, x), outputs(net, weights, x, stacked=True)
     )

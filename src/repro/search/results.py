@@ -56,7 +56,7 @@ def draw(trials: list[FrozenTrial], request: Request) -> Figure:
         history, *others = panels
         for state, look in LOOKS.items():
             shown = [t for t in trials if t.state is state and t.value is not None]
-            values = [trial.value for trial in shown]
+            values = [t.value for t in shown if t.value is not None]
             history.plot([trial.number for trial in shown], values, **look.dots, ms=4)
             for axes, parameter in zip(others, request.parameters, strict=True):
                 axes.plot([_place(each, parameter) for each in shown], values, **look.dots, ms=4)
