@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +14,7 @@ from fake_outputs import claim, make_study, update_json
 from PIL import Image
 
 from repro.claims.outcomes import Verdict
-from repro.records.papers import Paper, load_papers
+from repro.records.papers import load_papers
 
 OUTPUTS = Path("outputs")
 
@@ -230,7 +229,3 @@ def test_the_page_of_all_records_is_small_and_needs_no_run(report: Any) -> None:
     page = Page(text)
     assert not [link for link in page.links if link.startswith("./")]
     assert 'alt="mini_traffic"' in text
-
-
-def is_recorded(paper: Paper) -> Callable[[str], bool]:
-    return lambda scale: paper.results_file(scale).is_file()
