@@ -15,6 +15,8 @@ from repro.claims.outcomes import Verdict
 from repro.claims.relations.pairs import Identity
 from repro.claims.studies import judge_study
 from repro.errors import UserError
+from repro.launching.needs import lacking
+from repro.planning.plan import plan_study
 from repro.records.papers import Paper, load_papers
 from repro.records.run import Run, Status
 from repro.records.study import Study
@@ -147,6 +149,12 @@ def build(*typed: str) -> None:
 def test_every_arm_composes_and_builds(slug: str, scale: str) -> None:
     """At smoke they run."""
     build(f"paper={slug}", f"scale={scale}")
+
+
+@pytest.mark.parametrize(("slug", "scale"), [pair for pair in SCALES if pair[1] != "smoke"])
+def test_what_a_scale_lacks_here_is_said_before_it_starts(slug: str, scale: str) -> None:
+    problem = lacking(plan_study([f"paper={slug}", f"scale={scale}", "seed=0"]))
+    assert problem is None or "cannot run" in problem or "Nothing can run" in problem
 
 
 @of_each_paper

@@ -53,7 +53,8 @@ def _missing(content: Mapping[str, Any]) -> list[str]:
 
 def _is_stand_in(dataset: Mapping[str, Any]) -> bool:
     """Whether a rehearsal does without the files of a data set, or of each set of a suite."""
-    if sets := dataset.get("sets"):
+    sets = dataset.get("sets")  # of a suite; elsewhere names of folders or files
+    if isinstance(sets, Mapping) and all(isinstance(each, Mapping) for each in sets.values()):
         return all(map(_is_stand_in, sets.values()))
     info = dataset.get("info") or {}
     return bool(dataset["_target_"] == info.get("stand_in", {}).get("target"))
