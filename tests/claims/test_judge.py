@@ -353,6 +353,12 @@ class TestNotTested:
             "Did you mean 'test/accuracy'?"
         )
 
+    def test_no_other_name_is_meant_where_some_runs_have_the_metric(self, build):
+        first, *others = build.study(two_arms(0.9, 0.8))
+        lost = dataclasses.replace(first, metrics={build.metric: float("nan"), "test/acuracy": 1.0})
+        outcome = build.verdict(GREATER, [lost, *others])
+        assert outcome.reason == f"1 of 5 runs of arm 'a' have no finite metric '{build.metric}'."
+
     def test_no_common_seed(self, build):
         runs = [RunResult(arm, i, metrics={build.metric: 1.0}) for i, arm in enumerate("ab")]
         assert build.verdict(GREATER, runs).reason == "the two sides have no seed in common"

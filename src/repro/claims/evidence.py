@@ -154,10 +154,11 @@ class Evidence:
             )
         if missing:
             known = {name for run in runs.values() for name in run.metrics}
+            meant = "" if metric in known else did_you_mean(metric, known)
             raise UndecidedError(
                 Verdict.NOT_TESTED,
                 f"{missing} of {len(runs)} runs of arm '{arm}' have no finite metric '{metric}'."
-                + did_you_mean(metric, known - {metric}),
+                + meant,
             )
         return values
 

@@ -108,7 +108,7 @@ def try_model(methods: Mapping[str, DictConfig], name: str) -> dict[str, str]:
 
 def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[str, str]:
     """Why each method cannot train what ``config`` describes; "" for those that can."""
-    batch: Batch | None = None
+    data, batch = None, ()
     reasons = {}
     for name, method in methods.items():
         config.method = method
@@ -118,8 +118,10 @@ def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[s
             torch.manual_seed(0)
             module = build_module(config)
             if isinstance(module, Supervised):  # the others' own tests run them
-                if batch is None:
-                    batch = first_examples(config)
+                if data is None:
+                    data = instantiate(config.dataset)
+                    batch = first_examples(data)
+                module.data = data
                 update_once(module, batch)
             reason = ""
         except UserError as error:
@@ -132,9 +134,9 @@ def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[s
     return reasons
 
 
-def first_examples(config: DictConfig) -> Batch:
+def first_examples(data: Any) -> Batch:
     """The first training batch, cut to a few examples where it is a plain tuple of tensors."""
-    batch: Batch = next(iter(instantiate(config.dataset).train_dataloader()))
+    batch: Batch = next(iter(data.train_dataloader()))
     return tuple(each[:EXAMPLES] for each in batch) if type(batch) is tuple else batch
 
 
