@@ -43,7 +43,7 @@ from repro.report.tables import (
     markdown_table,
     verdicts_markdown,
 )
-from repro.report.tuning import tuning_markdown
+from repro.report.tuning import with_tries
 
 # What a user may type without changing what is measured; folders are not recorded.
 HARMLESS = {"paper", "scale", "n_jobs", "hardware", *LOOK_KEYS}
@@ -210,7 +210,7 @@ def project_readme() -> Path:
 def with_tables(text: str, paper: Paper) -> str:
     """A README's text with its blocks filled from what is recorded.
 
-    They are ``<!-- results:SCALE -->``, ``<!-- tuning -->`` and ``<!-- tuning:chosen -->``.
+    They are ``<!-- results:SCALE -->`` and those of `repro.report.tuning.with_tries`.
     """
     scales = paper.recorded_scales
     elsewhere = judged_at({scale: recorded_claims(paper, scale) for scale in scales})
@@ -218,9 +218,7 @@ def with_tables(text: str, paper: Paper) -> str:
         table = results_markdown(recorded_study(paper, scale), elsewhere)
         text = fill(text, f"results:{scale}", table)
     if paper.tuning_file.is_file():
-        tuning = read_tuning(paper.tuning_file)
-        text = fill(text, "tuning", tuning_markdown(tuning))
-        text = fill(text, "tuning:chosen", tuning_markdown(tuning, only_chosen=True))
+        text = with_tries(text, read_tuning(paper.tuning_file))
     return text
 
 

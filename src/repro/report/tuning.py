@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import groupby
 
+from repro.errors import UserError
 from repro.records.tuning import Grid, Setting, Try, Tuning
 from repro.report.tables import escape_cell, markdown_table, with_minus
 
+BLOCK = re.compile(r"(<!-- (tuning(?::[^>]+)?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -27,15 +31,32 @@ class TriesTable:
     rows: list[list[str]]
 
 
-def tuning_markdown(tuning: Tuning, only_chosen: bool = False) -> str:
-    """The tables of a paper's tries in Markdown.
+def with_tries(text: str, tuning: Tuning) -> str:
+    """A README's text with its blocks of tries filled.
 
-    Args:
-        tuning: the tries.
-        only_chosen: see `chosen_tables`; else `tries_tables`.
+    ``<!-- tuning -->`` has all of them, ``<!-- tuning:chosen -->`` the choices alone, and
+    ``<!-- tuning:adam|sgd_* -->`` the grids of these names; a `UserError` says if there are none.
     """
+    return BLOCK.sub(lambda block: block[1] + _of_block(block[2], tuning) + block[3], text)
+
+
+def _of_block(name: str, tuning: Tuning) -> str:
+    """The tables of a block in Markdown.
+
+    Raises:
+        UserError: there are none.
+    """
+    selected = name.partition(":")[2]
+    if selected in ("", "chosen"):
+        tables = list(chosen_tables(tuning) if selected else tries_tables(tuning))
+    else:
+        patterns = selected.split("|")
+        grids = [g for g in tuning.grids if any(fnmatchcase(g.name, each) for each in patterns)]
+        tables = list(tries_tables(tuning.model_copy(update={"grids": grids})))
+    if not tables:
+        raise UserError(f"<!-- {name} -->: there are no such tries.")
     lines: list[str] = []
-    for table in (chosen_tables if only_chosen else tries_tables)(tuning):
+    for table in tables:
         lines += [""] if lines else []
         lines += [f"*{escape_cell(table.judged)}:*", ""] if table.judged else []
         lines += markdown_table(table.header, [map(escape_cell, row) for row in table.rows])
@@ -53,7 +74,7 @@ def tries_tables(tuning: Tuning) -> Iterator[TriesTable]:
         else:
             values = _ordered(tried.settings[setting] for grid in grids for tried in grid.tries)
             rows = [_by_value(tuning, grid, values) for grid in grids]
-            yield TriesTable(judged, [f"{setting}{legend}", *map(in_words, values)], rows)
+            yield TriesTable(judged, [f"arm, {setting}{legend}", *map(in_words, values)], rows)
 
 
 def chosen_tables(tuning: Tuning) -> Iterator[TriesTable]:
