@@ -41,7 +41,7 @@ def with_tries(text: str, tuning: Tuning) -> str:
 
 
 def _of_block(name: str, tuning: Tuning) -> str:
-    """The tables of a block in Markdown.
+    """The tables of a block in Markdown; by what they were judged, where they are several.
 
     Raises:
         UserError: there are none.
@@ -58,7 +58,7 @@ def _of_block(name: str, tuning: Tuning) -> str:
     lines: list[str] = []
     for table in tables:
         lines += [""] if lines else []
-        lines += [f"*{escape_cell(table.judged)}:*", ""] if table.judged else []
+        lines += [f"*{table.judged}:*", ""] if table.judged and len(tables) > 1 else []
         lines += markdown_table(table.header, [map(escape_cell, row) for row in table.rows])
     return "\n".join(lines) + "\n"
 
