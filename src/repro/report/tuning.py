@@ -88,7 +88,7 @@ def chosen_tables(tuning: Tuning) -> Iterator[TriesTable]:
                 grid.name,
                 str(len({str(tried.settings) for tried in grid.tries})),
                 *(in_words(chosen.settings.get(name, "–")) for name in names),
-                result_of(tuning, chosen),
+                result_of(tuning, chosen) or "–",
             ]
             for grid, chosen in made
         ]
