@@ -42,6 +42,8 @@ def _print(table: TriesTable) -> None:
             shown.add_row(*map(_with_bold, row))
         render.console.print(shown)
         return
+    if table.header[-1] != "tries":
+        render.console.print(Text(table.header[-1], "dim"))  # what raised numbers mean
     for name, tries in table.rows:
         render.console.print(Text(name, "bold"))
         render.console.print(Padding(_with_bold(tries), (0, 0, 0, 3)))

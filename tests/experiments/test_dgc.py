@@ -124,8 +124,8 @@ def test_ratios_are_counted_and_speed_ups_modelled_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = after_training("dgc", monkeypatch, sparse=1000.0, dense=4000.0, density=0.001)
-    # A thousandth of all weights at 6 bytes (of each tensor, rounded up), the others at 4: ResNet-50
-    # has 25,502,912 weights and 54,120 others, AlexNet 60,954,656 and 10,568.
+    # A thousandth of all weights at 6 bytes (of each tensor, rounded up), the others at 4.
+    # ResNet-50: 25,502,912 weights, 54,120 others; AlexNet: 60,954,656 weights, 10,568 others.
     assert 276.4 < found["comm/resnet50_ratio"] < 276.7
     assert 597.6 < found["comm/alexnet_ratio"] < 597.8
     assert found["time/modelled_speedup_1gbit"] == pytest.approx(speed_up(1, 1000, 4000))

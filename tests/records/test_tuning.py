@@ -71,6 +71,7 @@ def of_one(**changes: Any) -> dict[str, Any]:
         ({**CONTENT, "grids": CONTENT["grids"] * 2}, "there are two grids 'sgd'"),
         (of_one(value={"100": 1}), "grids.0.tries.0.value: Extra inputs are not permitted"),
         (of_one(values={"first": 1}), "grids.0.tries.0.values.first"),
+        ({**of_one(values={"100": 0}), "average": "geometric"}, "grid 'sgd': "),
         (of_one(values={"100": 1}, mean=1.0), "neither a mean nor seeds"),
         (of_one(values={"100": 1}, seeds=[100]), "neither a mean nor seeds"),
     ],

@@ -104,6 +104,16 @@ class Tuning(_Typed):
             raise ValueError(f"there are two grids '{twice}'")
         return self
 
+    @model_validator(mode="after")
+    def _has_means(self) -> Self:
+        try:
+            for grid in self.grids:
+                for tried in grid.tries:
+                    self.mean(tried)
+        except statistics.StatisticsError as error:
+            raise ValueError(f"grid '{grid.name}': {error}") from None
+        return self
+
     def mean(self, tried: Try) -> float | None:
         """The one number of a try; None where it is not known, or not all its seeds have one."""
         if tried.values is None:
