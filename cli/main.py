@@ -303,10 +303,11 @@ def list_(as_json: bool) -> None:
 @click.argument("slug", shell_complete=complete.papers)
 @verbose_option
 @click.option("--power", is_flag=True, help="Which effects the recorded studies could have found.")
+@click.option("--tuning", is_flag=True, help="What arms were tuned over, and what was chosen.")
 @json_option
 @config_dir_option
 @people_readable
-def show(slug: str, verbose: bool, power: bool, as_json: bool) -> None:
+def show(slug: str, verbose: bool, power: bool, tuning: bool, as_json: bool) -> None:
     """Show a paper: its verdicts, claims, arms, scales and knobs."""
     from repro.records.papers import load_paper
 
@@ -318,6 +319,10 @@ def show(slug: str, verbose: bool, power: bool, as_json: bool) -> None:
             from .power import show as show_power
 
             show_power(paper, as_json)
+        elif tuning:
+            from .tuning import show as show_tuning
+
+            show_tuning(paper, as_json)
         else:
             render.paper(paper, as_json, verbose)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from repro.experiments.dgc.module import counted_ratio, sent_bytes
+from repro.experiments.dgc.module import sent_bytes
 from rooms import configs, evaluated, refusal, summaries
 
 from repro.records.papers import load_paper
@@ -53,12 +53,6 @@ def test_the_authors_later_recipe() -> None:
         assert config.model.zero_init_last_gamma
         assert (config.optimizer.weight_decay, config.optimizer.nesterov) == (1e-4, True)
         assert config.optimizer.lr / config.dataset.batch_size == pytest.approx(0.05 / 128)
-
-
-def test_published_compression_ratios_follow_from_shapes_alone() -> None:
-    # ResNet-50: 25,502,912 weights, 54,120 others; AlexNet: 60,954,656 weights, 10,568 others.
-    assert counted_ratio("resnet50", 0.001) == pytest.approx(277, abs=1.5)
-    assert counted_ratio("alexnet", 0.001) == pytest.approx(597, abs=1.5)
 
 
 def test_sent_bytes_of_a_layer_by_hand() -> None:
@@ -131,6 +125,7 @@ def test_ratios_are_counted_and_speed_ups_modelled_at_the_end(
 ) -> None:
     found = after_training("dgc", monkeypatch, sparse=1000.0, dense=4000.0, density=0.001)
     # A thousandth of all weights at 6 bytes (of each tensor, rounded up), the others at 4.
+    # ResNet-50: 25,502,912 weights, 54,120 others; AlexNet: 60,954,656 weights, 10,568 others.
     assert 276.4 < found["comm/resnet50_ratio"] < 276.7
     assert 597.6 < found["comm/alexnet_ratio"] < 597.8
     assert found["time/modelled_speedup_1gbit"] == pytest.approx(speed_up(1, 1000, 4000))

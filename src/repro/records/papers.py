@@ -65,6 +65,11 @@ class Paper:
         return self.room_folder / "results" / f"{scale}.json"
 
     @property
+    def tuning_file(self) -> Path:
+        """Where what its arms were tuned over is kept."""
+        return self.room_folder / "results" / "tuning.json"
+
+    @property
     def recorded_scales(self) -> list[str]:
         """The scales with recorded results."""
         return [scale for scale in self.scales if self.results_file(scale).is_file()]
