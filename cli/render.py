@@ -283,7 +283,8 @@ def paper(shown: Paper, as_json: bool, verbose: bool = False) -> None:
     for title, layers in (("Arms", shown.arms), ("Scales", shown.scales)):
         layer_table = table("name", "overrides", title=f"\n{title}")
         for name, overrides in layers.items():
-            layer_table.add_row(name, " ".join(overrides) or "–")
+            # The backslash of a reference that waits for the run is for Hydra, not for readers.
+            layer_table.add_row(name, " ".join(overrides).replace("\\${", "${") or "–")
         console.print(layer_table)
     _print_knobs(settings)
 

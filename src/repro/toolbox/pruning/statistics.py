@@ -23,7 +23,11 @@ CHUNK = 2**20
 
 
 def layers_of(module: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
-    """All linear layers of a module, by name, in the order in which they stand in it."""
+    """All linear layers of a module, by name, in the order in which they stand in it.
+
+    `torch.nn.MultiheadAttention` keeps its three input projections as one parameter, and not as
+    layers: they are not among these, and stay as they are.
+    """
     return {
         prefix + name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)
     }
