@@ -109,7 +109,8 @@ def test_a_probe_measures_each_part_of_a_layer_on_pairs_of_batches() -> None:
     """A gradient of c in every entry of a 2 x 2 layer has the dual norm 2 |c|."""
     room = built("noise", "method.fused=[1.weight]", "module.probe.pairs=2")
     room.model = nn.Sequential(nn.Linear(2, 2, False), nn.Linear(2, 6, False), nn.Linear(6, 2))
-    heights, shapes = torch.tensor([1.0, 3.0, 2.0, 2.0]), []  # of a batch, two windows each
+    heights = torch.tensor([1.0, 3.0, 2.0, 2.0])  # of a batch, two windows each
+    shapes: list[torch.Size] = []
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         shapes.extend(tokens.shape for tokens in batch)

@@ -74,7 +74,7 @@ def test_rules_by_noise_stop_at_its_inverse_square() -> None:
     train, hold, test = triples(0), triples(1), triples(2)
     room = module()
     room.taus = torch.arange(100)
-    room._exact = lambda each: each.x0 - 0.03  # type: ignore[method-assign]
+    room._exact = lambda triples: triples.x0 - 0.03  # type: ignore[method-assign]
     chosen = room._choose(path_of([0.05] * 100, hold, test), train, hold, test)
     for rule, sigma in {"": 0.05, "_half": 0.025, "_double": 0.1, "_true": 0.03}.items():
         assert chosen.steps[f"rwy{rule}"] == math.floor((2 * math.e * sigma) ** -2)
@@ -209,7 +209,8 @@ def test_a_network_is_looked_at_after_so_many_steps() -> None:
 
 
 def test_models_of_bins_share_neurons_and_answer_for_their_own_times() -> None:
-    room, asked = module(apart=True), []
+    room = module(apart=True)
+    asked: list[int] = []
 
     def path(*parts: Any) -> Any:
         *own, width = parts
