@@ -310,7 +310,7 @@ def test_pictures_are_real_ones_above_samples_in_units_of_their_range(
 
 def test_the_scaler_is_counted_on_the_papers_network() -> None:
     arms = configs(*SMOKE, "arm=[ls,cs]")
-    ls, cs = (build_module(arms[arm])._counted() for arm in ("ls", "cs"))  # type: ignore[operator, union-attr]
+    ls, cs = (build_module(arms[arm])._counted() for arm in ("ls", "cs"))  # type: ignore[operator]
     assert ls["scaler/paper_parameters"] == 8497
     assert ls["scaler/paper_share"] == pytest.approx(8497 / 44_255_328)
     assert cs["scaler/paper_parameters"] == cs["scaler/paper_share"] == 0
