@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from published import write_llama
@@ -16,6 +18,7 @@ from torch import nn
 
 from repro.launching.local import run_study
 from repro.planning.instantiate import instantiate
+from repro.records import files
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.pruning import Pattern
@@ -162,12 +165,17 @@ def test_losses_and_perplexities_of_a_model_that_knows_nothing(pruning: Any) -> 
         assert measured[perplexity] == pytest.approx(98)
 
 
-def test_structure_is_the_mean_over_layers(pruning: Any) -> None:
+def test_structure_is_the_mean_over_layers(pruning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stripes of whole columns spread 10 times as wide as draws; a layer left whole counts 1."""
     striped = nn.Linear(8, 100)
     with torch.no_grad():
         striped.weight[:, ::2] = 0
     pruning.held = [SimpleNamespace(blocks=[nn.Sequential(striped, nn.Linear(8, 100))])]
+    mask = io.BytesIO()
+    monkeypatch.setattr(files, "write_atomically", lambda _, write: write(mask))
+    monkeypatch.setattr(files, "make_folder", lambda _: None)
+    pruning.picture, pruning.trainer = "0.0", SimpleNamespace(default_root_dir="run")
     measured = pruning._measure_masks(Pattern(0.5))
+    assert np.load(io.BytesIO(mask.getvalue())).tolist() == 100 * [4 * [True, False]]
     assert measured["structure/columns_50"] == pytest.approx((10 + 1) / 2)
     assert measured["pruned/fraction_50"] == 400 / 1600

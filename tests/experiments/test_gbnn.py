@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.gbnn import module as gbnn_module
+from repro.experiments.gbnn import tries as gbnn_tries
 from repro.experiments.gbnn.module import Comparison
-from repro.experiments.gbnn.tries import JOINT_KNOBS, Boosted, Rivals, Task, expand
+from repro.experiments.gbnn.tries import (
+    JOINT_KNOBS,
+    Boosted,
+    Joint,
+    Rivals,
+    Task,
+    expand,
+    joint_rivals,
+)
 from rooms import configs, finished, plan, refusal, summaries
 from torch import Tensor, nn
 
@@ -96,8 +109,35 @@ def test_tasks_measure_what_they_should() -> None:
     regression = Task.of(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
     assert regression.measure == "rmse"
     assert regression.score(torch.tensor([[1.0], [2.0], [3.0], [2.0]]), logits.new_tensor([[1], [2], [3], [4]])) == 1  # fmt: skip  # noqa: E501
+    outputs, targets = logits.new_tensor([[1], [2], [3], [0]]), logits.new_tensor([1, 2, 3, 4])
+    assert regression.loss(outputs, targets) == 0.5 * 4**2 / 4
     with pytest.raises(UserError, match="a try sets 'lr'"):
         expand([{"lr": 1}], ["alpha"])
+
+
+@pytest.mark.parametrize(("batch", "kept"), [(None, [0.8]), (1, [0.6, 0.6])])
+def test_weights_decay_by_alpha_over_the_examples_of_a_batch(
+    batch: int | None, kept: list[float]
+) -> None:
+    """A weight of 3 that changes no output, with 0.1 (4/n) of it lost at a step; no bias is."""
+    model = nn.Linear(1, 1).double()
+    nn.init.constant_(model.weight, 3.0)
+    nn.init.ones_(model.bias)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    rivals = Joint([model], [sgd], [4.0], Task(None), batch, seed=0)
+    loss = rivals.step(torch.zeros(2, 1), torch.ones(2, 1).double(), 0)
+    before, after = 3.0 * float(np.prod(kept[:-1])), 3.0 * float(np.prod(kept))
+    assert float(loss) == pytest.approx(4.0 / (batch or 2) * before**2 / 2)
+    assert (model.weight.item(), model.bias.item()) == (pytest.approx(after), 1)
+
+
+def test_a_width_is_that_of_every_hidden_layer() -> None:
+    build = partial(MLP, hidden=[5, 5], activation="relu")
+    tries: Any = [{"width": 3, "lr": 0.1}, {"lr": 0.1}]
+    rivals = joint_rivals(build, torch.optim.SGD, tries, Task(4), 2, 0.0, None, 0)
+    sizes = [[part.out_features for part in model.modules() if isinstance(part, nn.Linear)]
+        for model in rivals.models]  # fmt: skip
+    assert sizes == [[3, 3, 4], [5, 5, 4]]
 
 
 @pytest.fixture
@@ -244,16 +284,17 @@ def test_the_first_units_of_a_boosted_network_are_its_first_blocks(
 
 
 def test_rmse_rises_relatively(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight units add up to 3 of 4, an error of 1; two of them to 0.75, an error of 3.25."""
+    """Eight units add up to 3 of 5, an error of 2; two of them to 0.75, an error of 4.25."""
     model = eight_units([1.0] * 8, [[0.375] * 8], [0.0])
     monkeypatch.setattr(
         gbnn_module, "order_units", lambda model, name, generator: torch.arange(8).flip(0)
     )
     x = torch.ones(5, 1)
-    logged = outcome_of(comparison, Given(model, cuttable=True), x, 4.0 * x)
-    assert logged["test/rmse"] == pytest.approx(1)
-    assert logged["test/first/25/rmse_rise"] == pytest.approx(2.25)
-    assert logged["test/random/25/rmse_rise"] == pytest.approx(2.25)
+    logged = outcome_of(comparison, Given(model, cuttable=True), x, 5.0 * x)
+    assert logged["test/rmse"] == pytest.approx(2)
+    assert logged["test/first/25/rmse_rise"] == pytest.approx(4.25 / 2 - 1)
+    assert logged["test/random/25/rmse_rise"] == pytest.approx(4.25 / 2 - 1)
+    assert logged["test/first/share_to_99"] == 100  # none but all come near
 
 
 class Constant(nn.Module):
@@ -282,6 +323,46 @@ def test_errors_per_doubling_are_slopes(comparison: Any) -> None:
     assert logged["test/rmse_per_doubling"] == pytest.approx(-1)
 
 
+def right(count: int) -> Tensor:
+    """Logits that are right on so many of four examples of class 1."""
+    hits = torch.arange(4) < count
+    return torch.stack([~hits, hits], 1).double()
+
+
+@pytest.mark.parametrize(
+    ("said", "label", "measure", "best"),
+    [
+        ([right(1), right(3), right(2)], torch.ones(4, dtype=torch.long), "accuracy", 3 / 4),
+        ([torch.full((4, 1), e).double() for e in (3.0, 0.5, 2.0)], torch.zeros(4, 1), "rmse", 0.5),
+    ],
+)
+def test_the_best_try_is_right_most_often_or_nearest(
+    comparison: Any, said: list[Tensor], label: Tensor, measure: str, best: float
+) -> None:
+    rivals, x = Given(*map(Constant, said), cuttable=False), torch.zeros(4, 1)
+    rivals.size = 3
+    comparison.rivals["set"], comparison.tasks = rivals, {"set": Task.of(label)}
+    comparison._whole = lambda split: {"set": (x, label)}
+    comparison._eligible = lambda name: [0, 1, 2]
+    comparison.validation_step({"set": (x, label)}, 0)
+    assert comparison.logged[f"val/{measure}"] == best
+    comparison.on_test_start()
+    assert comparison.choice == {"set": 1}
+
+
+def test_a_network_that_grew_has_all_widths_up_to_its_own(comparison: Any) -> None:
+    grown, given = Grown(nn.Identity(), nn.Identity()), Given(cuttable=False)
+    assert [comparison._has_width(grown, 0, width) for width in (4, 8, 9)] == [True, True, False]
+    assert [comparison._has_width(given, 0, width) for width in (4, 8, 9)] == [False, True, False]
+
+
+def test_a_split_that_comes_in_parts_is_refused(comparison: Any) -> None:
+    splits = {"train": (torch.zeros(5, 1),), "val": (torch.zeros(3, 1),)}
+    comparison.data = SimpleNamespace(splits=splits, batch_size=5, eval_batch_size=4)
+    with pytest.raises(UserError, match="eval_batch_size to 5 or more"):
+        comparison._whole("val")
+
+
 def test_the_lower_loss_breaks_ties_of_accuracy_at_every_width(comparison: Any) -> None:
     sure, unsure = (torch.stack([-z, z], 1).double() for z in (torch.ones(4), torch.ones(4) / 9))
     rivals = Given(Constant(unsure), Constant(sure), cuttable=False)
@@ -298,11 +379,16 @@ def test_the_lower_loss_breaks_ties_of_accuracy_at_every_width(comparison: Any) 
 
 def test_costs_of_a_boosted_network(comparison: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four blocks of one unit, of which a quarter is one; weights stand for milliseconds."""
+    clock = SimpleNamespace(perf_counter=itertools.count(1, 0.25).__next__)
+    monkeypatch.setattr(gbnn_module, "time", clock)
+    monkeypatch.setattr(gbnn_tries, "time", clock)
+    assert gbnn_module._milliseconds(nn.Identity(), torch.zeros(1)) == 250
     monkeypatch.setattr(gbnn_module, "_milliseconds", lambda model, x: gbnn_module._weights(model))
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).unsqueeze(1)
     rivals = Boosted([GradientBoosting(units=4, iterations=5)], Task(None), 1)
     for tick in range(4):
         rivals.step(x, x.square(), tick)
+    assert rivals.seconds.tolist() == [0.25] * 4
     rivals.seconds = torch.ones(20, dtype=torch.float64)  # every stage takes as long
     logged = outcome_of(comparison, rivals, x, x.square())
     assert logged["test/merge_error"] < 1e-9

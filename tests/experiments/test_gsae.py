@@ -10,6 +10,7 @@ import pytest
 import torch
 from interruptions import same_after_a_kill
 from published import write_gpt2
+from repro.experiments.gsae import module as room
 from repro.experiments.gsae.module import Dictionary, DictionaryLearning
 from rooms import configs, evaluated, finished, refusal, summaries
 from torch import nn
@@ -67,6 +68,20 @@ def test_what_is_measured_is_logged_by_mode_and_as_the_config_says(dissecting: A
             assert logs[f"test/{measure}/{mode}"] == expected[f"{measure}/{mode}"]
     assert logs["test/recovery/influential"] == pytest.approx(1)
     assert logs["test/recovery/inert"] == pytest.approx(0.5)  # 60 degrees
+
+
+def test_what_starts_trains_and_steers(dissecting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sampled labels are sure to be 0, the true one is 1, and a mean norm is 2."""
+    x, target = torch.tensor([[40.0, 0.0]]), torch.tensor([1])
+    dissecting.data = SimpleNamespace(train_dataloader=lambda: 5 * [(x, target)])
+    dissecting.dictionary.sample = 3
+    assert len(dissecting._sample(x.device)) == 3
+    for dissecting.dictionary.labels, gradient in (("true", [[1, -1]]), ("sampled", [[0, 0]])):
+        assert dissecting._activations((x, target))[1].round().tolist() == gradient
+    dissecting.norm, dissecting.contexts = torch.tensor(2.0), x
+    dissecting.splicing = SimpleNamespace(fired=lambda _: torch.tensor([True, True]))
+    monkeypatch.setattr(room, "steering_effects", lambda *given: torch.tensor(given[-1]))
+    assert dissecting._steering() == pytest.approx(0.3 * 2)
 
 
 def test_one_device_only(dissecting: Any) -> None:

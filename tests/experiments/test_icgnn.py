@@ -122,7 +122,7 @@ def test_means_over_sizes_by_hand(module: Any) -> None:
 
 
 class Beam(nn.Module):
-    """Sends to a single user in the best direction, at a part of the power."""
+    """Sends to the first user in the best direction, at a part of the power."""
 
     problem = Downlink
     cg_steps = 8
@@ -131,11 +131,14 @@ class Beam(nn.Module):
         """Half of the power; all of it with four steps."""
         channel_BM = batch.H[:, 0, 0]
         beam_BM = channel_BM.conj() / channel_BM.norm(dim=-1, keepdim=True)
-        return beam_BM.unsqueeze(-1) * (1 if self.cg_steps == 4 else 0.5) ** 0.5
+        beams_BMS = torch.stack([beam_BM, torch.zeros_like(beam_BM)], -1)
+        return beams_BMS * (1 if self.cg_steps == 4 else 0.5) ** 0.5
 
 
 def test_a_single_user_meets_the_capacity(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """|h|² = 25 at a ratio of one: log2(26) bits, log2(13.5) at half of the power.
+
+    In two equal cells, each with a second user, who hears nothing.
 
     One iteration of WMMSE is more than enough for that; the whole reference takes three.
     """
@@ -152,10 +155,14 @@ def test_a_single_user_meets_the_capacity(module: Any, monkeypatch: pytest.Monke
     module.model, module.is_learned, module.cg_steps = Beam(), False, (4,)
     module.reference = {"iterations": 3, "start": "rzf"}
     module.timed = {"cellular": ["one"]}
-    channel = torch.tensor([[[3.0 + 0.0j, 4.0j]]], dtype=torch.complex64)
-    found = evaluated(module, [Downlink.of(channel, 1.0)])
+    cell = torch.tensor([[3.0 + 0.0j, 4.0j], [0.0j, 0.0j]], dtype=torch.complex64)
+    batch = Downlink.of(cell.expand(2, 2, 2), 1.0)
+    assert float(module.loss(batch)) == pytest.approx(-math.log2(13.5) / 2)  # of a user
+    found = evaluated(module, [batch])
     expected = {
         "test/se/seen": math.log2(13.5),
+        "test/min_se/seen": 0,
+        "test/multiplications/one": 50 / 2,  # for one channel
         "test/relative_se/seen": math.log2(13.5) / math.log2(26),
         "test/relative_se_at/4/seen": 1,
         "test/solves": 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,13 +20,16 @@ from repro.experiments.lanton.measures import (
     without_shape,
 )
 from repro.experiments.lanton.module import summary
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, finished, logged, refusal, summaries
+from torch import Tensor, nn
 
 from repro.data.base.iterators import generator_for
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.lmo import Spectral
+from repro.training.execute import build_module
+from repro.training.supervised import Supervised
 
 PAPER = load_paper("lanton")
 SMOKE = ["paper=lanton", "scale=smoke", "seed=0"]
@@ -39,8 +43,8 @@ def test_spreads_shares_and_ranks_of_known_noise() -> None:
     assert spread([4.0, 1.0, 25.0]) == 5
     assert without_shape([4.0, 1.0], [2.0, 4.0]) == [2.0, 0.25]
     assert sum_over_largest([1.0, 9.0, 4.0]) == pytest.approx(6 / 9)
-    # Shares 1/4, 3/4 become 1/2, 1/2.
-    assert largest_change([1.0, 9.0], [4.0, 4.0]) == pytest.approx(0.25)
+    # Shares 1/4, 1/2, 1/4 become 1/2, 1/2, 0.
+    assert largest_change([1.0, 4.0, 1.0], [4.0, 4.0, 0.0]) == pytest.approx(0.25)
     assert largest_change([1.0, 9.0], [4.0, 36.0]) == 0
     assert rank_correlation([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [30, 20, 10]) == pytest.approx(-1)
@@ -90,6 +94,91 @@ def test_the_least_late_spread_counts_and_only_square_layers_are_attention() -> 
     assert found["noise/rank_tracked"] == pytest.approx((1 + 0.5) / 2)
     assert found["noise/rank_gradient"] == 1
     assert found["noise/sum_over_largest"] == pytest.approx(35 / 90)
+
+
+def built(arm: str, *typed: str) -> Any:
+    """An arm's module outside of a run, in its first epoch."""
+    room: Any = build_module(configs(*SMOKE[:2], f"arm={arm}", *typed)[arm])
+    room.trainer = SimpleNamespace(
+        global_step=0, current_epoch=0, sanity_checking=False, world_size=1, callback_metrics={}
+    )
+    return room
+
+
+def test_a_probe_measures_each_part_of_a_layer_on_pairs_of_batches() -> None:
+    """A gradient of c in every entry of a 2 x 2 layer has the dual norm 2 |c|."""
+    room = built("noise", "method.fused=[1.weight]", "module.probe.pairs=2")
+    room.model = nn.Sequential(nn.Linear(2, 2, False), nn.Linear(2, 6, False), nn.Linear(6, 2))
+    heights = torch.tensor([1.0, 3.0, 2.0, 2.0])  # of a batch, two windows each
+    shapes: list[torch.Size] = []
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        shapes.extend(tokens.shape for tokens in batch)
+        return batch[0].mean() * sum(p.sum() for p in room.model.parameters())
+
+    def sample(count: int, length: int, seed: int) -> Tensor:
+        return heights.repeat_interleave(2)[:count, None].expand(count, length)
+
+    room.data = SimpleNamespace(batch_size=2, sequence_length=5, sample=sample)
+    room.loss, room.manual_backward = loss, Tensor.backward
+    squares = torch.tensor([1.0, 4.0, 9.0, 16.0])
+    room.method.lanton = SimpleNamespace(measured_noise=lambda role: squares)
+    rows: dict[str, float] = {}
+    room.log_now = rows.update
+    found = room._measure(0.5)
+    assert set(shapes) == {(2, 5)}
+    assert found["shapes"] == [[2, 2]] * 4
+    assert found["variance"] == pytest.approx([(2 * 2) ** 2 / 2 / 2] * 4)  # 1 and 3, 2 and 2
+    assert found["gradient"] == pytest.approx([(6**2 + 4**2) / 2] * 4)
+    names = ["0.weight", "1.weight.0", "1.weight.1", "1.weight.2"]
+    assert rows == pytest.approx(
+        {f"noise/sigma/{name}": 2 for name in names}
+        | {f"noise/tracked/{name}": root for name, root in zip(names, (1, 2, 3, 4), strict=True)}
+    )
+
+
+def test_the_shape_is_taken_out_by_other_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken out by the same draws, independent entries would seem to have no spread at all."""
+    monkeypatch.setattr(Supervised, "on_test_epoch_end", lambda _: None)
+    room = built("noise", "module.probe.pairs=2")
+    room.records = [probe(1.0, [[4, 4], [4, 4], [8, 4]], [1.0, 2.0, 3.0])]
+    assert logged(room, room.on_test_epoch_end)["noise/spread_all_iid"] > 1
+
+
+def test_noise_is_counted_against_passes_and_directions() -> None:
+    """Ten weights and batches of 3 x 5 tokens: 6 x 10 x 15 operations."""
+    room = built("lanton")
+    room.model, room.data = nn.Linear(4, 2), SimpleNamespace(batch_size=3, sequence_length=5)
+    counted = {"lanton/flops_noise": 250.0, "lanton/flops_direction": 100.0}
+    room.method = SimpleNamespace(metrics=lambda: counted)
+    assert logged(room, room.on_train_epoch_end)["cost/noise_share"] == 0.25
+
+
+def test_the_loss_of_the_first_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervised, "on_validation_epoch_end", lambda _: None)
+    room = built("lanton")
+    for epoch, loss in enumerate((3.0, 2.0)):
+        room.trainer.current_epoch, room.trainer.callback_metrics["val/loss"] = epoch, loss
+        assert logged(room, room.on_validation_epoch_end) == {"val/loss_early": 3}
+
+
+def test_known_matrices_have_their_noise_their_rates_and_their_distance() -> None:
+    typed = ["module.noise=[1,1,3]", "module.width=64", "module.loud_rate=0.5"]
+    room = built("theory_base", *typed)
+    room.schedule = None
+    scales = [group["scale"] for group in room.configure_optimizers().param_groups]
+    assert scales == [1, 1, 0.5]
+    norms = room._noise(generator_for(0)).norm(dim=(1, 2))
+    assert norms.tolist() == pytest.approx([1, 1, 3], rel=0.05)
+    with torch.no_grad():
+        for weight, target in zip(room.weights, room.targets, strict=True):
+            weight.copy_(target + 1)
+    assert logged(room, room.on_validation_epoch_end) == {"val/dual_norm": 0}
+    room.total, room.done = 6.0, 4
+    assert logged(room, room.on_validation_epoch_end) == {"val/dual_norm": 1.5}
+    found = logged(room, room.on_test_epoch_end)
+    assert found["test/dual_norm"] == 1.5
+    assert found["test/objective"] == pytest.approx(0.5 * 3 * 64**2, rel=1e-4)
 
 
 # -- Runs -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from repro.experiments.mentor import module as room_module
 from rooms import configs, finished, logged, refusal, summaries
 
 from repro.planning.rehearse import stood_in
+from repro.records import files
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.report.figures import figures
@@ -156,6 +159,37 @@ def test_an_agent_that_is_stuck_counts_with_what_it_has(room: Any) -> None:
     assert (found["stuck"], found["forks"], found["conflicts"]) == (1.0, 0, 0)
     assert found["fork_top"] == 0.05
     assert found["conflict"] == pytest.approx(-0.375)
+
+
+def test_forks_come_after_every_so_many_validations(
+    room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room_module, "forks", lambda *_, score: {"fork_top": score()})
+    monkeypatch.setattr(room.player, "replay", SimpleNamespace(size=1))
+    room.played, room.mixture, room.pairs, room.fork_every = lambda *_: (0.0, 0.5), None, [], 3
+    for _ in range(7):
+        room.rows.append(room.look())
+    assert [number for number, each in enumerate(room.rows, 1) if "fork_top" in each] == [3, 6]
+
+
+@pytest.mark.parametrize(("edge", "enlarged"), [(8, 20), (84, 1), (200, 1)])
+def test_a_film_is_shown_at_about_160_pixels(
+    edge: int, enlarged: int, room: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[Path, Any] = {}
+    frames = torch.zeros(5, 3, edge, edge, dtype=torch.uint8)
+    monkeypatch.setattr(room_module, "filmed", lambda *_: (frames, 7.0))
+    monkeypatch.setattr(files, "make_folder", lambda _: None)
+    monkeypatch.setattr(np, "save", kept.__setitem__)
+    monkeypatch.setattr(
+        room_module, "save_animation", lambda shown, file, by: kept.update({file: (len(shown), by)})
+    )
+    room.film_frames, room.rows = 5, [row(0.5)]
+    room.played, room.information = lambda *_: (0.0, 0.0), lambda _: 0.0
+    room.trainer = SimpleNamespace(default_root_dir="run")
+    assert logged(room, room.on_test_epoch_end)["test/film_return"] == 7
+    assert kept[Path("run/artifacts/film.npy")].shape == (5, edge, edge, 3)
+    assert kept[Path("run/artifacts/film.gif")] == (5, enlarged)
 
 
 @pytest.mark.parametrize(

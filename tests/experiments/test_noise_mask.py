@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,22 @@ def test_test_scores_are_over_all_batches() -> None:
     assert found["test/macro_precision"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
     # All faded images are taken for the first class.
     assert found["test/faded_balanced_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_scores_are_over_the_outputs_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(parts: list[Any], own: Any) -> None:
+        parts[:] = [
+            {0: own, 1: [(LOGITS[4:, None], LABELS[4:])]}[rank] for rank in range(len(parts))
+        ]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    module = alone(Bright())
+    module.on_validation_start()
+    strategy = SimpleNamespace(reduce=lambda total, reduce_op: total)
+    module.trainer = SimpleNamespace(world_size=2, strategy=strategy)
+    module.evaluate((LOGITS[:4, None, None], LABELS[:4]), 0)
+    found = module.measured()
+    assert float(found["balanced_accuracy"]) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
 
 
 def test_validation_has_its_balanced_accuracy_and_no_other_score() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,9 +42,14 @@ def silenced(module: Compressed, groups: list[int]) -> tuple[Channels | Segments
 
 
 def test_accuracy_and_loss_are_those_of_the_extracted_network() -> None:
-    """The full network tells no classes apart; the extracted one has its first inputs as logits."""
+    """The full network tells no classes apart; the extracted one has its first inputs as logits.
+
+    It is 64 times three weights, each of which takes part in one product.
+    """
     module: Any = built("scale=mini", "arm=dhspg", "module.targets=[0.5,0.69,0.75]")
     structure = module._structure(module.model)
+    first_three = nn.Linear(64, 3, bias=False).requires_grad_(False)
+    first_three.weight.data = torch.eye(3, 64)
 
     class Extracting:
         graph = None
@@ -52,7 +58,7 @@ def test_accuracy_and_loss_are_those_of_the_extracted_network() -> None:
             return getattr(structure, name)
 
         def extract(self, _model: nn.Module, _zero: torch.Tensor) -> nn.Module:
-            return nn.Sequential(nn.Flatten(), FirstThree())
+            return nn.Sequential(nn.Flatten(), first_three)
 
     module.method.structure = Extracting()
     module._difference = lambda: 0.0
@@ -64,13 +70,26 @@ def test_accuracy_and_loss_are_those_of_the_extracted_network() -> None:
     found = evaluated(module, [(x, torch.tensor([0, 1, 0]))])
     assert found["test/accuracy"] == pytest.approx(2 / 3)
     assert found["test/loss"] == pytest.approx(math.log(math.e**3 + 2) - 3 * 2 / 3)
+    assert found["test/products"] == found["test/parameters"] == 192
+    whole = sum(p.numel() for p in module.model.parameters())
+    assert found["test/parameters_share"] == pytest.approx(192 / whole)
 
 
-class FirstThree(nn.Module):
-    """The first three inputs."""
+class Says(nn.Module):
+    """The same, whatever it is asked."""
+
+    def __init__(self, *answer: float) -> None:
+        super().__init__()
+        self.answer = torch.tensor([answer])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, :3]
+        return self.answer
+
+
+def test_a_difference_is_in_units_of_the_largest_output() -> None:
+    module = built("scale=mini", "arm=dhspg")
+    module.model, module.tested = Says(-4.0, 1.0), Says(-4.0, 3.0)
+    assert module._difference() == 2 / 4
 
 
 def test_what_is_reported_of_a_pruned_network() -> None:
@@ -158,6 +177,18 @@ def test_a_childs_target_is_the_parents_share_of_products() -> None:
     share = multiply_accumulates(smaller, example) / multiply_accumulates(parent.model, example)
     assert child.method.target == pytest.approx(1 - share)
     assert child.method.measure == "products"
+
+
+def test_mixed_examples_have_mixed_losses_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of each of two examples, and three of the other: logits of 3/4 and 9/4."""
+    drawn = SimpleNamespace(sample=lambda: torch.tensor(0.25))
+    monkeypatch.setattr(torch.distributions, "Beta", lambda *_: drawn)
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: torch.tensor([1, 0]))
+    module = built("scale=mini", "arm=dense", "module.mixup=1.0", "module.label_smoothing=0.0")
+    module.model = nn.Identity()
+    loss = module.loss((3 * torch.eye(2), torch.tensor([0, 1])))
+    expected = math.log(math.exp(3 / 4) + math.exp(9 / 4)) - (3 / 4 + 3 * 9 / 4) / 4
+    assert float(loss) == pytest.approx(expected)
 
 
 def test_mixed_examples_have_mixed_losses() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from repro.experiments.radiance.module import Coverage
 from rooms import configs, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
+from repro.errors import UserError
 from repro.planning.instantiate import instantiate
+from repro.records import files
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.training.execute import build_module
@@ -211,6 +215,54 @@ def test_rows_of_victories_are_counted() -> None:
     assert module.won == (1, 2)
     assert found["train/discriminator_accuracy"] == pytest.approx(0.75)
     assert found["train/discriminator_won"] == 2
+
+
+def test_shares_and_the_discriminator_are_of_the_first_group() -> None:
+    """It tells both real maps and one of two generated ones right; no group is in sight alike."""
+    module = built("gan")
+    module.model, module.discriminator = Bright(), Sure(right=True)
+    x, y, free, hidden, shift, group = batch(0.2, target=1.0, group=1)
+    other = (x, y, free, torch.ones_like(hidden), shift, group)
+    found = measured(module, "test", batch(0.2, 0.8, target=0.6), other)
+    assert found["test/blocked_share"] == 0.25
+    assert found["test/clipped_share"] == 0
+    assert found["test/discriminator_accuracy"] == pytest.approx(0.75)
+
+
+def test_the_generators_loss_by_hand() -> None:
+    """A tenth off at a weight of 100, and half the surprise of who cannot tell it from real."""
+    module: Any = built("gan_l1x2")
+    module.model, module.discriminator = Bright(), Sure(right=True)
+    module._train_discriminator = lambda *_: None
+    x, y, *_ = batch(0.5, target=0.6)
+    assert float(module.loss((x, y))) == pytest.approx(100 * 0.1 + 0.5 * math.log(2), rel=1e-5)
+    planes = torch.arange(6.0)[None, :, None, None]
+    assert module._transmitter(planes).flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(2, 1), (1, 2)])
+def test_a_discriminator_learns_on_whole_batches(devices: int, parts: int) -> None:
+    module: Any = built("gan")
+    everywhere = SimpleNamespace(model=nn.Identity())
+    module.trainer = SimpleNamespace(world_size=devices, precision="32-true", strategy=everywhere)
+    module.parts = parts
+    with pytest.raises(UserError, match="whole batches of one device"):
+        module.on_train_start()
+
+
+def test_a_preview_has_targets_beside_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first map alone: 0.6 and 0.4 of white."""
+    kept: dict[Path, Any] = {}
+    monkeypatch.setattr(np, "save", kept.__setitem__)
+    monkeypatch.setattr(files, "make_folder", lambda _: None)
+    module: Any = built("l1", "mini", "module.preview_maps=1")
+    module.model = Bright()
+    module.data.test_dataloader = lambda: [batch(0.4, 0.8, target=0.6)]
+    module._keep_preview(Path("artifacts"))
+    rows = kept[Path("artifacts/preview.npy")]
+    assert rows.shape == (32, 64)
+    assert (rows[:, :32] == 153).all()
+    assert (rows[:, 32:] == 102).all()
 
 
 def test_mirrors_turn_planes_and_maps_together() -> None:

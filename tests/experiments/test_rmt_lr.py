@@ -35,11 +35,12 @@ def module(arm: str, *typed: str, scale: str = "mini") -> Any:
 
 
 def test_rates_from_losses() -> None:
-    grid_K = grid(0.1, 2.0, 5)
+    grid_K = grid(0.1, 3.0, 5)
     losses_K = torch.tensor([0.9, 0.5, 0.7, 1.5, torch.inf])
-    assert best_of(grid_K, losses_K) == pytest.approx(0.2)
-    assert largest_below(grid_K, losses_K, 1.0) == pytest.approx(0.4)
-    assert math.isnan(best_of(grid_K, losses_K.sort().values))  # better ones may lie below
+    assert best_of(grid_K, losses_K) == pytest.approx(0.3)
+    assert largest_below(grid_K, losses_K, 1.0) == pytest.approx(0.9)
+    for falling in (False, True):  # better ones may lie below, or above
+        assert math.isnan(best_of(grid_K, losses_K.sort(descending=falling).values))
     for level in (0.1, torch.inf):  # none is stable, or larger ones may be
         assert math.isnan(largest_below(grid_K, losses_K, level))
     assert exponent([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
@@ -94,6 +95,72 @@ def test_excess_is_that_of_each_rule_over_the_best_of_the_grid() -> None:
     assert found["test/excess/steps/rmt"] == pytest.approx(0.5 - 0.15)
 
 
+def test_rates_are_carried_from_the_best_for_equal_steps_and_for_equal_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second of three rates is the best at 32; without end of examples, and with B* = 32."""
+    typed = ["scaling.sizes=[8,32,128]", "scaling.carried_to=[8,32,128]", "scaling.steps=100",
+        "scaling.rates={base:0.1,ratio:2.0,count:3}"]  # fmt: skip
+    scaling: Scaling = with_data(module("sgd", *typed))
+    scaling.examples = 10**12
+    trained: dict[tuple[int, int], list[float]] = {}
+
+    def train(rates_M: Tensor, size: int, steps: int) -> Tensor:
+        trained[size, steps] = rates_M.tolist()
+        return torch.tensor([0.9, 0.2, 9.0, 0.1, 0.1, 0.1, 0.1])[: len(rates_M)]
+
+    monkeypatch.setattr(scaling, "_train", train)
+    monkeypatch.setattr(scaling, "_thresholds", lambda rate: {"best": rate, "threshold/middle": 32})
+    for part in scaling.parts():
+        scaling.found |= scaling.work(part)
+    assert scaling.found["best"] == pytest.approx(0.2)
+    assert list(trained) == [(32, 100), (8, 100), (8, 400), (128, 100), (128, 25)]
+    of_rules = {8: [0.2, 0.1, 0.05, 0.2 * 2 / 5], 128: [0.2, 0.4, 0.8, 0.2 * 2 / 1.25]}
+    for (size, _), rates in trained.items():
+        assert rates == pytest.approx([0.1, 0.2, 0.4, *of_rules.get(size, [])])
+
+
+class Bowl:
+    """Copies of one weight, at first 1, with the loss θ²/2; a plain step adds 1 to it."""
+
+    def __init__(self, _model: Any, each_M: Tensor, *_: Any) -> None:
+        self.theta_MP = nn.Parameter(torch.ones(len(each_M), 1))
+
+    def gradients(self, _batch: Any) -> tuple[None, Tensor]:
+        return None, self.theta_MP.detach().clone()
+
+    def step(self, _batch: Any) -> None:
+        self.theta_MP.data += 1
+
+    def evaluate(self, _data: Any) -> Tensor:
+        return self.theta_MP.detach()[:, 0].square() / 2
+
+
+def test_noise_is_measured_before_the_middle_and_last_of_all_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaling: Scaling = with_data(module("sgd", "scaling.steps=6"))
+    monkeypatch.setattr(sweeps, "Ensemble", Bowl)
+    monkeypatch.setattr(sweeps, "noise_of", lambda _m, _d, theta_P, *_: (2.0, 4 * float(theta_P)))
+    found = scaling._thresholds(0.1)
+    assert [found[f"top/{name}"] for name in ("start", "middle", "end")] == [2, 2, 2]
+    assert [found[f"threshold/{name}"] for name in ("start", "middle", "end")] == [1, 4, 7]
+
+
+def test_the_least_stable_damping_of_a_bowl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 8/(1 + δ) are stable from δ = 3: of a half, 1, 2, 4 and 8 the fourth."""
+    typed = ["damping.dampings={base:0.5,ratio:2.0,count:5}", "damping.steps=4"]
+    damping: Damping = with_data(module("damping", *typed))
+    known = SimpleNamespace(values=torch.ones(5, 1), vectors=lambda _k: torch.ones(5, 1, 1))
+    monkeypatch.setattr(damping, "_curvature", lambda *_: known)
+    monkeypatch.setattr(sweeps, "Ensemble", Bowl)
+    monkeypatch.setattr(sweeps, "noise_of", lambda *_: (2.0, 1280.0))
+    found = damping.work((8.0, 256))
+    assert found["damping/a8_b256"] == pytest.approx(4)
+    assert found["damping_predicted/a8_b256"] == pytest.approx(4 * (2 + 1280 / (320 * 2)) - 2)
+    assert found["threshold/start"] == 1280 / 2**2
+
+
 def test_dampings_and_their_exponents() -> None:
     damping: Damping = module("damping")
     for rate, size in damping.parts():
@@ -110,6 +177,14 @@ def test_the_error_of_the_formula() -> None:
     spiked.found = {"x1_s1": 2.0, "x2_s1": 2.4}
     assert spiked.summary()["test/error/worst"] == pytest.approx(0.1)
     assert spiked.summary()["test/error/unshifted"] == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("spike", "top"), [(0.0, 2.0), (2.0, 2.5), (4.0, 4.25)])
+def test_a_spike_shows_from_the_radius_of_the_semicircle_on(spike: float, top: float) -> None:
+    """In units of s, as Baik, Ben Arous and Péché have it."""
+    typed = ["spiked.dimension=400", f"spiked.spikes=[{spike}]", "spiked.scales=[0.5]"]
+    spiked: Spiked = module("spiked", *typed)
+    assert list(spiked.work((spike, 0.5)).values()) == pytest.approx([top], rel=0.05)
 
 
 def with_data(part: Any) -> Any:
@@ -238,12 +313,30 @@ def test_spectra_are_those_of_explicit_matrices(monkeypatch: pytest.MonkeyPatch)
                 assert found[f"test/{kind}/ratio_isotropic/e{epoch}/b{size}"] == pytest.approx(
                     float(moved / shift)
                 )
+                # By one vector alone there is the first-order term, and no shift.
+                assert found[f"test/{kind}/ratio_projected/e{epoch}/b{size}"] == pytest.approx(
+                    0, abs=1e-6
+                )
                 low = values[0] - torch.linalg.eigvalsh(H_M)[:, 0].mean()
                 logs.append([math.log(each) for each in (1 / b, shift, low)])
             inverse, shifts, lows = np.array(logs).T
             for edge, moves in (("slope", shifts), ("slope_bottom", lows)):
                 slope = np.cov(inverse, moves)[0, 1] / inverse.var(ddof=1)
                 assert found[f"test/{kind}/{edge}/e{epoch}"] == pytest.approx(slope)
+
+
+def test_spectra_are_measured_before_the_first_step_and_after_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for hook in ("on_train_start", "on_train_epoch_end"):
+        monkeypatch.setattr(Supervised, hook, lambda _: None)
+    room: Spectra = module("spectra")
+    measured: list[int] = []
+    monkeypatch.setattr(room, "_measure", measured.append)
+    for step, epoch in ((0, 0), (40, 2)):  # from the start, and taken up again
+        room.trainer = SimpleNamespace(global_step=step, current_epoch=epoch)  # type: ignore[assignment]
+        logged(room, room.on_train_start, room.on_train_epoch_end)
+    assert measured == [0, 1, 3]
 
 
 def test_spectra_of_a_known_fluctuation() -> None:

@@ -229,8 +229,88 @@ def test_the_loss_is_the_mean_over_images_and_draws(
     assert denoising.logged["val/loss"] == 3.5
 
 
-def test_the_scaler_is_counted_on_the_papers_network(study: Study) -> None:
-    ls, cs = (summaries(study)[arm] for arm in ("ls", "cs"))
+@pytest.fixture
+def asked(denoising: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """What the network was asked, which predicts noises of 3 at all times; it is 1, at time 1/2."""
+    seen: list[tuple[Any, Any]] = []
+
+    def three(x_t: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
+        seen.append((x_t, time_B))
+        return torch.full_like(x_t, 3.0)
+
+    def draws(x0: torch.Tensor, *_: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full((len(x0),), 0.5), torch.ones_like(x0)
+
+    monkeypatch.setattr(Denoising, "denoiser", staticmethod(three))
+    monkeypatch.setattr(denoising, "_draws", draws)
+    denoising.time_scale = 1000.0
+    return seen
+
+
+def test_errors_are_squares_at_the_times_that_networks_take(denoising: Any, asked: Any) -> None:
+    denoising.eval_draws = 3
+    denoising.on_validation_start()
+    denoising.evaluate((torch.zeros(2, 1, 8, 8),), 0)
+    denoising.log_measured()
+    assert denoising.logged["val/loss"] == (3 - 1) ** 2
+    ((x_t, time_B),) = asked
+    assert x_t.shape == (3 * 2, 1, 8, 8)
+    assert time_B.tolist() == 6 * [500]
+
+
+def test_samplers_and_probes_ask_at_the_same_times(denoising: Any, asked: Any) -> None:
+    denoising._predict(torch.zeros(2, 1, 8, 8), torch.full((2,), 0.5))
+    assert asked[0][1].tolist() == 2 * [500]
+    denoising.first_test_batch, denoising.probes = torch.zeros(5, 1, 8, 8), {"batch": 3}
+    _, time_B, _ = denoising._probe_batch()
+    assert time_B.tolist() == 3 * [500]
+
+
+def test_the_first_test_batch_is_kept(denoising: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(denoising, "evaluate", lambda *_: None)
+    for number in range(3):
+        denoising.test_step((torch.tensor([float(number)]),), number)
+    assert denoising.first_test_batch.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("method", "told"), [("ddim", {"limits": (-1, 2)}), ("euler_maruyama", {"to_zero": True})]
+)
+def test_each_sampler_is_told_where_it_ends(denoising: Any, method: str, told: Any) -> None:
+    """DDIM stays within the values of the data."""
+    sampler = SimpleNamespace(
+        **{method: lambda _, shape, steps, generator, **others: (shape, steps, others)}
+    )
+    denoising.process = sampler
+    denoising.sampling = {"method": method, "steps": 7}
+    denoising.first_test_batch = torch.tensor([[-1.0, 0.0], [2.0, 1.0]])
+    assert denoising._sample(4, 0) == ((4, 2), 7, told)
+
+
+def test_pictures_are_real_ones_above_samples_in_units_of_their_range(
+    denoising: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of five real ones, from -1 to 3, and six samples, the last of which is out of range."""
+    kept: dict[Path, Any] = {}
+    monkeypatch.setattr(np, "save", kept.__setitem__)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    around = SimpleNamespace(is_global_zero=True, default_root_dir="run")
+    monkeypatch.setattr(Denoising, "trainer", around)
+    levels = torch.tensor([-1.0, 0, 3, 1, 1])[:, None, None, None]
+    denoising.first_test_batch = levels.expand(-1, 1, 2, 2)
+    sampled = torch.tensor([0.0, 0, 1, 1, 2, 9])[:, None, None, None].expand(-1, 1, 2, 2)
+    monkeypatch.setattr(denoising, "_sample", lambda count, _: {6: sampled}[count])
+    denoising.sampling = {"pictures": 3}
+    denoising._draw_samples()
+    square = kept[Path("run/artifacts/samples.npy")]
+    assert square.shape == (6, 6)
+    shown = [[0, 0.25, 1], [0.25, 0.25, 0.5], [0.5, 0.75, 1]]
+    assert square[::2, ::2].tolist() == square[1::2, 1::2].tolist() == shown
+
+
+def test_the_scaler_is_counted_on_the_papers_network() -> None:
+    arms = configs(*SMOKE, "arm=[ls,cs]")
+    ls, cs = (build_module(arms[arm])._counted() for arm in ("ls", "cs"))  # type: ignore[operator]
     assert ls["scaler/paper_parameters"] == 8497
     assert ls["scaler/paper_share"] == pytest.approx(8497 / 44_255_328)
     assert cs["scaler/paper_parameters"] == cs["scaler/paper_share"] == 0

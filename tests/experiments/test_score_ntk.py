@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +16,18 @@ from repro.experiments.score_ntk.module import (
     Chosen,
     ScoreRegression,
     Seen,
+    picture,
     wasserstein,
 )
 from rooms import configs, finished, logged, refusal, summaries
 
 from repro.data.base.iterators import generator_for
 from repro.errors import UserError
-from repro.methods.score_ntk import Regression, Triples, ntk
+from repro.methods.score_ntk import Regression, Triples, TwoLayer, ntk
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.diffusion import VPProcess
+from repro.toolbox.exact_scores import PointMixture
 from repro.training.execute import build_module
 
 PAPER = load_paper("score_ntk")
@@ -66,12 +69,22 @@ def test_every_rule_stops_where_it_says() -> None:
     torch.testing.assert_close(chosen.values["one"], path.test[1])
 
 
+def test_rules_by_noise_stop_at_its_inverse_square() -> None:
+    """All eigenvalues are 1: the last t <= 1/(2 e sigma)^2."""
+    train, hold, test = triples(0), triples(1), triples(2)
+    room = module()
+    room.taus = torch.arange(100)
+    room._exact = lambda triples: triples.x0 - 0.03  # type: ignore[method-assign]
+    chosen = room._choose(path_of([0.05] * 100, hold, test), train, hold, test)
+    for rule, sigma in {"": 0.05, "_half": 0.025, "_double": 0.1, "_true": 0.03}.items():
+        assert chosen.steps[f"rwy{rule}"] == math.floor((2 * math.e * sigma) ** -2)
+
+
 def test_errors_are_those_of_where_the_rule_stopped() -> None:
     test = triples(2)
-    exact, room = PROBLEM.exact(LAW, test), module(radius=0.1)
+    exact, room = PROBLEM.exact(LAW, test), module(radius=2.0)
     room._note_errors("holdout/n9", exact + 0.3, exact, test)
     assert room.table["test/error/holdout/n9"] == pytest.approx(2 * 0.09)
-    assert room.table["test/projected/holdout/n9"] > 0.2
     alpha, h = PROBLEM.signal(test.t)
     weighted = 2 * 0.09 * float((alpha / h).square().mean())
     assert room.table["test/score_error/holdout/n9"] == pytest.approx(weighted)
@@ -79,6 +92,14 @@ def test_errors_are_those_of_where_the_rule_stopped() -> None:
     assert room.table["test/bin/early/holdout/n9"] == 2
     assert room.table["test/bin/late/holdout/n9"] == 0
     assert 0 < room.table["test/coordinate/0/holdout/n9"] < 1
+    # Of lengths 1.5 and 3 in the direction of a unit vector, the longer is cut to 2.
+    unit = torch.tensor([[0.6, 0.8]]).expand(60, 2)
+    for length, inside in ((1.5, 1.5), (3.0, 2.0)):
+        room._note_errors("none/n9", length * unit, unit, test)
+        assert room.table["test/projected/none/n9"] == pytest.approx((inside - 1) ** 2)
+    room._note_parts("none/n9", torch.ones(60, 2), test._replace(t=torch.full((60,), 0.7)))
+    bins = {name: value for name, value in room.table.items() if "bin" in name and "none" in name}
+    assert bins == {"test/bin/middle/none/n9": 2}
 
 
 HOLD = [0.9, 0.7, 0.5, 0.08, 0.1, 0.3, 0.4]  # off the labels by steps: least after 3
@@ -101,7 +122,8 @@ def trained(room: ScoreRegression) -> dict[str, float]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "_path", path)
-        patch.setattr(room, "_note_gap", lambda *_: None)
+        noted = {"test/gap/t6/m1024": 0.5}
+        patch.setattr(room, "_note_gap", lambda *_: room.table.update(noted))
         for cell in room.cells:
             room._train(cell)
     return logged(room, room.on_test_epoch_end)
@@ -122,6 +144,8 @@ def test_errors_of_known_paths_by_rule_and_size() -> None:
             expected = mean * SHARES[rule] ** 2 / n**0.5
             assert found[f"test/error/{rule}/n{n}"] == pytest.approx(expected)
         assert found[f"test/overfit/n{n}"] == pytest.approx((0.95 / 0.6) ** 2)
+    for tau, off in enumerate(TEST):  # the path is that of the first size
+        assert found[f"test/path/{tau}"] == pytest.approx(mean * off**2 / 10)
     for rule in ("none", "holdout", "rwy"):
         assert found[f"test/slope/error/{rule}"] == pytest.approx(-0.5)
     large = trained(module(sizes=[1000, 5000, 20000], test_size=60))
@@ -142,6 +166,69 @@ def test_errors_of_known_paths_by_bin_of_time() -> None:
     for part in ("early", "middle", "late"):
         expected = bins[part] * 0.6**2 / 4
         assert found[f"test/bin/{part}/holdout/m1024"] == pytest.approx(expected)
+    assert found["test/gap/t6/m1024"] == 0.5
+    fresh = module(model="network", size=16, widths=[1024], test_size=60, labels="resample")
+    assert "test/gap/t6/m1024" not in trained(fresh)  # there is no kernel to be apart from
+
+
+def test_a_label_has_the_noise_that_a_gaussian_law_leaves() -> None:
+    """A variance of h = 1 - exp(-t), t uniform in [0.1, 2]; a quarter as many are held out."""
+    room, held = module(sizes=[400], test_size=40_000), []
+    room.law_of = lambda _: PointMixture.uniform(torch.zeros(1, 2).double(), 1.0)
+
+    def path(_train: Triples, hold: Triples, test: Triples, _width: None) -> Seen:
+        held.append(len(hold.t))
+        return Seen(torch.ones(1), hold.x0.expand(5, -1, -1), test.x0.expand(5, -1, -1))
+
+    room._path = path  # type: ignore[method-assign, assignment]
+    room._train(room.cells[0])
+    h = 1 - (math.exp(-0.1) - math.exp(-2)) / 1.9
+    assert room.table["test/noise/true/n400"] == pytest.approx(h**0.5, rel=0.02)
+    assert held == [100]
+    room.losses = [1.0, 2.0, 6.0]
+    assert logged(room, room.on_validation_epoch_end) == {"val/loss": 3}
+    # Losses agree; without the weight they are off by their ratio, (alpha / h)^2.
+    t = PROBLEM.draw(room._law(), 40_000, generator_for(TEST_SEED)).t
+    ratio = ((-t).exp() / (1 - (-t).exp()).square() - 1).abs().max()
+    assert room.table["test/identity"] < 1e-10
+    assert room.table["test/identity_unweighted"] == pytest.approx(float(ratio))
+
+
+def test_a_network_is_looked_at_after_so_many_steps() -> None:
+    """Beside a plain loop; the eigenvalues add up to the mean of the kernel's diagonal, |z|²/2."""
+    room, train, test = module(model="network", size=60, widths=[8]), triples(0), triples(2)
+    room.taus = torch.tensor([0, 1, 3])
+    z, z_test = PROBLEM.inputs(train), PROBLEM.inputs(test)
+    seen = room._descend(train, z_test, z_test, 8)
+    network, looks = TwoLayer(z.shape[1], 2, 8, generator_for(room.seed, 60, 8)), []
+    for _ in range(4):
+        looks.append(network(z_test))
+        network.step(z, train.x0, room.rate)
+    torch.testing.assert_close(seen.test, torch.stack([looks[0], looks[1], looks[3]]))
+    assert float(seen.eigenvalues.sum()) == pytest.approx(float(z.square().sum(1).mean() / 2))
+
+
+def test_models_of_bins_share_neurons_and_answer_for_their_own_times() -> None:
+    room = module(apart=True)
+    asked: list[int] = []
+
+    def path(*parts: Any) -> Any:
+        *own, width = parts
+        bins = [{(t > 0.5) + (t > 1.0) for t in each.t.tolist()} for each in own]
+        assert bins == [{len(asked)}] * 3  # all triples are of the same bin
+        asked.append(width)
+
+    def choose(_path: None, _train: Triples, _hold: Triples, test: Triples) -> Chosen:
+        index = len(asked)  # 1, 2, 3
+        return Chosen({"one": index}, {"one": test.x0 * index}, 2.0 * index, 5.0 * index)
+
+    room._path, room._choose = path, choose  # type: ignore[method-assign, assignment]
+    test = triples(2)
+    chosen = room._train_apart(triples(0), triples(1), test, 16)
+    assert asked == [4, 6, 6]
+    assert (chosen.steps["one"], chosen.noise, chosen.loss) == (2, 4, 10)
+    by = 1 + (test.t > 0.5).double() + (test.t > 1.0)
+    torch.testing.assert_close(chosen.values["one"], test.x0 * by[:, None])
 
 
 def test_a_gap_is_the_distance_from_the_kernel_of_the_same_features() -> None:
@@ -204,6 +291,31 @@ def test_samples_are_those_of_where_each_rule_stopped(
     assert found["test/w2/none"] == pytest.approx(40 * 2**0.5)
 
 
+def test_a_sampler_is_told_the_noise_in_what_it_starts_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a law of one point: it and that noise make the start again."""
+    law = PointMixture.uniform(torch.tensor([[0.3, -0.6]]).double())
+
+    def sampler(process: VPProcess, predict: Any, *_: Any, first: torch.Tensor, **to: Any) -> Any:
+        t = torch.full((len(first),), to["start"]).double()
+        again = process.noised(law.points.expand(20, 2), t, predict(first, t))
+        torch.testing.assert_close(again, first)
+        return first
+
+    monkeypatch.setattr(VPProcess, "euler_maruyama", sampler)
+    found = module(samples=20)._sample(law, lambda at: PROBLEM.exact(law, at))
+    torch.testing.assert_close(found, law.points.expand(20, 2))
+
+
+def test_a_picture_counts_by_both_coordinates() -> None:
+    """Cells of 3/40: x = 1.4 is in the 39th of its direction, y = -1.4 in the second."""
+    found = picture(torch.tensor([[1.4, -1.4], [1.4, -1.4], [2.0, 0.0]]))
+    assert found.shape == (40, 40)
+    assert {tuple(at) for at in np.argwhere(found)} == {(1, 38)}
+    assert found[1, 38] == pytest.approx(math.log(3))
+
+
 def test_wasserstein_is_that_of_the_best_assignment() -> None:
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 1.0]])
     assert wasserstein(x, x.flip(0)) == pytest.approx(0, abs=1e-3)
@@ -257,6 +369,7 @@ def test_rows_are_a_law_of_principal_components() -> None:
     law = rows(data, components=5, limit=20, pool=4)
     assert law.points.shape == (20, 5)
     assert float(law.points.norm(dim=1).max()) == pytest.approx(1)
+    torch.testing.assert_close(law.points.mean(0), torch.zeros(5).double())
     products = law.points.T @ law.points
     torch.testing.assert_close(products, products.diag().diag(), atol=1e-9, rtol=0)
     assert (products.diag().diff() < 0).all()

@@ -113,17 +113,105 @@ def test_the_benchmark_on_skeletons_that_are_known(monkeypatch: pytest.MonkeyPat
     assert logs["test/soft/beta_1/dice_20"] == 0
 
 
+@pytest.mark.parametrize(("confidence", "least", "most"), [(0.9, 0.8, 1.0), (0.5, 0.5, 0.6)])
+def test_soft_masks_lie_around_their_confidence(
+    confidence: float, least: float, most: float
+) -> None:
+    """On the right side of 1/2; of the skeletons of this one nothing is left, a piece too few."""
+    drawn_from: list[Tensor] = []
+
+    class Lost(ByHand):
+        def drawn(self, x: Tensor) -> Tensor:
+            drawn_from.append(x)
+            return torch.zeros_like(x)
+
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 32:] = 1
+    settings = SoftInput([], confidence, noise=0.1)
+    row = Benchmark(nn.Identity(), Lost(), settings)._skeletons_of_soft(mask, 0, settings)
+    assert row["beta_1/betti_error_5"] == 1
+    soft = drawn_from[0][:1]
+    for right in (soft[mask == 1], 1 - soft[mask == 0]):
+        assert least - 1e-6 <= float(right.min()) < least + 0.01
+        assert most - 0.01 < float(right.max()) <= most + 1e-6
+
+
+def built(arm: str) -> Any:
+    """A module, away from any trainer."""
+    return build_module(configs("paper=skeleton", "scale=smoke", f"arm={arm}")[arm])
+
+
 def test_overlaps_of_known_masks() -> None:
-    """Half of a square of 16 points, and all of it: 2 · 8 + 1 over 8 + 16 + 1, and 1."""
-    config = configs("paper=skeleton", "scale=smoke", "arm=seg_dice")["seg_dice"]
-    found: Any = build_module(config)
-    found.model = nn.Identity()
-    masks = torch.zeros(2, 1, 8, 8)
-    masks[..., 2:6, 2:6] = 1
+    """Of a square of 16 points half is found, and all; of half a picture, 32 points, nothing."""
+    found = built("seg_dice")
+    found.model = found.judge = nn.Identity()  # each mask is its own centreline
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[:2, ..., 2:6, 2:6] = 1
+    masks[2, ..., :4] = 1
     logits = 2 * masks - 1
-    logits[0, ..., :4] = -1
+    logits[0, ..., :4] = logits[2] = -1
     logs = evaluated(found, [(logits, masks)])
-    assert logs["test/dice"] == pytest.approx((17 / 25 + 1) / 2)
+    dice, cldice = (17 / 25 + 1 + 1 / 33) / 3, (9 / 13 + 1 + 1 / 17) / 3
+    assert logs["test/dice"] == pytest.approx(dice)
+    assert logs["test/cldice"] == pytest.approx(cldice)
+    assert logs["test/score"] == pytest.approx((dice + cldice) / 2)
+    assert logs["test/loss"] == pytest.approx(1 - (dice + cldice) / 2)
+    assert logs["test/betti_0_error"] == pytest.approx(1 / 3)
+
+
+class Says(nn.Module):
+    """The same, whatever it is asked."""
+
+    def __init__(self, answer: Tensor) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer
+
+
+def test_learnt_skeletons_are_compared_with_the_teachers() -> None:
+    """Two columns of a mask of four; the network draws one of them, and beside the mask."""
+    found = built("learned_net")
+    found.flips = False
+    target, masks, logits = (torch.zeros(1, 1, 8, 8) for _ in range(3))
+    masks[..., :4], target[..., 2:4] = 1, 1
+    found.teacher, found.model = Says(target), Says(logits)
+    # Of even chances: cross-entropies of log 2, and 2 · 8 + 1 over 32 + 16 + 1.
+    assert float(found.loss((masks, masks))) == pytest.approx(math.log(2) + 1 - 17 / 49)
+    logits += torch.tensor([-1.0] * 3 + [1.0] * 5)
+    logs = evaluated(found, [(masks, masks)])
+    assert logs["test/dice"] == pytest.approx(17 / 25)
+    assert logs["test/loss"] == pytest.approx(8 / 25)
+    assert logs["test/betti_error"] == 0
+
+
+def test_landmarks_and_overlaps_of_known_maps() -> None:
+    """A pair of each kind, on 8 x 8 points, four in a unit of the coordinates.
+
+    A quarter turn and a shift by a point take (1/2, 1/4) to (0, 1/2), and a square of 4 x 4 points
+    to one that has 12 points in common with it. The other map changes nothing, and is right.
+    """
+    found = built("reg_dice")
+    square = torch.zeros(1, 1, 8, 8)
+    square[..., 2:6, 2:6] = 1
+    place = torch.tensor([[[0.5, 0.25]]])
+    off = (square, square, place, torch.tensor([[[0.75, 0.5]]]))
+    right = (square, square, place, place)
+    both = tuple(torch.cat(parts) for parts in zip(off, right, strict=True))
+    found.data = SimpleNamespace(splits={"val": off, "test": both})
+    found.setup("fit")
+    found.maps.data[1] = torch.tensor([[0.0, -1.0, 0.25], [1.0, 0.0, 0.0]])
+    start = math.hypot(0.25, 0.25) * 4
+    found.requires_grad_(False)
+    logs = evaluated(found, [])
+    assert logs["test/landmark_error"] == pytest.approx(3 / 2)
+    assert logs["test/start_error"] == pytest.approx(start / 2)
+    assert logs["test/dice"] == pytest.approx((25 / 33 + 1) / 2)
+    found.on_validation_start()
+    logs = logged(found, found.log_measured)
+    assert logs["val/landmark_error"] == logs["val/start_error"] == pytest.approx(start)
+    assert logs["val/dice"] == 1
 
 
 def test_a_step_takes_its_share_of_the_training_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,17 @@ def test_what_a_step_keeps_against_depth() -> None:
     assert local["memory/peak_exponent"] == pytest.approx(0, abs=1e-3)
 
 
+def test_a_step_towards_class_means_keeps_no_more_with_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a GPU holds beside it does not count on a CPU."""
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10**9)
+    sizes = ["module.memory_depths=[2,4]", "module.memory_width=16", "module.memory_batch=20"]
+    kept = built("scale=mini", "arm=class_means", *sizes).memory()
+    assert kept["memory/saved_kb_depth_2"] == kept["memory/saved_kb_depth_4"] > 0
+    assert kept["memory/peak_kb_depth_2"] > 0
+
+
 def test_measuring_memory_changes_no_run(tmp_path: Path) -> None:
     typed = [*SMOKE, "arm=memory_l2", "seed=0", "method.update=together"]
     metered = finished(tmp_path / "metered", *typed).summary()

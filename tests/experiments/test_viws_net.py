@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from repro.experiments.viws_net import module as room
 from repro.experiments.viws_net.module import Restoration
 from rooms import configs, finished, refusal, summaries
 from torch import Tensor, nn
@@ -137,13 +138,16 @@ def encoder_gradient(adversary: Any, weight: float) -> tuple[float, Tensor]:
 
 def test_the_adversary_turns_the_sign_and_controls_do_not() -> None:
     """What the weather adds to the gradient, of the method and of its opposite, cancel."""
-    _, plain = encoder_gradient("none", 0.1)
+    without, plain = encoder_gradient("none", 0.1)
     loss, method = encoder_gradient("reversed", 0.1)
     same_loss, cooperative = encoder_gradient("cooperative", 0.1)
     assert same_loss == loss
     assert torch.allclose(method - plain, plain - cooperative)
     assert (method - plain).norm() > 0
-    _, heavier = encoder_gradient("reversed", 0.2)
+    heavier_loss, heavier = encoder_gradient("reversed", 0.2)
+    assert heavier_loss - without == pytest.approx(2 * (loss - without))
+    # Untrained, it knows about nothing.
+    assert loss - without == pytest.approx(0.1 * math.log(3), rel=0.1)
     assert torch.allclose(heavier - plain, 2 * (method - plain))
     _, shuffled = encoder_gradient("shuffled", 0.1)
     assert not torch.allclose(shuffled - plain, method - plain)
@@ -158,6 +162,46 @@ def test_the_strength_counts_steps_from_one() -> None:
     assert module.strength() == pytest.approx(math.tanh(0.5))
     module.adversary = "cooperative"
     assert module.strength() == pytest.approx(-math.tanh(0.5))
+
+
+def test_the_perceptual_loss_is_added_with_its_weight() -> None:
+    """Here the mean absolute error: all is off by 1/2, and smooth L1 half the square of that."""
+    module = built("arm=no_adv")
+    module.model, module.perceptual, module.perceptual_weight = Telling(), nn.L1Loss(), 0.25
+    clips = torch.rand(3, 3, 3, 16, 16)
+    loss = module.loss((clips, clips[:, 1] + 0.5, torch.arange(3)))
+    assert loss.item() == pytest.approx(0.5 * 0.5**2 + 0.25 * 0.5)
+
+
+def test_losses_of_an_epoch_are_means_over_its_steps() -> None:
+    module: Any = built("arm=viws")
+    module.model = Telling()
+    for loss in (1.0, 2.0, 6.0):
+        module._add("restoration", torch.tensor(loss))
+        module._add("adversary", torch.tensor(2 * loss))
+    clips = torch.rand(3, 3, 3, 16, 16)
+    batch = (clips, clips[:, 1], torch.arange(3))
+    assert logged(module, "val", batch)["val/train_restoration"] == 3
+    found: dict[str, Any] = {}
+    module.log = lambda name, value, **_: found.update({name: float(value)})
+    module.on_train_epoch_end()
+    assert found["train/adversary"] == 6
+
+
+def test_previews_show_every_centre_frame_and_keep_a_middle_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of six frames, each ten levels brighter than the one before, in windows of three."""
+    shown: list[Any] = []
+    kept: dict[Path, Any] = {}
+    monkeypatch.setattr(room, "save_animation", lambda frames, *_, **__: shown.extend(frames))
+    monkeypatch.setattr(np, "save", kept.__setitem__)
+    videos = grey(0, 10, 20, 30, 40, 50)[None]
+    room.save_preview(Telling(), (videos, 3), Path("artifacts"))
+    assert [np.unique(frame).tolist() for frame in shown] == [[10], [20], [30], [40]]
+    middle = kept[Path("artifacts/preview.npy")]
+    assert middle.shape == (16, 2 * 16, 3)
+    assert (middle == 30).all()
 
 
 def test_a_specialist_sees_its_weather_alone() -> None:

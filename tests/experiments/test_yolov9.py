@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from detection_files import write_coco
 from repro.experiments.yolov9 import untrained
 from repro.experiments.yolov9.module import Detection
-from repro.experiments.yolov9.untrained import Measured, colours_kept, stack
+from repro.experiments.yolov9.untrained import Measured, Residual, colours_kept, stack
 from rooms import configs, evaluated, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from repro.methods.yolov9 import Pgi
 from repro.models.vision.gelan import Predictions
 from repro.records.papers import load_paper
 from repro.records.study import Study
+from repro.toolbox.detection import AveragePrecision, Detections
 from repro.training.execute import build_module
 
 PAPER = load_paper("yolov9")
@@ -54,12 +56,40 @@ def test_test_ap_test_ap50_and_test_ap75_are_of_the_detections() -> None:
         torch.tensor([[0.0, 0, 40, 36], small]), torch.tensor([0.9, 0.8])
     )
     row = [[0, *big, 0, 2400], [0, *small, 0, 100], [-1, 0, 0, 0, 0, 0, 0]]
-    found = evaluated(module, [(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([row]))])
+    white = torch.full((1, 3, 64, 64), 255, dtype=torch.uint8)
+    found = evaluated(module, [(white, torch.tensor([row]))])
     assert found["test/ap50"] == pytest.approx(1.0)
     # Above 0.6 the first detection is wrong: half of the objects, at a precision of 1/2.
     assert found["test/ap75"] == pytest.approx(0.5 * 51 / 101)
     assert found["test/ap"] == pytest.approx((3 * 1.0 + 7 * 0.5 * 51 / 101) / 10)
     assert found["test/ap_small"] == pytest.approx(1.0)
+    assert found["test/fitness"] == pytest.approx(0.1 * found["test/ap50"] + 0.9 * found["test/ap"])
+    assert found["test/parameters"] == 0  # of a detector that is told everything
+    assert module.seen.unique() == 1  # white, for a network
+
+
+def test_objects_and_losses_of_all_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two finds its object: half of all objects, at a precision of 1."""
+    box, label = torch.tensor([[0.0, 0, 40, 40]]), torch.tensor([0])
+    own, other = AveragePrecision(), AveragePrecision()
+    own.add(Detections(box, torch.ones(1), label), box, label)
+    other.add(Detections(box[:0], torch.ones(0), label[:0]), box, label)
+
+    def gather(parts: list[Any], part: Any) -> None:
+        parts[:] = [{0: part, 1: other}[rank] for rank in range(len(parts))]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    module = built("scale=smoke", "arm=gelan")
+    module.trainer, module.metric = SimpleNamespace(world_size=2), own
+    found = module.measured()
+    # Boxes are exact, so that all overlaps have the same precision.
+    assert [found["ap50"], found["fitness"]] == pytest.approx(2 * [51 / 101])
+    logs: list[Any] = []
+    module.log = lambda *what, sync_dist: logs.append((*what, sync_dist))
+    module.running_loss.add(3.0)
+    module.running_loss.add(5.0)
+    module.on_train_epoch_end()
+    assert logs == [("train/loss", 4.0, True)]
 
 
 def test_what_is_deployed_has_neither_the_branch_nor_its_cost(study: Study) -> None:
@@ -81,8 +111,9 @@ def test_a_branch_that_changes_the_outputs_would_be_noticed() -> None:
     module.eval()
     assert module._difference(x) == 0
     assert isinstance(module.network, Pgi)
+    first = torch.eye(len(module.network.main(x).boxes[0]), 4)  # no other anchor's box changes
     module.network.main.head.register_forward_hook(  # that remains in one of both
-        lambda head, given, out: out._replace(boxes=out.boxes + torch.rand(())) if head else out
+        lambda head, given, out: out._replace(boxes=out.boxes + first * torch.rand(()))
     )
     assert module._difference(x) > 0
     module.seen = x
@@ -90,6 +121,14 @@ def test_a_branch_that_changes_the_outputs_would_be_noticed() -> None:
     alone = built("scale=smoke", "arm=gelan")
     alone.seen = x
     assert module._deployed()["parameters"] == alone.eval()._deployed()["parameters"] + 1
+
+
+@pytest.mark.parametrize(("clip", "sets"), [("joint", 1), ("apart", 2)])
+def test_gradients_are_clipped_together_or_apart(clip: str, sets: int) -> None:
+    module = built("scale=smoke", "arm=pgi", f"detection.clip={clip}")
+    clipped = module._clipped()
+    assert len(clipped) == sets
+    assert {id(p) for each in clipped for p in each} == {*map(id, module.network.parameters())}
 
 
 def test_a_detached_branch_leaves_the_detector_as_it_is(tmp_path: Path) -> None:
@@ -125,6 +164,30 @@ def test_sizes_are_counted(study: Study) -> None:
         f"test/{what}_{size}" for what in ("parameters", "gflops") for size in "tmce"
     }  # fmt: skip
     assert set(Measured.METRICS) >= {"test/parameters_*", "test/gflops_*"}
+
+
+def test_the_published_size_s_is_counted() -> None:
+    """7.1 million parameters and 26.4 GFLOPs at 640 pixels."""
+    found = untrained.audit(None, sizes=["s"])
+    assert found["parameters_s"] == pytest.approx(7.1, abs=0.05)
+    assert found["gflops_s"] == pytest.approx(26.4, abs=0.05)
+
+
+def test_the_first_images_are_looked_at_in_units_of_white() -> None:
+    """Three of five batches of two images."""
+    batches = iter([(torch.full((2, 3, 4, 4), 51 * n, dtype=torch.uint8), None) for n in range(5)])
+    images = untrained.first_images(SimpleNamespace(train_dataloader=lambda: batches), 5)
+    torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([0.0, 0, 0.2, 0.2, 0.4]))
+    assert len(list(batches)) == 2
+
+
+def test_residual_blocks_add_to_what_came() -> None:
+    """Here 1, whatever it was."""
+    block: Any = Residual(2)
+    nn.init.zeros_(block.second.norm.weight)
+    nn.init.ones_(block.second.norm.bias)
+    x = torch.randn(3, 2, 4, 4)
+    torch.testing.assert_close(block(x), nn.functional.silu(x + 1))
 
 
 def test_retention_is_a_regression_from_points_to_their_colours() -> None:
@@ -206,14 +269,14 @@ def test_parameters_are_grouped_as_published() -> None:
 
 
 def test_the_average_follows_the_detector() -> None:
-    module = built("scale=smoke", "arm=pgi", "detection.average=0.9", "detection.average_steps=1.0")
+    module = built("scale=smoke", "arm=pgi", "detection.average=0.9", "detection.average_steps=5.0")
     assert isinstance(module, Detection)
     before = copy.deepcopy(module.average.state_dict())  # type: ignore[union-attr]
     with torch.no_grad():
         for tensor in module.detector.state_dict().values():
             tensor += 1
     module._update_average(10)
-    decay = 0.9 * (1 - torch.tensor(-10.0).exp())
+    decay = 0.9 * (1 - torch.tensor(-2.0).exp())
     for name, tensor in module.average.state_dict().items():  # type: ignore[union-attr]
         if tensor.is_floating_point():
             assert torch.allclose(tensor, before[name] + (1 - decay), atol=1e-5)

@@ -52,6 +52,14 @@ def test_each_score_is_its_formula() -> None:
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_inverse_scores_without_a_gradient_are_large_and_positive() -> None:
+    """1e8 times what they would be with a gradient of 1."""
+    w, statistics = some_layer()
+    for name, factor in (("gblm_inverse", statistics.input_norm), ("gradient_inverse", 1.0)):
+        nothing = LayerStatistics(statistics.input_norm, gradient=torch.zeros_like(w))
+        torch.testing.assert_close(ScorePruner(name).scores(w, nothing), 1e8 * w.abs() * factor)
+
+
 @pytest.mark.parametrize(("norm", "factor"), [("l1", N), ("l2", N**0.5)])
 def test_the_mean_over_sequences_divides_alpha(norm: Any, factor: float) -> None:
     w, statistics = some_layer()

@@ -208,6 +208,22 @@ def test_first_newton_step_on_digits():
     assert 9.5 < booster.network.factor[0] < 11.2  # 1 / p(1 − p) = 11.1 for a perfect fit
 
 
+def test_starts_fill_the_range_of_glorot():
+    """±√(2/5) for two units on three features, ±√(2/3) for their one output."""
+    starts = random_starts(2000, 3, 2, 1, generator_for(0))
+    limits = torch.tensor([2 / 5] * 8 + [2 / 3] * 3).double().sqrt()
+    for edge in (starts.amax(0), -starts.amin(0)):
+        assert (edge <= limits).all()
+        torch.testing.assert_close(edge, limits, rtol=0.01, atol=0)
+
+
+def test_boosting_is_done_with_its_last_block():
+    booster = Booster(GradientBoosting(units=2, iterations=1), SquaredError(), 1, 1)
+    for count in range(3):
+        assert booster.done == (count == 2)
+        booster.network.trained.fill_(count + 1)
+
+
 def test_restarts_keep_the_best_fit():
     x, target, loss = sample("regression")
     one, many = (

@@ -45,6 +45,12 @@ def test_the_constant_minimises_the_loss(case):
     )
 
 
+def test_log_priors_are_of_shares_and_of_half_a_point_where_a_class_is_absent():
+    loss = Multinomial(4, "log_prior")
+    shares = loss.constant(loss.encode(torch.tensor([0, 1, 1, 2, 2, 2]))).exp()
+    assert shares.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6, 0.5 / 6])
+
+
 def test_extreme_scores_stay_finite():
     for loss, target in CASES.values():
         y = loss.encode(target)

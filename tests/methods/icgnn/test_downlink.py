@@ -150,6 +150,12 @@ def test_reduced_wmmse_has_the_same_iterates(N):
     torch.testing.assert_close(wmmse(H, snr, 9), wmmse(H, snr, 9, reduced=False))
 
 
+def test_wmmse_makes_as_many_iterations_as_it_says():
+    H, snr = draw(3, 2, 1, 7), snrs(3)
+    third = next(itertools.islice(wmmse_path(H, snr), 2, None))
+    torch.testing.assert_close(wmmse(H, snr, 3), third)
+
+
 def test_antennas_that_hear_nothing_change_nothing():
     H, snr = draw(2, 3, 5), snrs(2)
     padded = torch.cat([H, torch.zeros(2, 3, 2, dtype=H.dtype)], dim=-1)

@@ -1,6 +1,7 @@
 """The learned parts: symmetries, where they start, and message passing written as loops."""
 
 import doctest
+import itertools
 from typing import Any
 
 import pytest
@@ -175,6 +176,18 @@ def test_untrained_powers_are_fractional():
     given = network()
     share = torch.tensor(3.0).double().sigmoid()
     torch.testing.assert_close(LearnedPower().double()(given), share * fractional_power(given, 0.5))
+
+
+def test_an_access_point_uses_what_its_links_say_on_average(monkeypatch):
+    model, given = LearnedPower().double(), network()
+    said = torch.arange(72.0).double().view(3, 6, 4).sin()
+    outputs = torch.stack([torch.zeros_like(said), said], -1)
+    monkeypatch.setattr(model.network, "forward", lambda *_: outputs)
+    used = model(given).sum(-1)
+    for b, point in itertools.product(range(3), range(6)):
+        own = said[b, point][given.mask[b, point]]
+        share = torch.sigmoid(own.mean() + 3) if len(own) else 0
+        assert float(used[b, point]) == pytest.approx(float(0.2 * share))
 
 
 def test_every_parameter_is_trained_and_gradients_are_finite():

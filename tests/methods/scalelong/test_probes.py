@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from repro.methods.scalelong import SkipScaling, probes
 from repro.models.toys.skip_mlp import SkipMLP
@@ -41,3 +42,32 @@ def test_probes_of_fresh_networks_by_hand(
         "init/n16/sensitivity": 0.4,
     }
     assert {name: measured[name] for name in expected} == pytest.approx(expected)
+
+
+def test_gradients_are_those_of_the_squared_error() -> None:
+    """Of (3 · 2 - 1)² by the 3: twice 5 times 2."""
+
+    class Triple(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x: torch.Tensor, time_B: torch.Tensor) -> torch.Tensor:
+            return self.weight * x
+
+    x, noise = torch.tensor([2.0]), torch.tensor([1.0])
+    assert probes._gradient(Triple(), x, torch.zeros(1), noise) == pytest.approx(20)
+
+
+def test_the_reference_is_the_same_network_without_scaling() -> None:
+    torch.manual_seed(0)
+    x, time_B, noise = torch.randn(3, 1, 8, 8), torch.rand(3), torch.randn(3, 1, 8, 8)
+    model, settings = SkipMLP([1, 8, 8], n_skips=2, width=8), {"depths": [4], "networks": 1}
+    plain, scaled = (
+        probes.at_initialisation(model, SkipScaling(kind=kind), x, time_B, noise, settings, 0)
+        for kind in ("none", "const")
+    )
+    assert plain["init/n4/grad_ratio"] == 1
+    assert scaled["init/n4/grad_norm"] != pytest.approx(plain["init/n4/grad_norm"])
+    reference = scaled["init/n4/grad_ratio"] * scaled["init/n4/grad_norm"]
+    assert reference == pytest.approx(plain["init/n4/grad_norm"])

@@ -151,6 +151,18 @@ def test_refinenets_messengers_couple_all_frames() -> None:
     assert (net(clips).centre - found).abs().max() > 1e-5
 
 
+def test_a_residual_is_taken_off_and_refinement_added() -> None:
+    """Of 1, which is as much as there is, and of 1/4; the tail changes nothing."""
+    net: Any = small()
+    net.tail, net.refine = nn.Identity(), nn.Conv2d(3, 3, 1)
+    nn.init.zeros_(net.out.weight)
+    nn.init.constant_(net.out.bias, 20.0)
+    nn.init.zeros_(net.refine.weight)
+    nn.init.constant_(net.refine.bias, 0.25)
+    clips = torch.rand(2, 3, 3, 32, 32)
+    torch.testing.assert_close(net(clips).centre, clips[:, 1] - 1 + 0.25)
+
+
 def test_arms_begin_with_the_same_weights_of_common_parts() -> None:
     full = dict(small().state_dict())
     for other in (small(messengers=0), small(shift="none"), small(tail_kernel=1)):
