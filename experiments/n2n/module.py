@@ -238,7 +238,7 @@ class Compression(Procedure):
         self.update += 1
         if "entropy" in measured:
             self.entropy = measured["entropy"]
-            self.log("train/entropy", self.entropy)
+            self.log("train/entropy", self.entropy, on_step=False, on_epoch=True)
         self.is_searched = self.budget.is_spent(self.update, len(judge.known), **measured)
 
     def _note(self, proposals: Sequence[Architecture], rollouts: Sequence[Rollout]) -> None:
@@ -247,8 +247,8 @@ class Compression(Procedure):
             if not self.best or rollout.reward > self.best["reward"]:
                 self.best = {"reward": rollout.reward, "student": dump(proposal)}
         self.rollouts = [*self.rollouts, *(vars(each) for each in rollouts)]
-        self.log("train/reward", _mean_reward(rollouts))
-        self.log("train/best", self.best["reward"])
+        found = {"train/reward": _mean_reward(rollouts), "train/best": self.best["reward"]}
+        self.log_dict(found, on_step=False, on_epoch=True)  # an epoch is one update
 
     def _train_what_was_found(self) -> None:
         """Trains the selected student by the teacher's recipe: a repetition of one loss."""
