@@ -28,6 +28,7 @@ from repro.methods.n2n import (
     rows,
 )
 from repro.records.papers import load_paper
+from repro.records.series import read_series
 from repro.records.study import Study
 from repro.training.execute import build_module
 
@@ -201,6 +202,13 @@ def test_stage_2_starts_from_the_student_of_stage_1(study: Study) -> None:
     assert found["teacher"]["test/compression"] == 1
     widths = [row.layer.outputs for row in rows(load(second["kept"]["best"]["student"]))]
     assert widths[-1] == 10
+
+
+def test_rewards_of_updates_can_be_drawn(study: Study) -> None:
+    run = next(run for run in study.runs if run.record().arm == "removal")
+    rows = [row for row in read_series(run.folder / "metrics.csv") if "train/reward" in row]
+    assert len(rows) == run.summary()["search/updates"]
+    assert {row["train/best"] for row in rows} >= {run.summary()["search/reward"]}
 
 
 def test_rivals_are_of_the_students_size(study: Study) -> None:
