@@ -108,7 +108,8 @@ def try_model(methods: Mapping[str, DictConfig], name: str) -> dict[str, str]:
 
 def try_methods(config: DictConfig, methods: Mapping[str, DictConfig]) -> dict[str, str]:
     """Why each method cannot train what ``config`` describes; "" for those that can."""
-    data, batch = None, ()
+    data: Any = None
+    batch: Batch = ()
     reasons = {}
     for name, method in methods.items():
         config.method = method
