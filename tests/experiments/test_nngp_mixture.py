@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,21 +17,23 @@ from repro.experiments.nngp_mixture.classification import (
     Classifier,
     NetworkEnsemble,
     SparseClassifier,
+    plain_cnn,
 )
 from repro.experiments.nngp_mixture.limits import Ensemble
-from repro.experiments.nngp_mixture.regression import KernelSearch
+from repro.experiments.nngp_mixture.regression import KernelSearch, KernelTraining, Regression
 from rooms import configs, evaluated, logged, refusal, summaries
 from scipy import stats
 
 from repro.data.base.iterators import generator_for
 from repro.data.base.spoilt import Spoilt
-from repro.methods.nngp_mixture import FixedScale, InverseGamma, NNGPKernel
+from repro.methods.nngp_mixture import FixedScale, InverseGamma, NNGPKernel, Sampled
 from repro.methods.nngp_mixture.kernels import unsoftplus
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.study import Study
 from repro.toolbox.method import Method
 from repro.training.execute import build_module
+from repro.training.procedure import Procedure
 
 PAPER = load_paper("nngp_mixture")
 SMALL = ["paper=nngp_mixture", "scale=smoke"]
@@ -61,6 +64,21 @@ ABSENT: Any = None
 PLAIN: dict[str, Any] = {"method": Method(), "optimizer": ABSENT, "schedule": ABSENT}
 
 
+@pytest.fixture
+def validated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
+    """What hooks of a room log, whose schedule has just cut the rate to 0.01."""
+    monkeypatch.setattr(Procedure, "watch", lambda *_: True)
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.01}])
+
+    def validate(room: Any, *hooks: Callable[[], object]) -> dict[str, float]:
+        room.trainer = SimpleNamespace(should_stop=False)
+        room.lr_schedulers = lambda: SimpleNamespace(optimizer=optimizer)
+        with torch.no_grad():
+            return logged(room, *hooks)
+
+    return validate
+
+
 def distance(values: Any, law: Any) -> float:
     """Of Kolmogorov and Smirnov, between rising values and a law."""
     steps = np.arange(len(values) + 1) / len(values)
@@ -89,7 +107,7 @@ def test_distances_are_those_of_quantiles(trained: Any) -> None:
     def outputs(law: str) -> torch.Tensor:
         shape, scale = laws[law]
         drawn = mean + scale * variance**0.5 * shape.ppf(levels)[:, None]
-        return torch.from_numpy(np.concatenate([np.zeros((40, 2)), drawn], 1))
+        return torch.from_numpy(np.concatenate([np.ones((40, 2)), drawn], 1))
 
     room.limit = torch.from_numpy(mean), torch.from_numpy(variance)
     for own in laws:
@@ -106,12 +124,26 @@ def test_distances_are_those_of_quantiles(trained: Any) -> None:
             "all": {"test/all/ks": far["ks"], "test/all/ks_posterior": far["ks_posterior"]},
         }[trained]
         assert {name: found[name] for name in expected} == pytest.approx(expected)
+        assert found[f"test/{trained}/mse"] == pytest.approx((0 + 9) / 2)
+        assert found["test/ks_noise"] == pytest.approx(stats.kstwobign.ppf(0.95) / 40**0.5, 0.01)
 
 
-def test_likelihoods_are_those_of_explicit_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+def explicit(kernel: NNGPKernel, train: Any, x_star: torch.Tensor, noise: float) -> Any:
+    """Mean and variance of targets by inverting a matrix, and that matrix."""
+    x, y = train
+    K, N = kernel(torch.cat([x, x_star])).detach().numpy(), len(x)
+    C = K[:N, :N] + noise * np.eye(N)
+    gain = K[N:, :N] @ np.linalg.inv(C)
+    return gain @ y.numpy(), np.diag(K[N:, N:] - gain @ K[:N, N:]) + noise, C
+
+
+def test_likelihoods_are_those_of_explicit_matrices(
+    monkeypatch: pytest.MonkeyPatch, validated: Any
+) -> None:
     """Student's t where targets are far off, and narrow Gaussians where they are on the mean."""
-    ticks = iter([0, 3, 4, 10, 15, 20, 30, 0, 5, 6, 10, 17, 20, 40])
+    ticks = iter([1, 4, 6, 10, 15, 20, 30, 2, 7, 8, 10, 17, 20, 40] * 2)
     monkeypatch.setattr(regression, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(regression, "Sampled", lambda _: Sampled(FixedScale()))  # sampled exactly
     laws: Any = {"ig": [InverseGamma(2.0, 3.0)], "nngp": [FixedScale(0.01)]}
     room: Any = KernelSearch(
         1, "relu", [1.4], [0.3], [0.1, 0.5], laws, "ig", references=["nngp"], **PLAIN
@@ -119,17 +151,18 @@ def test_likelihoods_are_those_of_explicit_matrices(monkeypatch: pytest.MonkeyPa
     draws = generator_for(0)
     sets: dict[str, Any] = {}
     expected: dict[str, dict[str, float]] = {"ig": {}, "nngp": {}}
+    errors, evidence = dict[str, float](), dict[str, float]()
     for name, noise in (("diabetes", 0.5), ("gaussian", 0.1)):
         x, y, x_star = (
             torch.randn(size, generator=draws).double() for size in ((6, 2), (6,), (3, 2))
         )
-        K = room.kernels[0](torch.cat([x, x_star])).numpy()
-        inverse = np.linalg.inv(K[:6, :6] + noise * np.eye(6))
-        mean = K[6:, :6] @ inverse @ y.numpy()
-        v = np.diag(K[6:, 6:] - K[6:, :6] @ inverse @ K[:6, 6:]) + noise
+        mean, v, C = explicit(room.kernels[0], (x, y), x_star, noise)
         y_star = mean + (10 if name == "diabetes" else 0)
-        scale = ((3 + y.numpy() @ inverse @ y.numpy() / 2) / (2 + 3) * v) ** 0.5
-        expected["ig"][name] = -stats.t(10, mean, scale).logpdf(y_star).mean()
+        scale = ((3 + y.numpy() @ np.linalg.inv(C) @ y.numpy() / 2) / (2 + 3) * v) ** 0.5
+        log_p = stats.t(10, mean, scale).logpdf(y_star)
+        expected["ig"][name] = -log_p.mean()
+        errors[name] = abs(stats.norm(mean, v**0.5).logpdf(y_star) - log_p).max()
+        evidence[name] = stats.multivariate_t(np.zeros(6), 3 / 2 * C, 4).logpdf(y) / 6
         expected["nngp"][name] = -stats.norm(mean, (0.01 * v) ** 0.5).logpdf(y_star).mean()
         test = (x_star, torch.from_numpy(y_star))
         sets[name] = {"train": (x, y), "val": (x, y), "test": test}
@@ -148,13 +181,89 @@ def test_likelihoods_are_those_of_explicit_matrices(monkeypatch: pytest.MonkeyPa
     assert found["test/nll_minus/nngp/diabetes"] == pytest.approx(behind["diabetes"])
     assert found["test/nll_minus/nngp/gaussian"] == pytest.approx(behind["gaussian"])
     assert found["test/nll"] == pytest.approx(sum(ig.values()) / 2)
+    assert found["test/nll_original/gaussian"] == pytest.approx(ig["gaussian"] + math.log(2))
+    for name, far in (("diabetes", 10), ("gaussian", 0)):
+        assert found[f"test/rmse/{name}"] == pytest.approx(far)
+        assert found[f"test/evidence/{name}"] == pytest.approx(evidence[name])
+        assert found[f"test/sampling/error/{name}"] == pytest.approx(errors[name])
     assert ig["diabetes"] < nngp["diabetes"]
     assert expected["ig"]["gaussian"] > expected["nngp"]["gaussian"]
     assert found["test/matches/nngp/diabetes"] == 1
     assert found["test/matches/nngp/gaussian"] == 0
     assert found["test/matches/nngp"] == 0.5
     assert found["time/solve_seconds"] == (3 + 5) / 2
+    assert found["time/predict_seconds"] == (2 + 1) / 2
     assert found["time/sampling_seconds"] == (5 + 7) / 2
+    assert validated(room, lambda: room.validation_step(None, 0)) == {"val/nll": 0.5}
+    room.tolerance = 1.01 * behind["gaussian"]
+    assert logged(room, lambda: room.test_step(None, 0))["test/matches/nngp"] == 1
+
+
+def test_few_examples_have_the_noise_that_validation_wants() -> None:
+    """Of six equal examples all draws are the same, and six of six are not few."""
+    laws: Any = {"nngp": [FixedScale()]}
+    noises, draws = [0.1, 1.0], generator_for(0)
+    room: Any = KernelSearch(
+        1, "relu", [1.4], [0.3], noises, laws, "nngp", sizes=[2, 4, 6], subsets=3, **PLAIN
+    )
+    x, x_val, x_test = (torch.randn(size, 2, generator=draws).double() for size in (1, 3, 3))
+    sets = {
+        "train": (x.expand(6, 2), torch.ones(6).double()),
+        "val": (x_val, torch.full((3,), 0.2).double()),
+        "test": (x_test, torch.full((3,), 5.0).double()),  # so far off that it wants the other
+    }
+    room.part = lambda split: {"diabetes": sets[split]}
+    found = room._small(0, "nngp", 0, "diabetes", sets["test"])
+    assert found.keys() == {"test/few/2/nll", "test/few/4/nll"}
+    for size in (2, 4):
+        train = (x.expand(size, 2), torch.ones(size).double())
+        nll = {
+            split: [
+                -stats.norm(mean, v**0.5).logpdf(sets[split][1]).mean()
+                for noise in noises
+                for mean, v, _ in [explicit(room.kernels[0], train, sets[split][0], noise)]
+            ]
+            for split in ("val", "test")
+        }
+        best = int(np.argmin(nll["val"]))
+        assert best != int(np.argmin(nll["test"]))
+        assert found[f"test/few/{size}/nll"] == pytest.approx(nll["test"][best])
+
+
+def test_training_keeps_the_process_that_validates_best(validated: Any) -> None:
+    """Two sets, of which one has seen a better process."""
+    room: Any = KernelTraining(NNGPKernel(1, "relu", 1.4, 0.3), 0.5, **PLAIN)
+    x, y, x_val = torch.eye(2).double(), torch.tensor([1.0, -2.0]).double(), torch.ones(1, 2)
+    room.part = lambda split: dict.fromkeys(
+        ("new", "old"), (x, y) if split == "train" else (x_val.double(), y[:1])
+    )
+    room.setup("fit")
+    with torch.no_grad():
+        room.best[1] = -10
+        for name, noise in (("new", 0.1), ("old", 0.2)):
+            room.models[name].raw_noise.copy_(unsoftplus([noise]))
+    laws = [explicit(room.models["new"].kernel, (x, y), x_val, noise) for noise in (0.1, 0.2)]
+    new, old = (-float(stats.norm(mean, v**0.5).logpdf(1.0)[0]) for mean, v, _ in laws)
+    found = validated(room, lambda: room.validation_step(None, 0))
+    assert found["val/nll"] == pytest.approx((new + old) / 2)
+    assert room.best.tolist() == pytest.approx([new, -10])
+    assert [float(room.kept[name].noise) for name in ("new", "old")] == pytest.approx([0.1, 0.5])
+
+
+def test_outliers_are_so_many_and_go_both_ways() -> None:
+    room: Any = Regression(outliers=0.1, **PLAIN)
+    room.whole = lambda _: {"diabetes": (torch.zeros(1000, 1), torch.zeros(1000, 1).double())}
+    ((_, y),) = room.part("train").values()
+    assert y.unique().tolist() == [-6, 0, 6]
+    assert 0.07 < float((y != 0).double().mean()) < 0.13
+    assert room.part("train") is room.part("train")  # drawn once
+
+
+@pytest.mark.parametrize("below", [0.0, 0.02])
+def test_training_ends_where_the_rate_is_cut_below_a_bound(validated: Any, below: float) -> None:
+    room: Any = Regression(stop_below=below, **PLAIN)
+    assert validated(room, lambda: room.watch({"nll": 2.0})) == {"val/nll": 2.0}
+    assert room.trainer.should_stop == (below > 0.01)
 
 
 class Confident(Classifier):
@@ -189,6 +298,22 @@ def test_measures_of_known_confidence_under_every_shift(monkeypatch: pytest.Monk
     assert found["test/shifted/ece"] == pytest.approx((0.05 + 0.05 + 0.15 + 0.25) / 4)
 
 
+def test_classes_that_were_left_out_are_found_by_doubt(validated: Any) -> None:
+    """Two known examples and two of class 2, all said to be of class 0: of four pairs one fails."""
+    room: Any = Confident(3, Spoilt(drop=[2]), None, **PLAIN)
+    batch = (
+        torch.tensor([0.9, 0.6, 0.7, 0.5]).view(4, 1, 1, 1),
+        torch.tensor([0, 0, 2, 2]),
+    )
+    found = evaluated(room, [batch])
+    assert found["test/unknown_auroc"] == 3 / 4
+    assert found["test/known/nll"] == pytest.approx(-math.log(0.9 * 0.6) / 2)
+    steps = room.on_validation_start, lambda: room.validation_step(batch, 0)
+    found = validated(room, *steps, room.on_validation_epoch_end)
+    assert found["val/accuracy"] == 1 / 2
+    assert found["val/nll"] == pytest.approx(-math.log(0.9 * 0.6 * 0.15 * 0.25) / 4)
+
+
 def test_an_ensemble_predicts_by_its_members_mean_logits() -> None:
     known: Any = {"classes": 2, "training_set": Spoilt(), "shifts": {}, **PLAIN}
     room: Any = NetworkEnsemble([1, 1, 2], members=2, channels=1, depth=1, **known)
@@ -198,9 +323,30 @@ def test_an_ensemble_predicts_by_its_members_mean_logits() -> None:
             torch.nn.init.constant_(parameter, value)
         torch.nn.init.zeros_(last.bias)
         last.weight.data[0] = weight
+    room.sigmas = torch.tensor([0.5, 2.0])
     found = evaluated(room, [(torch.ones(1, 1, 1, 2), torch.tensor([1]))])
+    assert found["test/largest_sigma"] == 2
     # Logits of 2 and 6 for class 0, and 0 for the other.
     assert found["test/nll"] == pytest.approx(math.log(1 + math.exp(4)))
+
+
+def test_members_begin_with_outputs_of_their_features_size() -> None:
+    torch.manual_seed(0)
+    network = plain_cnn([1, 8, 8], classes=100, channels=4, depth=2)
+    assert float(network[-1].weight.std()) == pytest.approx(1 / 16, rel=0.02)  # 256 features
+    assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 100)
+
+
+def test_inducing_inputs_are_the_first_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    room: Any = SparseClassifier(
+        NNGPKernel(1), [1], 5, 2.0, 3.0, 1e-6, 2, 2, 2,
+        classes=3, training_set=Spoilt(), shifts={}, **PLAIN,
+    )  # fmt: skip
+    monkeypatch.setattr(Classifier, "setup", lambda *_: None)
+    examples = torch.arange(6.0)[:, None], torch.tensor([0, 0, 0, 1, 2, 1])
+    room.whole, room.data = lambda _: {"digits": examples}, SimpleNamespace(normalise=None)
+    room.setup("fit")
+    assert room.process.inducing.flatten().tolist() == [0, 3, 4, 1, 5]
 
 
 def test_a_mixtures_degrees_of_freedom_are_twice_the_shape_of_its_scale() -> None:
