@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from repro.experiments.lrp_pruning.base import draw_classes, draw_examples, measure
+from repro.experiments.lrp_pruning.iterative import Iterative
 from repro.experiments.lrp_pruning.oneshot import Task
 from rooms import configs, finished, logged, refusal, summaries
 from torch import Tensor, nn
@@ -204,6 +207,89 @@ def test_accuracy_is_that_among_the_drawn_classes() -> None:
         right = [c >= removed or c == min(classes) for classes in drawn for c in classes]
         assert logs[name] == pytest.approx(sum(right) / 12)
     assert logs["test/digits3/accuracy_r50"] > logs["test/digits3/accuracy_r70"]
+
+
+def test_overlaps_are_at_the_lowest_rate_and_guards_at_the_highest() -> None:
+    """Two layers of two units; at the highest rate a layer's last unit is among the two lowest."""
+    first, second = [0.0, 2.0, 3.0, 4.0], [3.0, 4.0, 1.0, 2.0]
+    found = planar()
+    found.nets["moons"] = nn.Sequential(
+        nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)
+    )
+    found.against, found.method = {}, FilterPruning(Fixed(first, first, first, second, first))
+    rates: dict[str, Any] = {"rates": [0.25, 0.5], "rate": 0.25}
+    found.tasks = {"moons": Task("moons", sizes=[1, 5], usual=5, draws=2, **rates)}
+    found.found = found.work("moons")
+    logs = logged(found, found.on_test_epoch_end)
+    assert logs["test/moons/overlap_share_n5"] == 0  # at the other rate 1
+    assert logs["test/moons/guarded"] == 1
+    assert logs["test/moons/zero_share"] == (1 / 4 + 0) / 2
+    assert logs["test/moons/pruned_share_layer1"] == (1 / 2 + 0) / 2
+    assert logs["test/moons/pruned_share_layer2"] == (0 + 1 / 2) / 2
+
+
+def stepwise(*scores: list[float]) -> Any:
+    """The module of steps for a network that passes four classes' units on, two layers of four."""
+    layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)]
+    for layer in layers[::2]:
+        torch.nn.init.eye_(layer.get_parameter("weight"))
+        torch.nn.init.zeros_(layer.get_parameter("bias"))
+    unused: Any = None
+    method = FilterPruning(Fixed(*scores))
+    room: Any = Iterative(
+        nn.Sequential(*layers), method, unused, unused, 0.25, 0.75, references=None
+    )
+    x, y = torch.eye(4), torch.arange(4)
+    room.data = SimpleNamespace(
+        classes=4,
+        labels=lambda _: y,
+        take=lambda _, chosen: (x[chosen], y[chosen]),
+        test_dataloader=lambda: [(x, y)],
+    )
+    room.dense = copy.deepcopy(room.model.state_dict())
+    return room
+
+
+def test_steps_by_hand() -> None:
+    """Two draws: one takes nearly all of the first layer first, one as much of both.
+
+    Classes are right whose units are left in both layers, and the first one even without.
+    """
+    one, two = [0.4, 0.3, 0.2, 0.1, 4.0, 3.0, 2.0, 1.0], [8.0, 6.0, 4.0, 2.0, 7.0, 5.0, 3.0, 1.0]
+    room = stepwise(one, one, one, two, two, two)
+    room.tune_epochs = 1
+    for draw in range(2):
+        for number in range(3):
+            room._prune(draw, number)
+            room._measure(draw, number + 1)
+    found = logged(room, room.on_test_epoch_end)
+    curve = {"r0": 1.0, "r25": (2 + 3) / 8, "r50": (1 + 2) / 8, "r75": 1 / 4}
+    assert {rate: found[f"test/accuracy_{rate}"] for rate in curve} == curve
+    assert found["test/untuned_accuracy_r50"] == curve["r50"]
+    assert found["test/area_accuracy"] == pytest.approx((1 / 2 + 5 / 8 + 3 / 8 + 1 / 8) / 3)
+    # In the second and third step of the first draw the first layer's last unit is the lowest.
+    assert found["test/guarded"] == pytest.approx((0 + 1 + 1) / 6)
+    assert found["test/left_share_layer1"] == found["test/left_share_layer2"] == 1 / 4
+    for rate, (a, b) in {"r25": (2, 4), "r50": (1, 3), "r75": (1, 1)}.items():  # of the first draw
+        products = 4 * a + a * b + b * 4
+        assert found[f"test/multiplications_{rate}"] == products
+        assert found[f"test/parameters_{rate}"] == products + a + b + 4
+    assert found["test/removal_gap"] < 1e-6
+
+
+def test_the_gap_is_the_largest_between_silenced_and_smaller_networks() -> None:
+    room, gaps = stepwise([0.4, 0.3, 0.2, 0.1, 4.0, 3.0, 2.0, 1.0]), iter([0.1, 0.3, 0.2])
+
+    def shifted(model: nn.Module, _: Any) -> nn.Module:
+        smaller: Any = copy.deepcopy(model)
+        smaller[-1].bias.data += torch.tensor([0.05, 0.0, 0.0, -1.0]) * next(gaps)
+        return smaller
+
+    room.method.shrunk = shifted
+    for number in range(3):
+        room._prune(0, number)
+        room._measure(0, number + 1)
+    assert logged(room, room.on_test_epoch_end)["test/removal_gap"] == pytest.approx(0.3)
 
 
 def test_noise_is_added_to_fresh_points() -> None:
