@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from repro.experiments.nn_potential_uq.module import PotentialUQ
@@ -16,7 +17,8 @@ from torch.distributions import Normal
 
 from repro.data.base.iterators import generator_for
 from repro.data.worlds.dihedrals import TwoDihedrals
-from repro.methods.nn_potential_uq import rhat
+from repro.errors import UserError
+from repro.methods.nn_potential_uq import recalibration, rhat
 from repro.records.papers import load_paper
 from repro.training.execute import build_module
 
@@ -136,6 +138,9 @@ def test_the_amount_of_data_that_reaches_the_score_of_t1(shown: Any) -> None:
     assert trends["test/log2_size/t01"] == pytest.approx(math.log2(1000))
     assert trends["test/log2_size/t001"] == pytest.approx(math.log2(8000))
     assert trends["test/log2_size/tval"] == pytest.approx(math.log2(2000))
+    found["test/std/t01/n500"] = 0.0  # of which there is no logarithm
+    slopes = {f"test/slope_std/{name}" for name in ("t1", "t001", "tval")}
+    assert {name for name in shown.trends(found) if "slope" in name} == slopes
 
 
 def test_mixing_scatter_and_effort(shown: Any) -> None:
@@ -144,6 +149,8 @@ def test_mixing_scatter_and_effort(shown: Any) -> None:
     assert found["test/free_energy_rhat/t1/n1000"] == pytest.approx(float(rhat(draws)))
     assert found["test/free_energy_rhat/t1/n1000"] > 1.5
     assert found["test/free_energy/t1/n1000"] == pytest.approx(float(draws.quantile(0.5)))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found["test/free_energy_std/t1/n1000"] == pytest.approx((high - low) / 4)
     density = shown.progress["samples"][6:8, :, :4]
     assert found["test/rhat/t1/n1000"] == pytest.approx(float(rhat(density).mean()))
     assert found["test/rhat/t1/n1000"] < 1.2  # these chains have one mean
@@ -152,6 +159,15 @@ def test_mixing_scatter_and_effort(shown: Any) -> None:
     # Three looks of four until within 1 % of the end; 16 steps of two chains.
     assert found["val/gradients_to_end/tval/n1000"] == 0.75 * 32
     assert found["cost/gradients"] == 32
+
+
+def test_a_chain_is_cut_into_segments_that_are_compared(shown: Any) -> None:
+    shown.segments = 2
+    found = logged(shown, shown.on_test_epoch_end)
+    first, second = shown.progress["samples"][6:8, :, 4:5]
+    pieces = torch.stack([first[:8], first[8:], second[:8], second[8:]])
+    expected = float(rhat(pieces))
+    assert found["test/free_energy_rhat/t1/n1000"] == pytest.approx(expected)
 
 
 def test_one_width_for_all_bins(shown: Any) -> None:
@@ -179,6 +195,9 @@ def test_forces_of_samples_are_a_mixture() -> None:
     assert found["test/force_rmse"] == pytest.approx(rmse, rel=1e-5)
     assert found["test/force_std"] == pytest.approx(float(forces.std(0, correction=0).mean()))
     assert found["test/sigma"] == pytest.approx(float(sigma.mean()))
+    alpha = recalibration(forces.mean(0), forces.var(0), target, members=6)
+    assert found["test/alpha"] == pytest.approx(alpha)
+    assert "test/alpha" not in room._matched(samples[:, :1])  # two samples are too few
     true = TwoDihedrals(stiffness=800.0).sigma
     assert found["test/sigma_ratio"] == pytest.approx(float(sigma.mean()) / true, rel=1e-3)
 
@@ -189,7 +208,7 @@ def test_members_of_an_ensemble_keep_what_was_best_for_them() -> None:
         chains=SimpleNamespace(theta_MQ=None),
         inference=SimpleNamespace(best=True),
         posterior=SimpleNamespace(network_size=1),
-        split=lambda _: (None, torch.zeros(2, 1, 1)),
+        split=lambda _: (None, torch.full((2, 1, 1), 3.0)),
         progress={
             "samples": torch.zeros(2, 1, 2),
             "least": torch.full((2,), math.inf),
@@ -199,10 +218,44 @@ def test_members_of_an_ensemble_keep_what_was_best_for_them() -> None:
     )
     for block, errors in enumerate(([4.0, 1.0], [1.0, 4.0], [9.0, 9.0])):
         room.chains.theta_MQ = torch.full((2, 2), float(block))
-        room._forces = lambda *_, errors=errors: torch.tensor(errors).sqrt().view(2, 1, 1)
+        room._forces = lambda *_, errors=errors: 3 + torch.tensor(errors).sqrt().view(2, 1, 1)
         PotentialUQ._look(room)
     assert room.progress["samples"][:, 0].tolist() == [[1, 0], [0, 0]]
     assert torch.stack(room.progress["curve"]).tolist() == [[4, 1], [1, 4], [9, 9]]
+
+
+def test_what_stands_for_the_scatter_of_an_ensemble_is_its_error() -> None:
+    room = module("de")
+    theta = torch.zeros(2, room.posterior.size)
+    theta[:, room.posterior.network_size] = room._log_scale(torch.tensor([4.0, 900.0]))
+    assert room.posterior.sigmas(theta)["forces"].tolist() == pytest.approx([2, 30])
+
+
+def test_samples_are_taken_at_their_temperatures_steps() -> None:
+    """Two chains of each of two temperatures; the first keeps step 3, the second steps 1 and 3."""
+    room: Any = SimpleNamespace(
+        chains=SimpleNamespace(theta_MQ=None),
+        inference=SimpleNamespace(best=False),
+        name_M=torch.tensor([0, 1, 0, 1]),
+        device=torch.device("cpu"),
+        kept=[{3: 0}, {1: 0, 3: 1}],
+        progress={"samples": torch.zeros(4, 2, 1)},
+    )
+    for step in range(4):
+        room.chains.theta_MQ = torch.full((4, 1), float(step))
+        PotentialUQ._keep(room, step)
+    assert room.progress["samples"][..., 0].tolist() == [[3, 0], [1, 3], [3, 0], [1, 3]]
+
+
+def test_chains_of_different_amounts_begin_with_as_many_states_as_there_are() -> None:
+    room = module("sgmcmc", "amounts.all=[4,8]")
+    room.on_fit_start()
+    assert room.chains.theta_MQ.shape == (12, room.posterior.size)
+    assert room.chains.theta_MQ[0].equal(room.chains.theta_MQ[2])  # other chains, other starts
+    assert not room.chains.theta_MQ[0].equal(room.chains.theta_MQ[1])
+    room = module("sgmcmc", "amounts.all=[4,9]")
+    with pytest.raises(UserError, match="9 states are asked for, but there are 8"):
+        room.on_fit_start()
 
 
 def test_noise_and_starts_are_shared_where_the_arm_says_so() -> None:
