@@ -121,13 +121,17 @@ def test_a_study_stopped_while_it_is_prepared_is_not_there(
     assert not [each for each in (toy / "outputs").rglob("*") if each.name[:1].isdigit()]
 
 
-def test_half_drawn_figures_are_removed(toy: Path) -> None:
+def test_half_written_files_of_a_study_are_removed(toy: Path) -> None:
     study = create_study(plan_study([*TOY[1:], "training.max_steps=1"]), toy / "outputs")
     study.figures_folder.mkdir()
-    left = study.figures_folder / ".a.svg.x.tmp"
-    left.touch()
+    left = [study.figures_folder / ".a.svg.x.tmp", study.folder / ".verdicts.json.x.tmp"]
+    for file in left:
+        file.touch()
     assert invoke("resume", "-q").exit_code == 0
-    assert not left.exists()
+    assert not any(file.exists() for file in left)
+    left[-1].touch()  # also where nothing is left to do
+    assert invoke("resume", "-q").exit_code == 0
+    assert not left[-1].exists()
 
 
 def test_the_newest_study_is_the_one_that_was_created_last(tmp_path: Path) -> None:

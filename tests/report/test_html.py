@@ -225,7 +225,8 @@ def test_the_page_of_all_records_is_small_and_needs_no_run(report: Any) -> None:
     assert text.count('<section class="paper">') == len(papers) > 10
     assert text.count("<img ") >= len(papers)
     records = sum(len(paper.recorded_scales) for paper in papers)
-    assert len(text.encode()) <= 60_000 * records  # pictures, and the table of all runs
+    # Pictures, which are most of it, and the table of all runs: some have eighty seeds.
+    assert len(text.encode()) <= 70_000 * records
     page = Page(text)
     assert not [link for link in page.links if link.startswith("./")]
     assert 'alt="mini_traffic"' in text

@@ -210,10 +210,15 @@ def checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that a process left in ``folder`` when it was killed."""
+def remove_leftovers(folder: Path, pattern: str = "**/.*") -> None:
+    """Removes the temporary files that a process left in ``folder`` when it was killed.
+
+    Args:
+        folder: where to look.
+        pattern: of their paths in it, without the end that they have in common.
+    """
     check_allowed(folder)
-    for file in folder.rglob(f".*{TEMPORARY}"):
+    for file in folder.glob(pattern + TEMPORARY):
         file.unlink(missing_ok=True)
 
 

@@ -169,6 +169,7 @@ class Study:
         """
         with held_alone(self.folder / names.LOCK), files.anchored(self.folder):
             files.remove_leftovers(self.figures_folder)
+            files.remove_leftovers(self.folder, ".*.json.*")  # and no run's, which may be running
             yield
 
     @property
