@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from interruptions import same_after_a_kill
 from repro.experiments.gradient_noise.module import RestartTraining
-from rooms import configs, evaluated, finished, plan, refusal, summaries
-from torch import nn
+from rooms import configs, evaluated, finished, logged, plan, refusal, summaries
+from torch import Tensor, nn
 
 from repro.records.papers import load_paper
 from repro.records.study import Study
@@ -76,20 +79,72 @@ def test_a_killed_run_ends_with_the_same_numbers(tmp_path: Path, typed: list[str
     same_after_a_kill(tmp_path, 57, *SMALL, "training.epochs=3", *typed)
 
 
-def test_shares_of_networks_by_their_accuracies() -> None:
-    """Four networks that are right on 100, 99, 95 and 20 of 100 examples."""
-    (config,) = configs("paper=gradient_noise", "scale=smoke", "arm=simple").values()
+def shown(members: int, *typed: str) -> Any:
+    """A module that takes the logits of so many networks for its inputs."""
+    (config,) = configs("paper=gradient_noise", "scale=smoke", "arm=simple", *typed).values()
     module: Any = build_module(config)
-    module.members, module.success = 4, (0.5, 0.95, 0.99)
-    output = torch.zeros(4, 100, 10)
-    for member, right in enumerate((100, 99, 95, 20)):
+    module.members, module.model = members, nn.Identity()
+    module.val_accuracy, module.late_accuracy = torch.zeros(members), torch.zeros(members, 2)
+    return module
+
+
+def right_on(*examples: int) -> tuple[Tensor, Tensor]:
+    """A batch on which networks are right on so many of 100 examples."""
+    output = torch.zeros(len(examples), 100, 10)
+    for member, right in enumerate(examples):
         output[member, :right, 3] = output[member, right:, 4] = 1.0
-    module.model = nn.Identity()
-    found = evaluated(module, [(output, torch.full((100,), 3))])
-    assert found["test/accuracy"] == pytest.approx((1 + 0.99 + 0.95 + 0.2) / 4)
+    return output, torch.full((100,), 3)
+
+
+def test_shares_of_networks_by_their_accuracies() -> None:
+    module = shown(4)
+    module.success = (0.5, 0.95, 0.99)
+    found = evaluated(module, [right_on(100, 99, 95, 20)])
+    accuracy = (1 + 0.99 + 0.95 + 0.2) / 4
+    assert found["test/accuracy"] == pytest.approx(accuracy)
+    assert found["test/loss"] == pytest.approx(math.log(math.e + 9) - accuracy)
     assert found["test/share_above_0.5"] == 3 / 4
     assert found["test/share_above_0.95"] == 3 / 4
     assert found["test/share_above_0.99"] == 2 / 4
+
+
+def test_late_accuracy_and_the_best_network_are_those_of_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of twenty epochs the last two are late; in the end the second network is the best."""
+    module = shown(2)
+    monkeypatch.setattr(RestartTraining, "current_epoch", property(lambda self: self.done))
+    state = {"state": SimpleNamespace(fn=None), "sanity_checking": False}
+    module.trainer = SimpleNamespace(max_epochs=20, world_size=1, **state)
+    found = []
+    for module.done, accuracies in ((17, (50, 25)), (18, (100, 25)), (19, (50, 100))):
+        step = functools.partial(module.validation_step, right_on(*accuracies), 0)
+        found.append(
+            logged(module, module.on_validation_start, step, module.on_validation_epoch_end)
+        )
+    assert [each["val/accuracy_best"] for each in found] == [0.5, 1.0, 1.0]
+    assert "val/accuracy_late" not in found[0]
+    assert found[2]["val/accuracy_late"] == (0.75 + 0.625) / 2
+    test = evaluated(module, [right_on(75, 50)])
+    assert test["test/accuracy_best"] == 0.5
+    assert "test/accuracy_late" not in test
+
+
+def test_each_network_descends_its_own_loss_and_is_told_its_own_error() -> None:
+    """The right class has probability 3/4, 1/4 or none that is finite, on three examples of four.
+
+    The loss is the mean of the finite ones, its gradient that of their sum.
+    """
+    module = shown(3, "method=gradient_noise", "method.schedule=error_scaled")
+    module._watch = lambda _: None
+    logits = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)], [math.inf, 0.0]])
+    x = logits[:, None].repeat(1, 4, 1).requires_grad_()
+    loss = module.loss((x, torch.tensor([0, 0, 0, 1])))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-math.log(3 / 16) / 2)
+    assert x.grad is not None
+    assert x.grad[:2, 0].flatten().tolist() == pytest.approx([-1 / 16, 1 / 16, -3 / 16, 3 / 16])
+    assert module.method.error.tolist() == [0.25, 0.75, 1.0]
 
 
 def test_steps_until_networks_escape(monkeypatch: pytest.MonkeyPatch) -> None:
