@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from repro.experiments.jlcm import module as room
 from repro.experiments.jlcm.module import Codebooks, Setting, Streamed
 from rooms import check_compressed_network, configs, finished, refusal, summaries
 
@@ -16,7 +17,7 @@ from repro.data.tables.bundled import digits
 from repro.models import ResNetCIFAR
 from repro.records.papers import load_paper
 from repro.records.study import Study
-from repro.toolbox.codebooks import read_packed
+from repro.toolbox.codebooks import CodedWeight, read_packed
 from repro.toolbox.reconstruction import weight_layers
 from repro.training.execute import build_module
 
@@ -86,6 +87,33 @@ def test_sizes_and_shares() -> None:
     assert mapping["mapping/used"] == 6 / 8
     assert mapping["error/relative"] == pytest.approx(0.2)
     assert mapping["mapping/state_mb"] == pytest.approx(60 * 4 * 4 * 2 / 1e6)
+
+
+def test_what_the_file_needs_and_what_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten weights in a file of 30 bits, which brings one of them back as another value."""
+    module: Any = built("scale=smoke", "arm=jlcm")
+    module.trainer = SimpleNamespace(default_root_dir="run")
+    values, read = torch.arange(4.0)[None], dict[str, CodedWeight]()
+    for name, rows in (("a", 2), ("b", 3)):
+        codes = torch.ones(rows, 2, dtype=torch.uint8)
+        rest = values, torch.zeros(rows, dtype=torch.long), None, (rows, 2)
+        module.coded[name] = vars(CodedWeight(codes, *rest))
+        read[name] = CodedWeight(codes.clone(), *rest)
+    read["b"].codes[2, 1] = 3
+    monkeypatch.setattr(room.files, "make_folder", lambda _: None)
+    monkeypatch.setattr(room, "write_packed", lambda *_: 30)
+    monkeypatch.setattr(room, "read_packed", lambda _: read)
+    assert module.on_disk() == {"bits/disk": 3, "disk/changed": 1}
+
+
+@pytest.mark.parametrize("arm", ["jlcm", "rescaled_kmeans"])
+def test_only_arms_with_a_factor_rescale(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = built("scale=mini", f"arm={arm}")
+    rescaled = list[torch.Tensor]()
+    module._rescale = rescaled.append
+    monkeypatch.setattr(room, "CodebookCompression", lambda *_: None)
+    module.compressor(torch.zeros(8), None)
+    assert len(rescaled) == (arm != "jlcm")
 
 
 def test_kl_is_of_float_against_compressed() -> None:
