@@ -272,6 +272,9 @@ def test_a_layer_keeps_its_best_units() -> None:
     left, guarded = without_lowest(scores, kept, 3)
     assert (left["a"].tolist(), left["b"].tolist()) == ([False, True, False], [False, True])
     assert guarded == 1
+    swapped, guarded = without_lowest(scores, dict(reversed(kept.items())), 3)
+    assert guarded == 1
+    assert all(swapped[name].equal(left[name]) for name in kept)
     left, guarded = without_lowest(scores, kept, 1, least=2)
     assert (left["a"].tolist(), guarded) == ([False, True, True], 0)
 
