@@ -274,7 +274,11 @@ def test_a_layer_keeps_its_best_units() -> None:
     assert guarded == 1
     swapped, guarded = without_lowest(scores, dict(reversed(kept.items())), 3)
     assert guarded == 1
-    assert all(swapped[name].equal(left[name]) for name in kept)
+    once, _ = without_lowest(scores, kept, 1)
+    stepwise, _ = without_lowest(scores, once, 2)
+    for name in kept:
+        assert swapped[name].equal(left[name])
+        assert stepwise[name].equal(left[name])
     left, guarded = without_lowest(scores, kept, 1, least=2)
     assert (left["a"].tolist(), guarded) == ([False, True, True], 0)
 
