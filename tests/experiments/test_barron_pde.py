@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from repro.experiments.barron_pde import descents as speeds
 from repro.experiments.barron_pde import growth, sources, theorems
 from repro.experiments.barron_pde.descents import Convergence, steps_to, worst_ratio
 from repro.experiments.barron_pde.growth import Growth, Nonlinearity, exponential, power_law
-from repro.experiments.barron_pde.module import Measured
+from repro.experiments.barron_pde.module import Measured, Ritz
 from repro.experiments.barron_pde.theorems import Drift, Theorems, _judged, taylor_error
 from rooms import configs, finished, logged, refusal, summaries
 
 from repro.data.base.iterators import generator_for
+from repro.errors import UserError
 from repro.methods.barron_pde import Sobolev, SparseRing, Spectrum, maurey_variance
 from repro.records.papers import load_paper
 from repro.records.study import Study
@@ -61,6 +64,17 @@ def test_sources_have_the_norms_that_they_are_to_have() -> None:
     assert g.amplitude() == pytest.approx(2**5)
     x = torch.rand(7, 5, dtype=torch.float64)
     torch.testing.assert_close(g(x), (1 + x.cos()).prod(1))
+    line = sources.random_field(1, 500, 2, generator_for(0))
+    assert line.omega.unique().tolist() == [0, 1, 2]  # of a wave and its mirror image one is kept
+
+
+def test_a_job_is_a_step() -> None:
+    jobs: Any = SimpleNamespace(jobs=["a", "b", "c"])
+    run: Any = Measured(Method(), jobs, seed=0)
+    for steps in (2, 3, 4):
+        run._trainer = SimpleNamespace(num_training_batches=steps, precision="32-true")
+        with pytest.raises(UserError, match="there are 3") if steps < 3 else nullcontext():
+            run.on_train_start()
 
 
 def test_fits_tell_powers_from_exponentials() -> None:
@@ -91,9 +105,46 @@ def test_the_linear_problem_grows_as_its_source() -> None:
         assert found[f"test/norm/{D}"] == pytest.approx((1 + math.sqrt(2)) * 0.2 * D / 3)
         assert found[f"test/linear_norm/{D}"] == pytest.approx(found[f"test/norm/{D}"])
         assert found[f"test/defect/{D}"] < 1e-12
+        assert found[f"test/norm_bound/{D}"] == pytest.approx(1)  # (1 − η)‖u‖ + η‖linear‖
     assert found["test/slope"] == pytest.approx(1)
     assert found["test/excess_slope"] == pytest.approx(0)
     assert found["test/violations/norm"] == 0
+
+
+def test_a_defect_is_what_a_descent_leaves_undone() -> None:
+    found = carried_out(Growth([2, 3, 4], alpha=0.0, eta=0.75, steps=2))
+    assert found["test/defect/4"] == pytest.approx(0.25 / 0.75)
+
+
+def test_what_is_pruned_is_counted() -> None:
+    """a (1 + cos x)(1 + cos y) without its waves of a/2: in the gradients of the start and of u."""
+    growing = Growth([2], "product", 0.2, alpha=0.0, eta=1.0, steps=2, tol=0.11, repetitions=2)
+    found = growing.measure(2, generator_for(0), CPU)
+    waves = (1 + math.sqrt(2)) * 2 * 0.1
+    assert found["norm/2"] == pytest.approx(0.2 + 2 * 2 * 0.1)
+    assert found["discarded/2"] == pytest.approx(2 * waves / 0.6)
+    assert found["defect/2"] == pytest.approx(waves / 3 / 0.6)
+
+
+def test_defects_are_seen_with_a_tenth_of_the_tolerance_and_no_cap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rings: list[tuple[float, int | None]] = []
+
+    def ring(tol: float, cap: int | None = None) -> SparseRing:
+        rings.append((tol, cap))
+        return SparseRing(tol=tol, cap=cap)
+
+    monkeypatch.setattr(growth, "SparseRing", ring)
+    solver: dict[str, Any] = {"eta": 0.5, "steps": 2, "tol": 1e-3, "cap_per_dim": 5}
+    Growth([3], repetitions=2, **solver).measure(3, generator_for(0), CPU)
+    carried_out(Nonlinearity(3, [1.0], [3], [0.3], solver))
+    assert rings == [(1e-3, 15), (pytest.approx(1e-4), None)] * 2
+
+
+def test_participation_counts_terms() -> None:
+    assert growth.participation(wave(1, 0) + wave(0, 1) + wave(1, 1)) == pytest.approx(3)
+    assert growth.participation(wave(1, 0) + wave(0, 1, a=0.5)) == pytest.approx(1.5**2 / 1.25)
 
 
 def misfit(x: Any, y: Any) -> float:
@@ -127,6 +178,7 @@ def test_slopes_are_those_of_the_dimensions_that_qualify() -> None:
     assert summary["test/constant_ratio/256"] == pytest.approx(4)
     assert summary["test/extra_nodes"] == pytest.approx(4)
     assert summary["test/extra_units"] == pytest.approx(0.2)
+    assert "test/slope" not in reported(Growth([2, 3, 5]), found)  # two are a line of any slope
     found["norm/4"] = 17.0
     x, y = np.array([2.0, 3.0, 4.0]), np.log([4.0, 9.0, 17.0])
     expected = math.log10(misfit(np.log(x), y) / misfit(x, y))
@@ -138,7 +190,7 @@ def test_networks_of_a_known_error_have_known_constants(monkeypatch: pytest.Monk
     """k error² is its identity, V, and ½ or 1½; of uniform draws 1½ or 2½: 2 and 4 errors off."""
 
     def errors(u: Spectrum, k: int, _r: int, _draws: Any, sample: str = "amplitude") -> Any:
-        above = [1.5, 2.5] if sample == "uniform" else [0.5, 1.5]
+        above = [1.5, 2.5] if (sample, k) == ("uniform", 256) else [0.5, 1.5]
         return (maurey_variance(u) + torch.tensor(above, dtype=torch.float64)) / k
 
     monkeypatch.setattr(growth, "maurey_errors", errors)
@@ -153,6 +205,8 @@ def test_networks_of_a_known_error_have_known_constants(monkeypatch: pytest.Monk
         units = math.log10(maurey_variance(u) / u.inner(u) / 0.01**2)
         assert found[f"test/constant/64/{d}"] == pytest.approx(constant)
         assert found[f"test/log10_units/{d}"] == pytest.approx(units)
+        of_draws = maurey_variance(u) + u.inner(u)
+        assert found[f"test/uniform_cost/{d}"] == pytest.approx((of_draws + 2) / of_draws)
 
 
 def test_growth_measures_what_it_says() -> None:
@@ -186,11 +240,15 @@ def test_a_ratio_is_that_over_the_linear_solution(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(growth, "descend", descend)
     solver = {"eta": 0.5, "steps": 2, "tol": 1e-6, "cap_per_dim": 400}
-    found = carried_out(Nonlinearity(2, [0.1, 1.0, 4.0], [3, 5], [0.25], solver))
+    found = carried_out(Nonlinearity(2, [-0.3, 0.0, 0.1, 1.0, 4.0], [3, 5], [0.25], solver))
     assert found["test/ratio/p3_alpha0.1_a0.25"] == pytest.approx(1.4)
     assert found["test/ratio/p3_alpha1_a0.25"] == pytest.approx(2.3)
     assert found["test/ratio/p3_alpha4_a0.25"] == pytest.approx(5.3)
     assert found["test/ratio/p5_alpha1_a0.25"] == pytest.approx(2.5)
+    assert found["test/defect/p3_alpha0_a0.25"] == pytest.approx(0.3 / 1.3)
+    # Σ|a| of two waves of a quarter, a third of it left, is a sixth, and 1.2 times that for p = 5.
+    assert found["test/convexity/p3_alpha-0.3_a0.25"] == pytest.approx(1 - 0.9 / 6**2)
+    assert found["test/convexity/p5_alpha-0.3_a0.25"] == pytest.approx(1 - 1.5 * 0.2**4)
 
 
 # -- Convergence -----------------------------------------------------------------------------------
@@ -250,6 +308,35 @@ def test_steps_and_ratios_are_those_of_known_descents() -> None:
     at_best = carried_out(Geometric([3, 7, 15], Sobolev()))
     assert at_best["test/ratio/W7"] == pytest.approx(0.28)
     assert "test/ratio_spread/dims" not in at_best
+
+
+def test_ratios_are_of_residuals_well_above_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the third step on ⅖, ⅕, ¼, and behind ten times the floor ⅘."""
+    residuals = [1.0, 0.5, 0.25, 0.1, 0.02, 0.005, 0.004]
+    monkeypatch.setattr(Convergence, "_candidates", lambda *_: [1.0])
+    monkeypatch.setattr(Convergence, "_run", lambda *_: residuals)
+    found = carried_out(Convergence([2], Sobolev(), dims=[3], floor=1e-3))
+    assert found["test/ratio/W2"] == found["test/ratio/d3"] == pytest.approx(0.4)
+
+
+def test_steps_are_below_the_largest_that_is_stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 over the curvature, and two thirds of the one before."""
+    still: Any = Convergence([2], Sobolev(), tries=3)
+    monkeypatch.setattr(speeds, "solve", lambda _energy, u: u)
+    monkeypatch.setattr(speeds, "largest_curvature", lambda *_: 4.0)
+    sizes = still._candidates(None, wave(1), 1)
+    assert sizes == pytest.approx([0.5, 0.5 / 1.5, 0.5 / 1.5**2], rel=0.03)
+    assert sizes[0] < 0.5
+
+
+def test_a_descent_goes_on_until_its_end_its_floor_or_its_explosion(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    descent: Any = Convergence([2], Sobolev(), floor=1e-3)
+    for factor, taken in ((0.5, 5), (0.01, 2), (1e4, 2)):
+        path = [SimpleNamespace(residual=factor**n) for n in range(10)]
+        monkeypatch.setattr(speeds, "descend", lambda *_, path=path: path)
+        assert descent._run(None, None, 1.0, 5) == [factor**n for n in range(taken + 1)]
 
 
 # -- The theorems ----------------------------------------------------------------------------------
@@ -387,6 +474,21 @@ def test_training_starts_where_it_says_and_improves(tmp_path: Path, study: Study
     assert after["test/error"] < 0.8 * random["test/error"]
     assert after["val/error"] == pytest.approx(after["test/error"], rel=0.3)
     assert summaries(study)["pinn"]["train/loss"] > 0  # a square; the energy is negative in the end
+
+
+def test_errors_of_networks_are_relative_and_on_the_box() -> None:
+    """Three waves have a variance of twice their square: with eight units, an error of a half."""
+    u, seen, found = wave(1, 0) + wave(0, 1) + wave(1, 1), [], {}
+    room: Any = SimpleNamespace(u=u, dim=2, test_points=64, device=CPU, log_dict=None)
+    room.network = lambda x: seen.append(x) or 0.75 * u(x)
+    room._error = lambda seed: Ritz._error(room, seed)
+    room.network.outer_K, room.network.path_norm = torch.ones(8), lambda: 5.0
+    room.log_dict = lambda values, **_: found.update(values)
+    Ritz.test_step(room, None, 0)
+    assert found["test/error"] == pytest.approx(0.25)
+    assert found["test/maurey_error"] == pytest.approx(0.5)
+    assert found["test/norm"] == pytest.approx(2 + 2 + 1 + math.sqrt(2))
+    assert (float(seen[0].min()), float(seen[0].max())) == pytest.approx((0, math.pi), abs=0.1)
 
 
 def test_full_has_the_sizes_of_the_plan() -> None:

@@ -332,10 +332,8 @@ def test_an_ensemble_predicts_by_its_members_mean_logits() -> None:
 
 def test_members_begin_with_outputs_of_their_features_size() -> None:
     torch.manual_seed(0)
-    network = plain_cnn([1, 8, 8], classes=100, channels=4, depth=2)
-    assert float(network[-1].get_parameter("weight").std()) == pytest.approx(
-        1 / 16, rel=0.02
-    )  # 256 features
+    network: Any = plain_cnn([1, 8, 8], classes=100, channels=4, depth=2)
+    assert float(network[-1].weight.std()) == pytest.approx(1 / 16, rel=0.02)  # 256 features
     assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 100)
 
 

@@ -272,6 +272,13 @@ def test_a_layer_keeps_its_best_units() -> None:
     left, guarded = without_lowest(scores, kept, 3)
     assert (left["a"].tolist(), left["b"].tolist()) == ([False, True, False], [False, True])
     assert guarded == 1
+    swapped, guarded = without_lowest(scores, dict(reversed(kept.items())), 3)
+    assert guarded == 1
+    once, _ = without_lowest(scores, kept, 1)
+    stepwise, _ = without_lowest(scores, once, 2)
+    for name in kept:
+        assert swapped[name].equal(left[name])
+        assert stepwise[name].equal(left[name])
     left, guarded = without_lowest(scores, kept, 1, least=2)
     assert (left["a"].tolist(), guarded) == ([False, True, True], 0)
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from repro.data.worlds.dihedrals import TwoDihedrals
-from repro.methods.nn_potential_uq import SGMCMC, Chains, ForceMatching, propagate
+from repro.methods.nn_potential_uq import (
+    SGMCMC,
+    Chains,
+    Ensembling,
+    ForceMatching,
+    Sampling,
+    propagate,
+)
 from repro.models.potentials.torsions import FourierPotential, TorsionNetwork
 
 POSTERIOR = ForceMatching(TorsionNetwork(hidden=[6]), {"forces": 20.0})
@@ -82,6 +89,30 @@ def test_an_ensemble_of_linear_potentials_is_one_point() -> None:
     theta = ensemble.theta_MQ.detach()[:, :-1]
     assert (theta - theta[0]).abs().max() < 0.01 * theta.abs().max()
     assert losses[0] == pytest.approx(float(losses[1]), abs=1e-5)
+
+
+def test_an_ensembles_decay_is_as_strong_as_the_prior_of_its_weights() -> None:
+    """Half the loss of all numbers is a negative log-density, to which N(0, 1) adds w² / 2."""
+    theta = torch.stack([POSTERIOR.start(seed) for seed in range(2)])
+    batch = tuple(each.expand(2, *each.shape) for each in TwoDihedrals().draw(4, generator()))
+    plain = POSTERIOR.squared_error(theta, batch)
+    states = torch.tensor([4, 10])  # of each member's data, two components of a force each
+    for decay in (1.0, 2.0):
+        loss = Ensembling(decay=decay).loss(POSTERIOR)(theta, batch, states)
+        prior = theta[:, : POSTERIOR.network_size].square().sum(1) / 2
+        assert torch.allclose((loss - plain) * 2 * states / 2, decay * prior, rtol=1e-3)
+
+
+def test_rates_end_at_their_ratio_and_samples_come_after_the_burn_in() -> None:
+    table = {
+        "warm": {"temperature": 1.0, "first": 0.1, "ratio": 0.01},
+        "cold": {"temperature": 0.1, "first": 0.2, "ratio": 1.0},
+    }
+    sampling = Sampling(["cold", "warm"], table)
+    assert sampling.rates(9)[[0, -1]].flatten().tolist() == pytest.approx([0.2, 0.1, 0.2, 0.001])
+    assert sampling.kept(10, 5, generator()).tolist() == [[5, 6, 7, 8, 9]] * 2
+    rates = Ensembling(lr=0.01, final=0.04).rates(3)
+    assert rates.flatten().tolist() == pytest.approx([0.01, 0.002, 0.0004])
 
 
 def test_every_sample_is_observed_by_itself() -> None:
