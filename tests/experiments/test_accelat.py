@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
+from repro.experiments.accelat import module as room
+from repro.experiments.accelat import rotations as pretext
 from repro.experiments.accelat.module import AdversariallyTrained, epochs_to
-from repro.experiments.accelat.rotations import quarter_turns
+from repro.experiments.accelat.rotations import quarter_turns, rotations
 from rooms import configs, evaluated, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
 from repro.data.base.files import cache_home
+from repro.errors import UserError
 from repro.planning.instantiate import instantiate
 from repro.records.papers import load_paper
 from repro.records.series import read_series
@@ -159,6 +163,16 @@ def test_turns() -> None:
     assert turns.tolist() == [0, 1, 2, 3]
 
 
+def test_turns_are_of_square_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretext, "cached_arrays", lambda _key, make: make())
+    for shape, fits in (((2, 1, 3, 3), True), ((2, 1, 3, 4), False), ((2, 9), False)):
+        data: Any = SimpleNamespace(splits={"train": (torch.zeros(shape),)}, seed=0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(9, 5))
+        with nullcontext() if fits else pytest.raises(UserError, match="rotates square images"):
+            rotations(model, data, torch.device("cpu"), steps=1, batch_size=2)
+        assert model(torch.zeros(1, 1, 3, 3)).shape == (1, 5)  # as many classes as before
+
+
 def logits(*classes: int) -> Tensor:
     """Logits of three classes that say these."""
     return nn.functional.one_hot(torch.tensor(classes), 3).float()
@@ -175,17 +189,38 @@ def with_logits(**knobs: Any) -> Any:
 
 
 def test_accuracies_are_shares_of_right_examples() -> None:
-    """Of four examples: three right as they are, one as static ones, two and one under attacks."""
+    """Of four examples: right are three, as static ones one, under attacks three and four."""
     attacks = {
         "one": lambda *_: logits(0, 1, 0, 0),
-        "other": lambda *_: logits(0, 0, 2, 0),
+        "other": lambda *_: logits(0, 1, 2, 0),
     }
     y = torch.tensor([0, 1, 2, 0])
     logs = evaluated(with_logits(attacks=attacks), [(logits(0, 1, 2, 1), y, logits(1, 1, 0, 2))])
     assert logs["test/accuracy"] == 3 / 4
     assert logs["test/adversarial_accuracy"] == 1 / 4
-    assert logs["test/one_accuracy"] == logs["test/other_accuracy"] == 3 / 4
-    assert logs["test/worst_accuracy"] == 1 / 4  # the first alone is right under all and without
+    assert (logs["test/one_accuracy"], logs["test/other_accuracy"]) == (3 / 4, 1)
+    assert logs["test/worst_accuracy"] == 2 / 4  # the first two are right under all and without
+
+
+@pytest.mark.parametrize("sees", ["logits", "probabilities"])
+def test_training_sees_static_examples_alone_and_the_other_splits_have_both(
+    sees: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attack that answers with what it sees, in seven seconds."""
+    monkeypatch.setattr(room, "cached_arrays", lambda _key, make: make())
+    clock = iter([3.0, 10.0])
+    monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    x, y = logits(0, 1, 1), torch.tensor([0, 1, 2])
+    data: Any = SimpleNamespace(name="d", seed=0)
+    data.splits = dict.fromkeys(("train", "val", "test"), (x, y))
+    module = with_logits(static_sees=sees)
+    assert module._make_static(lambda model, x, _y: model(x), data, torch.device("cpu")) == 7
+    seen = x if sees == "logits" else x.softmax(1)
+    assert torch.equal(data.splits["train"][0], seen)
+    for split in ("val", "test"):
+        clean, _, adversarial = data.splits[split]
+        assert torch.equal(clean, x)
+        assert torch.equal(adversarial, seen)
 
 
 def test_the_clock_stops_at_the_first_epoch_that_reaches_the_target() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from repro.experiments.adjoint_dpm.module import Accuracy, Cell, Networks, orders, relative, scaled
-from repro.experiments.adjoint_dpm.prompts import PromptInversion, Vocabulary
-from repro.experiments.adjoint_dpm.tasks import Audit, Inversion, Style, gallery
+from repro.experiments.adjoint_dpm.prompts import MEAN, STD, PromptInversion, Vocabulary
+from repro.experiments.adjoint_dpm.tasks import Audit, Inversion, Style, gallery, left
 from rooms import configs, logged, refusal, summaries
 from torch import Tensor, nn
 
@@ -91,6 +91,9 @@ def test_an_exact_law_is_of_images_on_the_scale_of_the_samples() -> None:
     assert inputs == []
     last = torch.full((3,), 1.0, dtype=torch.float64)
     assert torch.cosine_similarity(predict(noise, last), noise).min() > 0.99
+    pull: Any = SimpleNamespace(gradients=lambda _way, _predict, _noise, loss, *_: loss)
+    loss: Any = room._pull("rho", pull, 0.01)
+    assert (loss(targets), loss(targets + 0.5)) == (0, 3)  # a quarter in each of 12 pixels
     room._compare("a", Cell(steps=(4,)))
     assert room.table["test/gradient/checkpoint/a/n4"] > 0.01
     assert room.table["test/own/rho/a/n4"] > 0
@@ -175,12 +178,6 @@ class Sign(nn.Module):
         return torch.cat([-first, first], 1)
 
 
-def results(room: Any, folder: Path) -> dict[str, float]:
-    """What a task logs in a test; pictures go to the folder."""
-    room.trainer = SimpleNamespace(default_root_dir=folder)
-    return logged(room, room.on_test_epoch_end)
-
-
 class InTurn(nn.Module):
     """Sees classes 0 and 1 in turn."""
 
@@ -188,9 +185,7 @@ class InTurn(nn.Module):
         return nn.functional.one_hot(torch.arange(len(x)) % 2, 2).float()
 
 
-def test_success_is_of_noises_that_were_right(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_success_is_of_noises_that_were_right(monkeypatch: pytest.MonkeyPatch) -> None:
     room = task(Audit, size=4)
     room.classifier = Sign()
     start = room.x_T.detach().clone()
@@ -204,11 +199,12 @@ def test_success_is_of_noises_that_were_right(
         return chosen.view(4, 1, 1, 1).expand(4, *SHAPE)
 
     monkeypatch.setattr(room, "samples", samples)
-    found = results(room, tmp_path)
-    assert found["test/success"] == pytest.approx(2 / 3)
-    assert found["test/accuracy"] == pytest.approx(3 / 4)
-    assert found["test/moved"] == pytest.approx(6)  # 3 in each of four pixels
-    assert found["test/distance"] == pytest.approx(0, abs=1e-6)  # black and white are images
+    found = room.measures("test")
+    assert found["success"] == pytest.approx(2 / 3)
+    assert found["accuracy"] == pytest.approx(3 / 4)
+    assert found["moved"] == pytest.approx(6)  # 3 in each of four pixels
+    assert found["distance"] == pytest.approx(0, abs=1e-6)  # black and white are images
+    assert found["distance_before"] == pytest.approx(0, abs=1e-6)
     assert room.measures("val") == {}
 
 
@@ -225,22 +221,23 @@ def test_a_step_of_the_audit_is_uphill_and_of_the_rates_length() -> None:
     assert room.objective(shown[1]) < room.objective(shown[0])  # descended: the class is lost
 
 
-def test_what_is_left_is_of_held_out_noises_by_class(tmp_path: Path) -> None:
+def test_what_is_left_is_of_held_out_noises_by_class() -> None:
     room = task(Inversion, hidden=(0, 1), size=2, held_out=3)
     assert torch.equal(room.condition[0], room.model.embed.blank())
-    unchanged = results(room, tmp_path)
-    assert unchanged["test/left"] == pytest.approx(1)
-    assert unchanged["test/start"] > 0
+    unchanged = room.measures("test")
+    assert unchanged["left"] == pytest.approx(1)
+    assert unchanged["start"] > 0
     with torch.no_grad():
         room.condition[0] = room.truth()[0]
-    found = results(room, tmp_path)
-    assert found["test/left_0"] == pytest.approx(0, abs=1e-9)
-    assert found["test/left_1"] == pytest.approx(1)
+    found = room.measures("test")
+    assert found["left_0"] == pytest.approx(0, abs=1e-9)
+    assert found["left_1"] == pytest.approx(1)
     with torch.no_grad():
         room.condition.copy_(room.truth())
     draws = room.sampling.draw(room.predictor(), room.noises())
     assert float(room.objective(draws)) == pytest.approx(0, abs=1e-9)
-    assert room.measures("val")["start"] != unchanged["test/start"]  # other noises
+    assert float(room.objective(draws + 3)) == pytest.approx(9 + 9)  # of two classes
+    assert room.measures("val")["start"] != unchanged["start"]  # other noises
 
 
 def test_a_condition_of_the_first_half_is_not_heard_later() -> None:
@@ -252,23 +249,30 @@ def test_a_condition_of_the_first_half_is_not_heard_later() -> None:
         assert torch.equal(told, silent) != heard
 
 
-def test_style_is_left_over_from_what_it_was(tmp_path: Path) -> None:
+def test_style_is_left_over_from_what_it_was() -> None:
     room = task(Style, size=2, held_out=4)
     room.untouched = {"test": (2 * room._judged("test")[0], 0.25)}
-    found = results(room, tmp_path)
-    assert found["test/left"] == pytest.approx(0.5)
-    assert found["test/accuracy_before"] == 0.25
+    found = room.measures("test")
+    assert found["left"] == pytest.approx(0.5)
+    assert found["accuracy_before"] == 0.25
     room.classifier = InTurn()
-    assert results(room, tmp_path)["test/accuracy"] == 1
+    assert room.measures("test")["accuracy"] == 1
+    room.classifier.forward = lambda x: torch.zeros(len(x), 2)
+    x_0 = torch.rand(4, *SHAPE)
+    content = float(room.objective(x_0) - room._style_loss(x_0))
+    assert content == pytest.approx(0.1 * math.log(2), rel=1e-3)
     black = torch.zeros(1, *SHAPE)
     assert room.style(black).abs().max() == 0
     assert room.style(black + 1)[0, 0] == 1  # its ink
+    room.filters.zero_()[:, 0, 1, 1] = torch.tensor([1.0, 3.0])  # pixels once, and three times
+    ink = torch.tensor([[[[1.0, 2.0], [0.0, 3.0]]]])  # of squares 14 in all
+    assert room.style(ink)[0].tolist() == [1.5, 3.5, 3 * 3.5, 3 * 3.5, 9 * 3.5]
     reference = room.data.take("train", torch.tensor([0]))[0]
     same = scaled(room.data, reference)  # of one shade, so that thick strokes change nothing
     assert float(room._style_loss(same)) == pytest.approx(0, abs=1e-9)
 
 
-def test_words_behind_the_prompt_are_what_is_found(tmp_path: Path) -> None:
+def test_words_behind_the_prompt_are_what_is_found() -> None:
     knobs: dict[str, Any] = {"sampling": SAMPLING, "way": "rho", "optimizer": lambda p: SGD(p, 1.0)}
     model = SmallDiffusion(size=16, tokens=8, width=5)
     room: Any = PromptInversion(
@@ -280,10 +284,10 @@ def test_words_behind_the_prompt_are_what_is_found(tmp_path: Path) -> None:
     assert torch.equal(kept[:, :4], model.embed("a street")[:, :4])
     assert (kept[:, 4:] == 9).all()
     assert torch.equal(room.start()[:, 4:], model.embed("")[:, 4:])
-    assert results(room, tmp_path)["test/left"] == pytest.approx(1)
+    assert room.measures("test")["left"] == pytest.approx(1)
     with torch.no_grad():
         room.condition.copy_(room.truth())
-    assert results(room, tmp_path)["test/left"] < 1
+    assert room.measures("test")["left"] < 1
 
     class Bright(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -299,21 +303,91 @@ def test_words_behind_the_prompt_are_what_is_found(tmp_path: Path) -> None:
     words.sampling = SimpleNamespace(draw=lambda _predict, x_T, _way: x_T)
     words.drawn = lambda *_: -torch.ones(2, *model.input_shape)
     words.x_T.data.fill_(1.0)
-    found = results(words, tmp_path)
-    assert found["test/target_share"] == 1
-    assert found["test/target_share_before"] == 0
-    assert found["test/target_loss"] < 0.1 < 1 < found["test/target_loss_before"]
+    found = words.measures("test")
+    assert found["target_share"] == 1
+    assert found["target_share_before"] == 0
+    assert found["target_loss"] < 0.1 < 1 < found["target_loss_before"]
+    assert words.measures("val") == {}
     words.trainer = None
     assert words.objective(torch.ones(2)) < words.objective(-torch.ones(2))
+    words.classifier.forward = lambda x: torch.zeros(len(x), 2)
+    assert float(words.objective(torch.ones(2))) == pytest.approx(0.05 * math.log(2))
+
+
+def test_a_cutout_is_a_square_of_a_side_between_the_views_and_the_images() -> None:
+    room: Any = SimpleNamespace(
+        seed=0, global_step=0, cutouts=200, view=4, power=0.5, target=0, weight=1.0
+    )
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
+    room.model, seen = SimpleNamespace(decode=lambda _: torch.stack([rows, columns])[None]), []
+
+    def note(square: Tensor) -> Tensor:
+        seen.append([*square.shape[2:], *square[0, :, 0, 0].int().tolist()])
+        return torch.zeros(1, 2)
+
+    room._seen = note
+    Vocabulary.objective(room, torch.empty(0))
+    tall, wide, tops, starts = (torch.tensor(each) for each in zip(*seen, strict=True))
+    assert torch.equal(tall, wide)
+    assert (int(tall.min()), int(tall.max())) == (4, 11)  # of 4 + 8 √u, u below one
+    assert int((tall < 8).sum()) == pytest.approx(200 / 4, abs=20)
+    for corner in (tops, starts):  # anywhere in the upper left square of the image's height
+        assert corner.min() == 0
+        assert (corner + tall).max() == 12
+        assert corner[tall == 8].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_classifier_of_words_sees_pixels_in_its_own_units() -> None:
+    room: Any = SimpleNamespace(view=2, classifier=lambda x: x)
+    mean, std = (torch.tensor(each)[None, :, None, None] for each in (MEAN, STD))
+    image = (mean + 2 * std).expand(1, 3, 4, 4)
+    torch.testing.assert_close(Vocabulary._seen(room, image), torch.full((1, 3, 2, 2), 2.0))
+
+
+def trained(**knobs: Any) -> Any:
+    never: Any = None
+    return Networks(**networks(), process=PROCESS, optimizer=SGD, schedule=never, seed=1, **knobs)
 
 
 def test_networks_learn_noise_and_classes() -> None:
-    room: Any = Networks(**networks(), process=PROCESS, optimizer=SGD, schedule=None, seed=1)  # type: ignore[arg-type]
+    room = trained()
     room.data = data()
     room.model.forward = lambda x, _t, _c: torch.zeros_like(x)
     error, logits = room.losses(room.data.splits["train"], 0)
     assert float(error) == pytest.approx(1, abs=0.5)  # the noise has unit variance
     assert logits.shape == (20, 2)
+    found: dict[str, float] = {}
+    room.note = lambda values, _size: found.update(values)
+    room.classifier = Sign()
+    batch = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(4, 1, 1, 1).expand(4, *SHAPE)
+    room.evaluate((batch, torch.tensor([0, 0, 1, 1])), 0)  # black is seen as 0, white as 1
+    assert found["accuracy"] == 3 / 4
+
+
+def test_networks_see_times_from_the_end_on_and_a_little_noise() -> None:
+    room = trained(end=0.6, classifier_noise=0.1)
+    room.data, seen = data(500), []
+    room.model.forward = lambda x, time_B, _c: seen.append(time_B) or x
+    room.classifier.forward = lambda x: x
+    _, blurred = room.losses(room.data.splits["train"], 0)
+    (times,) = seen
+    assert (float(times.min()), float(times.max())) == pytest.approx((0.6, 1), abs=0.01)
+    blur = blurred - scaled(room.data, room.data.splits["train"][0])
+    assert float(blur.std()) == pytest.approx(0.1, rel=0.1)
+
+
+def test_images_are_scaled_by_the_ends_of_their_pixels() -> None:
+    x = torch.tensor([2.0, 3.0, 6.0]).view(3, 1, 1, 1)
+    for normalise in (None, lambda each: each / 2 - 3):
+        given: Any = SimpleNamespace(splits={"train": (x, None)}, normalise=normalise)
+        shown = x if normalise is None else normalise(x)
+        assert scaled(given, shown).flatten().tolist() == [-1, -0.5, 1]
+
+
+def test_what_is_left_is_a_geometric_mean() -> None:
+    found = left({"1": (0.2, 0.1), "7": (0.4, 0.05)})
+    assert (found["left_1"], found["left_7"], found["left"]) == pytest.approx((1 / 2, 1 / 8, 1 / 4))
+    assert found["start"] == pytest.approx(0.3)
 
 
 def test_galleries_are_rows_of_images() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch
 from PIL import Image
 from published import write_images
 from repro.experiments.contextual_fusion import module as room
+from repro.experiments.contextual_fusion import streams as streams_module
 from repro.experiments.contextual_fusion.bench import CLEAN, Bench, HeadSettings, Perturbations
 from repro.experiments.contextual_fusion.module import Fusion
 from repro.experiments.contextual_fusion.streams import TrainedStreams, unloaded
-from rooms import configs, finished, refusal, summaries
+from rooms import configs, finished, logged, refusal, summaries
 from torch import Tensor, nn
 
 from repro.data.images.composites import Composites, digits_in_scenes
@@ -201,6 +203,27 @@ def test_clean_accuracy_and_muted_streams() -> None:
     assert torch.equal(module.features("val", CLEAN)[:, 1], plain["bg"][:, 0])
 
 
+def test_validation_is_under_the_attacks_that_are_named() -> None:
+    module = arm("joint", validated=["fg/fgsm_1", "bg/fgsm_1", "joint/fgsm_1"])
+    found = logged(module, module.on_validation_epoch_end)
+    assert found["val/accuracy"] == share(BOTH)
+    assert found["val/attacked"] == pytest.approx((2 * mean(BOTH, 1) + mean(BOTH, 2)) / 3)
+
+
+def test_a_penalty_is_added_to_the_decay() -> None:
+    made = bench()
+    made.settings.decay = 0.25
+    training = made.training(
+        made.head("joint"), arm("joint", made).features("train", CLEAN), {"fg": 2}
+    )
+    assert training.penalties == {"fg": 2.25, "bg": 0.25}
+
+
+def test_stored_pictures_are_between_0_and_1() -> None:
+    stored = torch.tensor([0, 51, 255], dtype=torch.uint8)
+    assert bench().pictures(stored).tolist() == pytest.approx([0, 0.2, 1])
+
+
 def test_features_are_kept_under_all_that_they_depend_on(tmp_path: Path) -> None:
     view = bench().perturbations.views()[2]
     how = {"cache": str(tmp_path)}
@@ -356,12 +379,39 @@ def test_full_scales_are_of_published_networks(scale: str) -> None:
     assert config.module.bench.size == (224 if scale == "full_224" else None)
 
 
-def test_trained_streams_learn_their_tasks() -> None:
+SMALL_CNN = partial(SmallCNN, widths=[8, 16], strides=[2, 2], pool=1)
+
+
+def scenes(source_size: int) -> Composites:
     facts: Any = {"task": "classification", "input_shape": [3, 32, 32], "classes": 10}
-    data = digits_in_scenes("d", **facts, train_size=20, val_size=20, test_size=20, source_size=600)
-    network = partial(SmallCNN, widths=[8, 16], strides=[2, 2], pool=1)
+    sizes: Any = {"train_size": 20, "val_size": 20, "test_size": 20, "source_size": source_size}
+    return digits_in_scenes("d", **facts, **sizes)
+
+
+def test_rates_of_streams_fall_until_the_last_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four epochs of three batches; what is learnt is kept below the cache."""
+    lengths, taken, kept = [], [], []
+
+    def cosine(_optimizer: Any, steps: int, _warmup: float) -> Any:
+        lengths.append(steps)
+        return SimpleNamespace(step=lambda: taken.append(1))
+
+    def once(_model: Any, train: Any, file: Path) -> None:
+        kept.append(file.parent)
+        train()
+
+    monkeypatch.setattr(streams_module, "cosine", cosine)
+    monkeypatch.setattr(streams_module, "trained_once", once)
+    tasks: Any = {"fg": {"task": "object", "draw": 1}}
+    made = TrainedStreams(SMALL_CNN, tasks, 4, lr=0.02, warmup=0.2, batch_size=5, cache="below")
+    made("fg", scenes(15), CPU, 0)
+    assert (lengths, len(taken), kept) == ([12], 12, [Path("below")])
+
+
+def test_trained_streams_learn_their_tasks() -> None:
+    data = scenes(600)
     tasks: Any = {"bg": {"task": "scene", "draw": 2}, "none": {"task": "nothing", "draw": 2}}
-    streams = TrainedStreams(network, tasks, epochs=4, lr=0.02, warmup=0.2, batch_size=50)
+    streams = TrainedStreams(SMALL_CNN, tasks, epochs=4, lr=0.02, warmup=0.2, batch_size=50)
     x, _, scene = data.splits["source"]
     x = x.float() / 255
     spread = {}
