@@ -367,7 +367,12 @@ def test_networks_learn_noise_and_classes() -> None:
 def test_networks_see_times_from_the_end_on_and_a_little_noise() -> None:
     room = trained(end=0.6, classifier_noise=0.1)
     room.data, seen = data(500), []
-    room.model.forward = lambda x, time_B, _c: seen.append(time_B) or x
+
+    def forward(x: Tensor, time_B: Tensor, _c: Tensor) -> Tensor:
+        seen.append(time_B)
+        return x
+
+    room.model.forward = forward
     room.classifier.forward = lambda x: x
     _, blurred = room.losses(room.data.splits["train"], 0)
     (times,) = seen

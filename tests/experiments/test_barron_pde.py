@@ -480,9 +480,14 @@ def test_errors_of_networks_are_relative_and_on_the_box() -> None:
     """Three waves have a variance of twice their square: with eight units, an error of a half."""
     u, seen, found = wave(1, 0) + wave(0, 1) + wave(1, 1), [], {}
     room: Any = SimpleNamespace(u=u, dim=2, test_points=64, device=CPU, log_dict=None)
-    room.network = lambda x: seen.append(x) or 0.75 * u(x)
+
+    def network(x: Any) -> Any:
+        seen.append(x)
+        return 0.75 * u(x)
+
+    room.network = network
     room._error = lambda seed: Ritz._error(room, seed)
-    room.network.outer_K, room.network.path_norm = torch.ones(8), lambda: 5.0
+    vars(network).update(outer_K=torch.ones(8), path_norm=lambda: 5.0)
     room.log_dict = lambda values, **_: found.update(values)
     Ritz.test_step(room, None, 0)
     assert found["test/error"] == pytest.approx(0.25)
