@@ -178,6 +178,11 @@ class Sign(nn.Module):
         return torch.cat([-first, first], 1)
 
 
+def judged(room: Any) -> dict[str, float]:
+    """What a task measures in a test, by the names under which it is logged."""
+    return {f"test/{name}": value for name, value in room.measures("test").items()}
+
+
 class InTurn(nn.Module):
     """Sees classes 0 and 1 in turn."""
 
@@ -199,12 +204,12 @@ def test_success_is_of_noises_that_were_right(monkeypatch: pytest.MonkeyPatch) -
         return chosen.view(4, 1, 1, 1).expand(4, *SHAPE)
 
     monkeypatch.setattr(room, "samples", samples)
-    found = room.measures("test")
-    assert found["success"] == pytest.approx(2 / 3)
-    assert found["accuracy"] == pytest.approx(3 / 4)
-    assert found["moved"] == pytest.approx(6)  # 3 in each of four pixels
-    assert found["distance"] == pytest.approx(0, abs=1e-6)  # black and white are images
-    assert found["distance_before"] == pytest.approx(0, abs=1e-6)
+    found = judged(room)
+    assert found["test/success"] == pytest.approx(2 / 3)
+    assert found["test/accuracy"] == pytest.approx(3 / 4)
+    assert found["test/moved"] == pytest.approx(6)  # 3 in each of four pixels
+    assert found["test/distance"] == pytest.approx(0, abs=1e-6)  # black and white are images
+    assert found["test/distance_before"] == pytest.approx(0, abs=1e-6)
     assert room.measures("val") == {}
 
 
@@ -303,10 +308,10 @@ def test_words_behind_the_prompt_are_what_is_found() -> None:
     words.sampling = SimpleNamespace(draw=lambda _predict, x_T, _way: x_T)
     words.drawn = lambda *_: -torch.ones(2, *model.input_shape)
     words.x_T.data.fill_(1.0)
-    found = words.measures("test")
-    assert found["target_share"] == 1
-    assert found["target_share_before"] == 0
-    assert found["target_loss"] < 0.1 < 1 < found["target_loss_before"]
+    found = judged(words)
+    assert found["test/target_share"] == 1
+    assert found["test/target_share_before"] == 0
+    assert found["test/target_loss"] < 0.1 < 1 < found["test/target_loss_before"]
     assert words.measures("val") == {}
     words.trainer = None
     assert words.objective(torch.ones(2)) < words.objective(-torch.ones(2))
