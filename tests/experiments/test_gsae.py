@@ -62,10 +62,15 @@ def test_what_is_measured_is_logged_by_mode_and_as_the_config_says(dissecting: A
     splicing = Splicing(dissecting.site, dissecting.sae, dissecting.mean)
     splicing.update(x, target)
     expected, logs = splicing.values(), evaluated(dissecting, [(x, target)])
-    for measure in ("delta_ce", "kl", "fvu", "dead"):
-        assert logs[f"test/{measure}"] == expected[f"{measure}/sampled"]
-        for mode in ("label", "sampled", "topk"):
-            assert logs[f"test/{measure}/{mode}"] == expected[f"{measure}/{mode}"]
+    for name in (
+        "test/delta_ce/label", "test/delta_ce/sampled", "test/delta_ce/topk",
+        "test/kl/label", "test/kl/sampled", "test/kl/topk",
+        "test/fvu/label", "test/fvu/sampled", "test/fvu/topk",
+        "test/dead/label", "test/dead/sampled", "test/dead/topk",
+    ):  # fmt: skip
+        assert logs[name] == expected[name.removeprefix("test/")]
+    for name in ("test/delta_ce", "test/kl", "test/fvu", "test/dead"):
+        assert logs[name] == expected[f"{name.removeprefix('test/')}/sampled"]
     assert logs["test/recovery/influential"] == pytest.approx(1)
     assert logs["test/recovery/inert"] == pytest.approx(0.5)  # 60 degrees
 

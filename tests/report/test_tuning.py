@@ -8,7 +8,7 @@ import pytest
 
 from repro.errors import UserError
 from repro.records.tuning import Tuning
-from repro.report.tuning import with_tries
+from repro.report.record import with_tries
 
 
 def rates(name: str, *tries: dict[str, Any], judged: str = "") -> dict[str, Any]:

@@ -32,7 +32,7 @@ from repro.records.recorded import (
     recorded_verdicts,
 )
 from repro.records.study import LOOK_KEYS, Study, find_studies
-from repro.records.tuning import read_tuning
+from repro.records.tuning import Tuning, read_tuning
 from repro.report.draw import draw_study, save_figure
 from repro.report.figures import recorded_figures
 from repro.report.tables import (
@@ -43,7 +43,7 @@ from repro.report.tables import (
     markdown_table,
     verdicts_markdown,
 )
-from repro.report.tuning import with_tries
+from repro.report.tuning import tries_markdown
 
 # What a user may type without changing what is measured; folders are not recorded.
 HARMLESS = {"paper", "scale", "n_jobs", "hardware", *LOOK_KEYS}
@@ -210,7 +210,7 @@ def project_readme() -> Path:
 def with_tables(text: str, paper: Paper) -> str:
     """A README's text with its blocks filled from what is recorded.
 
-    They are ``<!-- results:SCALE -->`` and those of `repro.report.tuning.with_tries`.
+    They are ``<!-- results:SCALE -->`` and those of `repro.report.tuning.tries_markdown`.
     """
     scales = paper.recorded_scales
     elsewhere = judged_at({scale: recorded_claims(paper, scale) for scale in scales})
@@ -219,6 +219,13 @@ def with_tables(text: str, paper: Paper) -> str:
         text = fill(text, f"results:{scale}", table)
     if paper.tuning_file.is_file():
         text = with_tries(text, read_tuning(paper.tuning_file))
+    return text
+
+
+def with_tries(text: str, tuning: Tuning) -> str:
+    """A README's text with its blocks of tries filled, ``<!-- tuning -->`` and the like."""
+    for name in re.findall(r"<!-- (tuning(?::[^>]+)?) -->\n", text):
+        text = fill(text, name, tries_markdown(name, tuning))
     return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +11,6 @@ from repro.errors import UserError
 from repro.records.tuning import Grid, Setting, Try, Tuning
 from repro.report.tables import escape_cell, markdown_table, with_minus
 
-BLOCK = re.compile(r"(<!-- (tuning(?::[^>]+)?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -31,17 +29,13 @@ class TriesTable:
     rows: list[list[str]]
 
 
-def with_tries(text: str, tuning: Tuning) -> str:
-    """A README's text with its blocks of tries filled.
+def tries_markdown(name: str, tuning: Tuning) -> str:
+    """The tables of a README's block; by what they were judged, where they are several.
 
-    ``<!-- tuning -->`` has all of them, ``<!-- tuning:chosen -->`` the choices alone, and
-    ``<!-- tuning:adam|sgd_* -->`` the grids of these names; a `UserError` says if there are none.
-    """
-    return BLOCK.sub(lambda block: block[1] + _of_block(block[2], tuning) + block[3], text)
-
-
-def _of_block(name: str, tuning: Tuning) -> str:
-    """The tables of a block in Markdown; by what they were judged, where they are several.
+    Args:
+        name: ``tuning`` for all tries, ``tuning:chosen`` for the choices alone, or
+            ``tuning:adam|sgd_*`` for the grids of these names.
+        tuning: the tries.
 
     Raises:
         UserError: there are none.
