@@ -138,9 +138,8 @@ class Beam(nn.Module):
 def test_a_single_user_meets_the_capacity(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """|h|² = 25 at a ratio of one: log2(26) bits, log2(13.5) at half of the power.
 
-    In two equal cells, each with a second user, who hears nothing.
-
-    One iteration of WMMSE is more than enough for that; the whole reference takes three.
+    In two equal cells, each with a second user, who hears nothing: one iteration of WMMSE is more
+    than enough for that; the whole reference takes three.
     """
 
     def counted(function: Any, *arguments: Any) -> SimpleNamespace:
