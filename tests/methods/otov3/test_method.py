@@ -353,6 +353,12 @@ def test_no_layer_is_emptied(least: int, multiple: int, kept: list[int]) -> None
     assert not torch.equal(shuffled, chosen)
 
 
+def test_layers_without_channels_are_counted() -> None:
+    """Of six channels and eight: five, six or all fourteen are gone."""
+    structure = Channels(network(), X)
+    assert [structure.emptied(torch.arange(14) < gone) for gone in (5, 6, 14)] == [0, 1, 2]
+
+
 def test_a_resumed_run_goes_on_as_if_nothing_had_been() -> None:
     loop, knobs = trained(), {"target": 0.5, "start": 1, "penalty": 3.0, "epsilon": 0.9}
     other = Loop(copy.deepcopy(loop.model), SparseTraining(**knobs), SGD)  # type: ignore[arg-type]
