@@ -2,6 +2,7 @@
 
 import doctest
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -283,17 +284,18 @@ def test_the_receiver_is_plain_sgd_unless_gradients_are_dropped():
         method.optimizer(model, torch.optim.Adam)
 
 
-def test_fp16_messages_lose_their_rounding_error():
+@pytest.mark.parametrize("ratio", [0.1, 1])
+def test_fp16_messages_lose_their_rounding_error(ratio):
     model = nn.Linear(10, 1, bias=False)
     method = DeepGradientCompression(
-        ratio=0.1, momentum=0, warmup_epochs=0, workers=1, encoding="fp16_int32"
+        ratio=ratio, momentum=0, warmup_epochs=0, workers=1, encoding="fp16_int32"
     )
     method.attach(model)
     grads = torch.full((1, 10), 1e-3)
     grads[0, 4] = 1 / 3
     method.exchange([0], [grads])
     assert grads[0, 4].item() == torch.tensor(1 / 3).half().item()
-    assert method.memory.unsent["weight"][0, 4] == 0
+    assert ratio == 1 or method.memory.unsent["weight"][0, 4] == 0
 
 
 def test_only_tensors_with_enough_dimensions_are_compressed():
@@ -338,6 +340,16 @@ def test_counted_bytes_of_the_worked_example():
     assert round(metrics["comm/ratio_by_count"]) == 982
     assert round(metrics["comm/ratio_by_bytes"]) == 655
     assert metrics["comm/ratio_whole_model"] == pytest.approx(130.57, abs=0.01)
+
+
+def test_an_epochs_metrics_forget_the_epoch_before():
+    """Density 1, and then a tenth, rounded up: 8 of 72 weights and 4 of 36."""
+    method = DeepGradientCompression(0.1, warmup_epochs=1, warmup_densities="dense", workers=1)
+    train(method, steps=range(2 * STEPS_PER_EPOCH))
+    method.start_epoch(1)  # announced once more, as a resumed loop does
+    metrics = method.metrics()
+    assert metrics["comm/density"] == pytest.approx(12 / 108)
+    assert metrics["comm/run_density"] == pytest.approx((12 / 108 + 1) / 2)
 
 
 def test_signs_of_staleness():
@@ -396,6 +408,17 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, knobs, stop):
     train(second, steps=rest, model=resumed, optimizer=optimizer, first_epoch=False)
     assert_same(resumed, model, atol=0)
     assert second.metrics() == whole.metrics()
+
+
+def test_a_process_takes_its_own_row_of_a_simulations_memory():
+    simulated, other = (DeepGradientCompression(0.1, workers=2) for _ in range(2))
+    train(simulated, steps=range(2))
+    other.attach(make_model())
+    other.load_state_dict(simulated.state_dict())
+    other.cluster = SimpleNamespace(size=2, first=1, rows=1)  # type: ignore[assignment]
+    other.exchange([], [])
+    for name, rows in simulated.memory.unsent.items():
+        assert torch.equal(other.memory.unsent[name], rows[1:])
 
 
 def test_resuming_with_another_number_of_workers_is_refused():

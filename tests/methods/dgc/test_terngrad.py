@@ -27,6 +27,7 @@ def test_messages_have_three_values():
     assert ((messages == 0) | (messages.sign() == grads.sign())).all()
     method.end_step()
     assert method.metrics()["comm/bytes_per_step"] == 500 / 4 + 4
+    assert method.metrics()["comm/density"] == 1
 
 
 def test_messages_are_unbiased_for_the_gradient():
@@ -40,12 +41,12 @@ def test_messages_are_unbiased_for_the_gradient():
 
 def test_clipping_and_the_choice_of_scaler():
     grads = torch.zeros(2, 100, dtype=torch.float64)
-    grads[0, 0], grads[1, 0] = 1.0, 10.0
+    grads[0, 0], grads[1, 0] = 1.0, -10.0
     own, _ = ternary(grads, clip_sigmas=None, share_scaler=False)
-    assert own[:, 0].tolist() == [1.0, 10.0]  # P(b = 1) = 1 at the largest entry
+    assert own[:, 0].tolist() == [1.0, -10.0]  # P(b = 1) = 1 at the largest entry
     clipped, _ = ternary(grads, clip_sigmas=2.5, share_scaler=False)
     sigma = grads.std(dim=1, correction=0)
-    torch.testing.assert_close(clipped[:, 0], 2.5 * sigma)
+    torch.testing.assert_close(clipped[:, 0], 2.5 * sigma * torch.tensor([1.0, -1.0]))
     shared, _ = ternary(grads, clip_sigmas=None, share_scaler=True)
     assert shared[0, 0].item() in (0.0, 10.0)
     assert not ternary(torch.zeros(2, 4, dtype=torch.float64))[0].any()

@@ -24,6 +24,7 @@ from repro.methods.gradient_ptq import (
     layer_hessian,
 )
 from repro.methods.gradient_ptq.activations import MOST_ENTRIES
+from repro.methods.gradient_ptq.allocation import order_scores
 from repro.methods.gradient_ptq.recipe import SignSGD, scheduler
 from repro.toolbox.reconstruction import Grid, PowerGrid, best_exponent, fit_grid
 from repro.toolbox.reconstruction.losses import LOSSES, loss_for
@@ -259,11 +260,25 @@ def test_dropping_keeps_a_share_of_the_elements_quantised() -> None:
     x = seeded(20000)
     quantizer = quantizer_for(x)
     full = quantizer(x)
-    quantizer.keep = 0.5
+    quantizer.keep = 0.25
     out = quantizer(x)
     assert (((out == x) | (out == full)).all())  # fmt: skip
-    assert 0.47 < (out == full).float().mean() < 0.53
+    assert 0.22 < (out == full).float().mean() < 0.28
     assert len(full.unique()) <= 16
+
+
+def test_the_range_is_the_best_of_eighty() -> None:
+    """Against a loop in float64 with NumPy, on activations around -1/2."""
+    x = seeded(300).double() - 0.5
+    quantizer, part = quantizer_for(x, bits=2), x.numpy()
+    errors: dict[float, float] = {}
+    zero = np.round(-3 * part.min() / np.ptp(part))  # shrinks with the step
+    for i in range(80):
+        step = (1 - 0.01 * i) * np.ptp(part) / 3
+        quantised = (np.clip(np.round(part / step) + zero, 0, 3) - zero) * step
+        errors[step] = (np.abs(part - quantised) ** 2.4).mean()
+    best = min(errors, key=errors.__getitem__)
+    assert (quantizer.step.item(), quantizer.zero.item()) == pytest.approx((best, zero))
 
 
 def test_ranges_of_long_activations_are_found_in_a_sample() -> None:
@@ -289,6 +304,16 @@ def test_fake_quantisation_is_integer_arithmetic(layer: Any, symmetric: bool) ->
 
 
 # -- Allocation and importance --
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("importance", [1, 3]), ("reversed", [-1, -3]), ("magnitude", [5, 4]), ("random", None)],
+)
+def test_orders_and_their_controls(order: Any, expected: list[float] | None) -> None:
+    scores, magnitude = {"a": torch.tensor([1.0, 3.0])}, {"a": torch.tensor([5.0, 4.0])}
+    found = order_scores(order, scores, magnitude, seed=0)["a"].tolist()
+    assert found == expected if expected else 0 <= min(found) < max(found) < 1
 
 
 def units(**values: float) -> dict[str, Tensor]:
@@ -389,15 +414,19 @@ def test_hessian_of_a_convolution() -> None:
 # -- Recipe --
 
 
-def test_sign_sgd_and_schedules() -> None:
-    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+@pytest.mark.parametrize(
+    ("schedule", "second"), [("constant", 1), ("linear", 3 / 4), ("cosine", (2 + 2**0.5) / 4)]
+)
+def test_sign_sgd_and_schedules(schedule: Any, second: float) -> None:
+    """The second of four steps; a quarter of a cosine's half wave is 45 degrees."""
+    p = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
     optimizer = SignSGD([p], lr=0.1)
-    schedule = scheduler(optimizer, "linear", 2)
-    for expected in ([0.9, 2.1], [0.85, 2.15]):
-        p.grad = torch.tensor([5.0, -1e-9])
+    rate = scheduler(optimizer, schedule, 4)
+    for far in (0.1, 0.1 + 0.1 * second):
+        p.grad = torch.tensor([5.0, -1e-9, 0.0])
         optimizer.step()
-        schedule.step()
-        torch.testing.assert_close(p.detach(), torch.tensor(expected))
+        rate.step()
+        torch.testing.assert_close(p.detach(), torch.tensor([1 - far, 2 + far, 3.0]))
 
 
 @pytest.mark.parametrize(

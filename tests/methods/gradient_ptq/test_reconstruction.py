@@ -220,6 +220,113 @@ def test_mixed_precision_with_equal_ends_is_uniform_and_keeps_its_budget() -> No
         assert ptq.average_bits() <= uniform.average_bits()
 
 
+@pytest.mark.parametrize(
+    ("settings", "bits"),
+    [
+        ({"symmetric": True}, 3 + 32 * 2 / 8),
+        ({"symmetric": False}, 3 + 2 * 32 * 2 / 8),
+        ({"symmetric": False, "per_channel": False}, 3 + 2 * 32 / 8),
+    ],
+)
+def test_scales_and_zero_points_are_counted(settings: dict, bits: float) -> None:
+    """Of two channels of four weights at 3 bits."""
+    ptq = PostTrainingQuantization(nn.Linear(4, 2), Recipe(bits=3, **settings), torch.ones(1, 4))
+    assert ptq.average_bits() == bits
+
+
+@pytest.mark.parametrize(
+    ("unit", "budget", "expected"),
+    [("layer", 3.4, {"0": 4, "1": 2}), ("channel", 3.2, {"0": [2, 4], "1": [2]})],
+)
+def test_bits_go_to_layers_or_channels(unit: Any, budget: float, expected: dict) -> None:
+    """There is room to raise the larger layer, or one of three channels of two weights each."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    model[0].weight.data = torch.tensor([[2.0, 2.0], [4.0, 4.0]])
+    model[1].weight.data = torch.ones(1, 2)
+    mixed = Mixed(low=2, high=4, budget=budget, order="magnitude", unit=unit)
+    ptq = PostTrainingQuantization(model, Recipe(mixed=mixed), torch.ones(1, 2))
+    assert {layer: torch.as_tensor(bits).tolist() for layer, bits in ptq.bits.items()} == expected
+
+
+def test_the_exponent_of_power_grids_is_given_or_searched() -> None:
+    """Heavy tails ask for less than one."""
+    model = nn.Linear(200, 1)
+    model.weight.data = torch.randn(1, 200, generator=torch.Generator().manual_seed(0)) ** 3
+
+    def exponent(**settings: Any) -> float:
+        recipe = Recipe(quantizer="power", **settings)
+        return PostTrainingQuantization(model, recipe, torch.ones(1, 200)).exponent
+
+    assert exponent(exponent=0.7) == 0.7
+    assert exponent() < 1
+
+
+def test_edges_have_their_own_bits() -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    recipe = Recipe(bits=3, edge_bits=8, activations=Activations(4))
+    ptq = PostTrainingQuantization(model, recipe, torch.ones(1, 2))
+    assert ptq.bits == {"0": 8, "1": 3, "2": 8}
+    assert {name: q.levels for name, q in ptq.quantizers.items()} == {"1": 15, "2": 255}
+
+
+def test_importance_is_that_of_the_mean_loss_of_all_parts() -> None:
+    """Of 100 examples, which come 64 at a time."""
+    model, x = nn.Linear(3, 4), torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(100) % 4
+    found = PostTrainingQuantization(model, Recipe(), x, targets).importance()[""]
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(model.requires_grad_()(x), targets), [model.weight]
+    )
+    torch.testing.assert_close(found, (model.weight * gradient).abs().detach())
+
+
+@pytest.mark.parametrize(
+    ("subset", "expected"),
+    [
+        ("all", None),
+        ("near_half", [False, False, True, True]),
+        ("important", [False, True, True, False]),
+    ],
+)
+def test_which_weights_may_move(subset: Any, expected: list[bool] | None) -> None:
+    """Half of them, or those at 1/4 to 3/4 of a step of one."""
+    model = nn.Linear(4, 1)
+    model.weight.data = torch.tensor([[0.0, 7.0, 2.5, 3.3]])
+    recipe = Recipe(bits=3, scale_search="minmax", subset=subset)
+    ptq: Any = PostTrainingQuantization(model, recipe, torch.ones(1, 4))
+    ptq.importance = lambda: {"": torch.tensor([[1.0, 4.0, 3.0, 2.0]])}
+    selected = ptq._selected("", torch.Generator())
+    assert (selected if selected is None else selected[0].tolist()) == expected
+    ptq.recipe.subset = "random"
+    drawn = [ptq._selected("", torch.Generator().manual_seed(seed)) for seed in range(9)]
+    assert {int(each.sum()) for each in drawn} == {2}
+    assert len({tuple(each[0].tolist()) for each in drawn}) > 1
+
+
+@pytest.mark.parametrize("augment", ["none", "noise", "mixup", "drop"])
+def test_features_are_augmented_and_their_targets_with_them(augment: Any) -> None:
+    """At a strength of 1/4; the quantised prefix is off by 10 everywhere."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 1), 3 * torch.randn(400, 40)
+    ptq = PostTrainingQuantization(layer, Recipe(augment=augment, augment_strength=0.25), x)
+    index = torch.arange(300)
+    flow = capture(layer, "", x, 100, output=True)
+    changed, target = ptq._augmented(ptq.units[0], x + 10, flow, index, torch.Generator())
+    moved = changed - 10 - x[:300]
+    assert moved.shape == (300, 40)
+    if augment == "drop":
+        assert set(moved.round().unique().tolist()) == {-10, 0}
+        assert -moved.mean() == pytest.approx(2.5, abs=0.2)
+        moved = torch.zeros(())  # the target is that of the float input
+    elif augment == "noise":
+        assert moved.std() == pytest.approx(3 / 4, abs=0.02)
+    elif augment == "mixup":  # shares up to 1/4, of differences
+        assert moved.std() == pytest.approx(3 * (2 / 48) ** 0.5, rel=0.1)
+    else:
+        assert moved.abs().max() < 1e-5
+    torch.testing.assert_close(target, layer(x[:300] + moved), rtol=1e-3, atol=1e-4)
+
+
 def test_fisher_gradients_are_those_of_the_output() -> None:
     model, x = small_cnn(), pictures(8)
     ptq = PostTrainingQuantization(copy.deepcopy(model), Recipe(), x, torch.arange(8))

@@ -7,6 +7,7 @@ import doctest
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,6 +175,54 @@ def test_scores_call_what_shrinks_and_what_is_small_redundant() -> None:
     assert SCORES["magnitude"](wide)[0] < SCORES["magnitude"](wide)[1]
 
 
+def test_five_measures_by_hand() -> None:
+    """Groups of norms 5 and 1; the step takes from the first alone."""
+    x, g = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    longer, shorter = 5 / 26**0.5, 1 / 26**0.5  # of the norms, and of the means
+    turned = 1.16**0.5  # the norm of 1 - cos, which are 0.4 and 1
+    expected = [-0.2 * (2 * longer + 0.4 / turned + 1 + 1), -0.2 * (2 * shorter + 1 / turned)]
+    assert SCORES["five"](evidence(x, g)).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("erasing", 2), ("pruning", 5)])
+def test_erasing_averages_scores_and_pruning_takes_the_last(mode: Any, expected: float) -> None:
+    method = SparseTraining(mode=mode, smoothing=0.75)
+    for score in (1.0, 5.0):
+        method._average(torch.tensor([score]))
+    assert method.scores is not None
+    assert method.scores.tolist() == [expected]
+
+
+def scaled(**knobs: Any) -> tuple[Any, list[list[float]]]:
+    """A method of three groups, the last of which stays, and what they are multiplied by."""
+    method: Any = SparseTraining(**knobs)
+    method.lr, method.zero = 0.5, torch.zeros(3, dtype=torch.bool)
+    found: list[list[float]] = []
+    blocks = SimpleNamespace(scale_=lambda factors: found.append(factors.tolist()))
+    method.structure = SimpleNamespace(blocks=blocks)
+    return method, found
+
+
+def test_a_proximal_step_shortens_what_the_step_left() -> None:
+    """By 0.5 x 0.4 each: (3, 4) after a step of (1/2, 0), and what was shorter is zero."""
+    method, found = scaled(shrink="proximal", penalty=0.4)
+    x = torch.tensor([[3.0, 4.0], [0.1, 0.0], [3.0, 4.0]])
+    g = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    method._contract(evidence(x, g), torch.tensor([True, True, False]))
+    assert found == [[pytest.approx(1 - 0.2 / math.hypot(2.5, 4)), 0, 1]]
+    assert method.zero.tolist() == [False, True, False]
+
+
+def test_fading_ends_with_zero_in_equal_steps() -> None:
+    method, found = scaled(shrink="gradual", over=4)
+    zero = []
+    for _ in range(4):
+        method._fade(torch.tensor([True, True, False]))
+        zero.append(method.zero.tolist())
+    assert found == [[pytest.approx(f), pytest.approx(f), 1] for f in (3 / 4, 2 / 3, 1 / 2, 0)]
+    assert zero == 3 * [[False] * 3] + [[True, True, False]]
+
+
 @pytest.mark.parametrize(("epsilon", "lr_lambda", "projected"), [
     (0.0, 0.9, False), (0.0, 1.1, True), (0.5, 0.6, True), (0.5, 0.4, False),
 ])  # fmt: skip
@@ -302,6 +351,12 @@ def test_no_layer_is_emptied(least: int, multiple: int, kept: list[int]) -> None
     shuffled = structure.shuffled(chosen, torch.Generator().manual_seed(0))
     assert list(structure.widths(shuffled).values()) == kept
     assert not torch.equal(shuffled, chosen)
+
+
+def test_layers_without_channels_are_counted() -> None:
+    """Of six channels and eight: five, six or all fourteen are gone."""
+    structure = Channels(network(), X)
+    assert [structure.emptied(torch.arange(14) < gone) for gone in (5, 6, 14)] == [0, 1, 2]
 
 
 def test_a_resumed_run_goes_on_as_if_nothing_had_been() -> None:

@@ -104,6 +104,7 @@ def test_a_learned_skeleton_stays_inside_and_passes_gradients():
     x = (torch.rand(1, 1, 8, 8, generator=seeded()) < 0.5).float().requires_grad_()
     skeleton = LearnedSkeleton(network)(x)
     assert (skeleton <= x).all()
+    assert set(skeleton.unique().tolist()) <= {0, 1}
     skeleton.sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0

@@ -210,7 +210,8 @@ def test_wrong_knobs_are_one_line(knobs, message):
         (torch.zeros(1, 2, 5, 5), "takes"),
         (torch.zeros(1, 1, 2, 5), "no axis may have 2"),
         (torch.zeros(1, 1, 5, 1), "no axis may have 2"),
-        (torch.full((1, 1, 4, 4), 1.5), "Of logits take the sigmoid"),
+        (torch.linspace(0, 2, 9).view(1, 1, 3, 3), "between 0 and 2. Of logits take the sigmoid"),
+        (torch.linspace(-1, 0.5, 9).view(1, 1, 3, 3), "between -1 and 0.5"),
         (torch.full((1, 1, 4, 4), torch.nan), "values lie in"),
     ],
 )
