@@ -68,6 +68,24 @@ def test_published_sizes(
         assert size(Value(39_200, 0, trunk)) == value
 
 
+def test_grey_pictures_are_nothing_to_an_encoder() -> None:
+    encoder = Encoder([1, 3, 3], channels=1, strides=[1])
+    for parameter in encoder.parameters():
+        nn.init.constant_(parameter, parameter.dim() > 1)
+    shades = torch.tensor([255.0, 204, 127.5])[:, None, None, None]
+    seen = encoder(shades.expand(3, 1, 3, 3)).flatten().tolist()
+    assert seen == pytest.approx([9 * 0.5, 9 * 0.3, 0], abs=1e-5)
+
+
+def test_pictures_lie_between_minus_a_half_and_a_half() -> None:
+    """A filter that adds up nine pixels of 1, 0.8 or 0.4 of white finds 4½, 2.7 and less than 0."""
+    encoder = Encoder([1, 3, 3], channels=1, strides=[1])
+    for parameter in encoder.parameters():
+        nn.init.constant_(parameter, float(parameter.dim() > 1))
+    greys = torch.tensor([255, 204, 102], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 3, 3)
+    torch.testing.assert_close(encoder(greys), torch.tensor([[4.5], [2.7], [0.0]]))
+
+
 def agent(**knobs: Any) -> Agent:
     torch.manual_seed(0)
     return Agent([3, 8, 8], 2, **(SMALL | {"shift": 0} | knobs))

@@ -48,6 +48,21 @@ def test_drawn_features_have_the_law_of_drawn_weights() -> None:
     torch.testing.assert_close(np.cov(drawn.T), np.cov(outputs.T), atol=0.02, rtol=0)
 
 
+def test_finite_networks_are_what_their_weights_say() -> None:
+    kernel = NNGPKernel(depth=2, act="relu", w_std=3.0, b_std=0.5)
+    networks = WideNetworks(kernel, 4, 2, 1, FixedScale(8.0), seeded())
+    values = (1.0, 2.0, 4.0, 6.0, 0.25)  # of all weights or biases, layer by layer
+    with torch.no_grad():
+        for parameter, value in zip(
+            [*networks.weights, *networks.biases, networks.readout], values, strict=True
+        ):
+            parameter.fill_(value)
+        first = 3 / math.sqrt(4) * (1 + 2 + 3 + 4) * 1 + 0.5 * 4
+        second = 3 / math.sqrt(2) * 2 * first * 2 + 0.5 * 6
+        out = float(networks(torch.tensor([[1.0, 2, 3, 4]]).double()))
+    assert out == pytest.approx(math.sqrt(8 / 2) * 2 * second * 0.25)
+
+
 def test_wide_features_have_the_kernel() -> None:
     phi = draw_features(X, erf(depth=3), 4096, 4, seeded())
     measured = (phi @ phi.mT).mean(0) / 4096
