@@ -64,9 +64,10 @@ def test_finite_networks_are_what_their_weights_say() -> None:
 
 
 def test_wide_features_have_the_kernel() -> None:
-    phi = draw_features(X, erf(depth=3), 4096, 4, seeded())
+    two = torch.cat([X, X.cos()], 1)
+    phi = draw_features(two, erf(depth=3), 4096, 4, seeded())
     measured = (phi @ phi.mT).mean(0) / 4096
-    torch.testing.assert_close(measured, erf(depth=3)(X).detach(), atol=0.02, rtol=0)
+    torch.testing.assert_close(measured, erf(depth=3)(two).detach(), atol=0.02, rtol=0)
 
 
 def test_the_prior_of_wide_networks_is_students() -> None:
@@ -120,6 +121,8 @@ def test_trained_limits_in_the_cases_that_are_known() -> None:
     torch.testing.assert_close(mean, K[3:, :3] @ inverse @ Y)
     torch.testing.assert_close(cov, K[3:, 3:] - K[3:, :3] @ inverse @ K[:3, 3:])
     torch.testing.assert_close(trained_limit(K, Y, 3 * K)[1], cov)
+    damped = K[3:, :3] @ torch.linalg.solve(K[:3, :3] + 0.3 * torch.eye(3), Y)
+    torch.testing.assert_close(trained_limit(K, Y, noise=0.3)[0], damped)
     _, lazy = trained_limit(K, Y, theta)
     assert float(lazy) >= float(cov) - 1e-12  # the posterior's is the least of all
     # The limit of f_*(∞) = f_* + Θ_*ᵀΘ⁻¹(y − f) over draws of f ~ GP(0, K).
