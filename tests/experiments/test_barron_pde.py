@@ -411,13 +411,15 @@ def test_errors_of_descents_that_stop_short(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_errors_of_products_and_solutions_that_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 cos x times 2 cos x − 4 sin x is 3 + 3 cos 2x − 6 sin 2x, and 3 is the difference."""
-    turned = wave(1, 0, a=2.0) + wave(1, 0, a=4.0).derivative(0)
+    """3 cos x times 2 cos x − 4 sin x + 2 cos 2x has 3 + 3 cos x of differences of frequencies."""
+    turned = wave(1, 0, a=2.0) + wave(1, 0, a=4.0).derivative(0) + wave(2, 0, a=2.0)
+    x = np.arange(128) * (2 * np.pi / 128)
+    values = 3 * np.cos(x) * (2 * np.cos(x) - 4 * np.sin(x) + 2 * np.cos(2 * x))
     waves = itertools.cycle([wave(1, 0, a=3.0), turned])
     monkeypatch.setattr(sources, "random_field", lambda *_: next(waves))
     theory = Theorems(cases=1)
     right = reported(theory, theory._grids(generator_for(0)))
-    assert right["test/mutated/product"] == pytest.approx(3)
+    assert right["test/mutated/product"] == pytest.approx(6)
     assert right["test/error/product"] < 1e-12
     assert right["test/error/reference"] < 1e-6
     product = theorems.multiply
@@ -429,7 +431,7 @@ def test_errors_of_products_and_solutions_that_are_off(monkeypatch: pytest.Monke
         lambda energy, _: energy.f * (1 if isinstance(energy.f, Spectrum) else 0.5),
     )
     wrong = reported(theory, theory._grids(generator_for(0)))
-    assert wrong["test/error/product"] == pytest.approx((3 + math.hypot(3, 6)) / 2, rel=2e-3)
+    assert wrong["test/error/product"] == pytest.approx(np.abs(values).max() / 2)
     assert wrong["test/error/reference"] == pytest.approx(1.5)
 
 
