@@ -375,8 +375,13 @@ def test_the_start_is_tied_and_centred() -> None:
 def test_the_geometric_median_shrugs_off_an_outlier() -> None:
     points = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1], [1e6, 1e6]])
     assert geometric_median(points).norm() < 2
-    square = torch.tensor([[0.0, 0], [2, 0], [0, 2], [2, 2]])
-    torch.testing.assert_close(geometric_median(square), torch.ones(2))
+    kite = torch.tensor([[0.0, 0], [1, 0], [0, 1], [5, 5]])
+    for unit in (1e-4, 1e4):  # where its diagonals cross, in any unit
+        median = geometric_median(unit * kite) / unit
+        torch.testing.assert_close(median, torch.full((2,), 0.5), rtol=1e-3, atol=0)
+    # It stops by how far it moved, in distances of the points: here at once.
+    far = 1000 + 100 * points[:4] + torch.tensor([[30.0, 10]])
+    assert torch.equal(geometric_median(far, tolerance=1.0), geometric_median(far, iterations=1))
 
 
 def test_batch_topk_keeps_k_a_token_on_average_and_alone() -> None:
@@ -409,6 +414,74 @@ def test_the_jump_has_the_published_straight_through_gradient() -> None:
     of_l0 = 0.5 / B * (-1 / 0.4)
     expected_N = ((of_mse + of_l0) * near_BN).sum(0) * theta  # by the chain rule: of log θ
     torch.testing.assert_close(sae.log_theta.grad, expected_N, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_shift_of_activations_is_one_of_reconstructions(name: str) -> None:
+    torch.manual_seed(0)
+    sae, (x_BD, g_BD) = VARIANTS[name](), data()
+    reconstructed, loss = sae(x_BD, g_BD), sae.loss(x_BD, g_BD)
+    fired = (sae.encode(x_BD, g_BD) > 0).any(0)
+    assert sae.idle.tolist() == [0 if each else B for each in fired]
+    with torch.no_grad():
+        sae.b_pre.add_(2.0)
+    sae.idle.zero_()
+    torch.testing.assert_close(sae(x_BD + 2, g_BD), reconstructed + 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sae.loss(x_BD + 2, g_BD), loss, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "slope"),
+    [
+        # f = 3, x̂ = 6: an error of 9/4, and ½ · 6/2 of L1.
+        (ReLUAutoencoder, 9 / 4 + 1.5, 3 * (3 + 0.5)),
+        # π = 3.5 and f = 3 · 3 + 1, x̂ = 20 and 7: errors of 17²/4 and 4²/4, and ½ · 3.5/2 of L1.
+        (GatedAutoencoder, 17**2 / 4 + 4 + 0.875, 3 * (3 * 17 + 4 + 0.25)),
+        # As the first, with ½ for the one latent that is on.
+        (JumpReLUAutoencoder, 9 / 4 + 0.5, 3 * 3),
+    ],
+)
+def test_losses_of_one_latent(make: Any, loss: float, slope: float) -> None:
+    """x = 3, encoded with 1 and decoded with 2; the variance is 4."""
+    sae = make(1, 1, sparsity=0.5)
+    with torch.no_grad():
+        sae.W_enc.fill_(1)
+        sae.W_dec.fill_(2)
+        sae.variance.fill_(4)
+        if isinstance(sae, GatedAutoencoder):
+            sae.b_enc.fill_(0.5)
+            sae.r_mag.fill_(math.log(3))
+            sae.b_mag.fill_(1)
+    found = sae.loss(torch.tensor([[3.0]]))
+    found.backward()
+    assert float(found) == pytest.approx(loss)
+    assert float(sae.W_enc.grad) == pytest.approx(slope)
+
+
+def test_a_jump_means_the_same_at_every_site() -> None:
+    """Its threshold and its kernel count in standard deviations of the site, too."""
+    x_BD, found = data()[0], []
+    for size in (1.0, 3.0):
+        torch.manual_seed(0)
+        sae = JumpReLUAutoencoder(D, N, sparsity=0.5, bandwidth=0.2, threshold=0.1)
+        sae.initialise(size * x_BD)
+        loss = sae.loss(size * x_BD)
+        loss.backward()
+        found.append((loss.detach(), sae.log_theta.grad))
+        spread = (size * x_BD).var(0, unbiased=False).sum().sqrt()
+        torch.testing.assert_close(sae.log_theta.exp(), (0.1 * spread).expand(N))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
+
+
+def test_thresholds_of_batches_are_running_means() -> None:
+    """Of l and twice l, with a quarter for the new one."""
+    torch.manual_seed(0)
+    sae = BatchTopKAutoencoder(D, N, K, decay=0.75)
+    x_BD = data()[0]
+    sae.loss(x_BD)
+    first = sae.thresholds.clone()
+    sae.loss(2 * x_BD)
+    torch.testing.assert_close(sae.thresholds, 1.25 * first)
 
 
 @pytest.mark.parametrize("kind", [ReLUAutoencoder, GatedAutoencoder])
@@ -459,9 +532,10 @@ def test_more_sparsity_means_fewer_latents() -> None:
     assert l0(lambda: GatedAutoencoder(D, N, 0.2)) < l0(lambda: GatedAutoencoder(D, N, 0.01))
 
 
-def test_auxk_is_the_dead_latents_guess_at_the_error() -> None:
+@pytest.mark.parametrize("variant", [TopKAutoencoder, BatchTopKAutoencoder])
+def test_auxk_is_the_dead_latents_guess_at_the_error(variant: type[TopKAutoencoder]) -> None:
     torch.manual_seed(0)
-    sae = TopKAutoencoder(D, N, K, auxk=1.0, auxk_latents=3, dead_after=10)
+    sae = variant(D, N, K, auxk=0.5, auxk_latents=3, dead_after=10)
     x_BD = data()[0]
     plain = copy.deepcopy(sae)
     plain.auxk = 0.0
@@ -479,7 +553,7 @@ def test_auxk_is_the_dead_latents_guess_at_the_error() -> None:
     best = z_BN[:, dead].topk(3)
     guess = torch.einsum("bk,bkd->bd", best.values, sae.W_dec[dead][best.indices])
     expected = (guess - e_BD).square().mean() / (e_BD - e_BD.mean(0)).square().mean()
-    torch.testing.assert_close(extra, expected)
+    torch.testing.assert_close(extra, 0.5 * expected)
 
 
 def test_resampling_revives_only_the_dead() -> None:
@@ -502,6 +576,22 @@ def test_resampling_revives_only_the_dead() -> None:
     torch.testing.assert_close(cosine, torch.ones(3))
     norms = sae.W_enc.norm(dim=1)
     torch.testing.assert_close(norms[:3], 0.2 * norms[3:].mean().expand(3))
+
+
+def test_resampling_points_at_what_is_reconstructed_worst() -> None:
+    """Two latents have both axes; nothing has what lies opposite, seen from b_pre."""
+    sae = ReLUAutoencoder(2, 3, 0.01, dead_after=100)
+    with torch.no_grad():
+        sae.b_pre.fill_(1)
+        for weight in (sae.W_enc, sae.W_dec):
+            weight.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 0]]))
+        sae.b_enc[2] = -9
+    sae.idle[2] = 200
+    optimizer = torch.optim.SGD(sae.parameters())
+    assert sae.resample(torch.tensor([[4.0, 1], [1, 5], [0, 0]]), optimizer) == 1
+    torch.testing.assert_close(sae.W_dec[2].detach(), torch.full((2,), -(0.5**0.5)))
+    sae.idle.fill_(200)
+    assert sae.resample(torch.randn(4, 2), optimizer) == 0  # no living one to take a norm from
 
 
 @pytest.mark.parametrize(

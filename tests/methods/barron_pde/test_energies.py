@@ -38,6 +38,7 @@ FORMS: dict[str, Any] = {
     "cubic": lambda f, ring: Reaction(f, ring, alpha=1.3),
     "quintic": lambda f, ring: Reaction(f, ring, alpha=0.7, power=5),
     "taylor": lambda f, ring: QuasiLinear(f, ring, beta=0.3, degree=5),
+    "straight": lambda f, ring: QuasiLinear(f, ring, beta=0.3, degree=1),
     "pure": lambda f, ring: QuasiLinear(f, ring, beta=0.3, degree=3, mass=0.0),
 }
 of_each_form = pytest.mark.parametrize("form", FORMS)

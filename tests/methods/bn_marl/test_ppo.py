@@ -220,12 +220,24 @@ def test_the_losses_of_a_policy_and_a_critic_that_moved() -> None:
     value = play.value(context).detach()
     batch.returns = play.value_norm.restore(value)
     batch.values = value - 0.5
-    for advantage, gain in ((1.0, 1 + play.clip), (-1.0, -2.0)):  # the less that may be hoped for
+    # Twice the advantage or what the clip leaves of it: the less that may be hoped for.
+    for advantage, gain in ((0.5, (1 + play.clip) / 2), (-0.5, -1.0)):
         batch.advantages = torch.full_like(batch.advantages, advantage)
         policy_loss, value_loss, _ = play.losses(batch)
         assert policy_loss.item() == pytest.approx(-gain - 0.25 * math.log(2))
         # The critic may be no more than the clip away from what it said, 0.3 from the truth.
         assert value_loss.item() == pytest.approx(0.3**2 / 2, rel=1e-4)
+
+
+def test_annealing_pulls_the_density_of_graphs_to_its_target() -> None:
+    """At first with 0.1, to full graphs."""
+    losses = []
+    for enabled in (True, False):
+        play = small(annealing={"enabled": enabled})
+        policy_loss, _, density = play.losses(play.rollout())
+        losses.append(policy_loss)
+    assert 0 < density.item() < 1
+    torch.testing.assert_close(losses[0] - losses[1], 0.1 * (1 - density))
 
 
 def test_the_coordination_world_pays_and_starts_as_published() -> None:

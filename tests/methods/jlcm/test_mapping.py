@@ -86,6 +86,13 @@ def test_proximal_kernels_decrease_and_the_natural_one_grows(kernel: Kernel) -> 
     assert torch.equal(inverse[0].diagonal(1), linear[0].diagonal(1))  # alike at the mean gap
 
 
+def test_random_pulls_are_a_mean_gap_on_average_and_two_at_most() -> None:
+    size = kernel_table(torch.arange(0.0, 192, 3)[None], "random", torch.Generator().manual_seed(0))
+    drawn = size.abs()[size != 0]
+    assert float(drawn.mean()) == pytest.approx(3, rel=0.05)
+    assert float(drawn.max()) == pytest.approx(2 * 3, rel=0.01)
+
+
 def test_equal_values_pull_nothing() -> None:
     tables = torch.tensor([[0.0, 1.0, 1.0, 3.0]])
     for kernel in KERNELS:

@@ -88,6 +88,13 @@ def test_depthwise_convolutions_follow() -> None:
 
 
 @torch.no_grad()
+def test_padding_that_belongs_to_no_neuron_does_not_bind() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ZeroPad2d(1), nn.Conv2d(4, 2, 3)).eval()
+    assert links(model, pictures()) == {("0",): Link(("0",), (), "2", 4, 1)}
+
+
+@torch.no_grad()
 def test_scaled_neurons_keep_a_relu_network() -> None:
     torch.manual_seed(0)
     model = PlainCNN([1, 8, 8], 10, widths=[4, 4, 6, 6], hidden=8).eval()

@@ -68,6 +68,15 @@ def test_published_sizes(
         assert size(Value(39_200, 0, trunk)) == value
 
 
+def test_grey_pictures_are_nothing_to_an_encoder() -> None:
+    encoder = Encoder([1, 3, 3], channels=1, strides=[1])
+    for parameter in encoder.parameters():
+        nn.init.constant_(parameter, parameter.dim() > 1)
+    shades = torch.tensor([255.0, 204, 127.5])[:, None, None, None]
+    seen = encoder(shades.expand(3, 1, 3, 3)).flatten().tolist()
+    assert seen == pytest.approx([9 * 0.5, 9 * 0.3, 0], abs=1e-5)
+
+
 def agent(**knobs: Any) -> Agent:
     torch.manual_seed(0)
     return Agent([3, 8, 8], 2, **(SMALL | {"shift": 0} | knobs))
@@ -191,12 +200,24 @@ def test_perturbations_come_at_their_interval_and_forget_adam() -> None:
 
 
 def test_dormancy_wakes_an_agent_once() -> None:
-    learner = agent(exploration={"rule": "larger", "asleep": 2, "awake": 1.0})
+    exploration = {"rule": "larger", "asleep": 2, "awake": 1.0, "most": 0.0, "steps": 100}
+    learner = agent(exploration=exploration)
+    assert learner.sigma(52) == 1.0
     optimizer = adam(learner)
     for step in (1, 2, 3):
         learner.update(optimizer, transitions(), NO_JOINTS, step)
     assert 0 <= learner.beta < 1
     assert learner.awoke == 2
+    assert learner.sigma(52) == pytest.approx(0.55)
+
+
+def test_the_mixtures_own_loss_is_weighed() -> None:
+    learner, x = agent(auxiliary=0.25).eval(), torch.randn(16, 36)
+    hidden = learner.actor.hidden
+    assert isinstance(hidden, mentor.TopKMoE)
+    loss = learner.actor_loss(x, 0.0)
+    expected = 0.25 * hidden.auxiliary_loss() - learner.critic(x, learner.actor(x)).amin(0).mean()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_joint_readings_reach_every_network() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repro.methods.n2n import count_parameters, prune_to_size, read
-from repro.models import MLP
+from repro.models import MLP, PlainCNN
 from repro.models.vision.resnet_imagenet import ResNetImageNet
 
 
@@ -27,6 +27,14 @@ def test_the_largest_units_stay() -> None:
     assert torch.equal(left["1.weight"], first.weight[kept])
     assert torch.equal(left["3.weight"], last.weight[:, kept])
     assert sum(each.numel() for each in model.parameters()) == 6 * 4 + 6 + 3 * 6 + 3  # as it was
+
+
+def test_a_channel_takes_the_columns_of_all_its_pixels_along() -> None:
+    """So that half of every layer is left by as many parameters as a network of that size has."""
+    model, half = (PlainCNN([1, 8, 8], 10, [4 * n, 4 * n, 6 * n, 6 * n], 8 * n) for n in (2, 1))
+    wanted = sum(each.numel() for each in half.parameters())
+    small = prune_to_size(model, [1, 8, 8], wanted)
+    assert sum(each.numel() for each in small.parameters()) == wanted
 
 
 def test_a_residual_network_meets_its_size() -> None:

@@ -48,10 +48,26 @@ def test_drawn_features_have_the_law_of_drawn_weights() -> None:
     torch.testing.assert_close(np.cov(drawn.T), np.cov(outputs.T), atol=0.02, rtol=0)
 
 
+def test_finite_networks_are_what_their_weights_say() -> None:
+    kernel = NNGPKernel(depth=2, act="relu", w_std=3.0, b_std=0.5)
+    networks = WideNetworks(kernel, 4, 2, 1, FixedScale(8.0), seeded())
+    values = (1.0, 2.0, 4.0, 6.0, 0.25)  # of all weights or biases, layer by layer
+    with torch.no_grad():
+        for parameter, value in zip(
+            [*networks.weights, *networks.biases, networks.readout], values, strict=True
+        ):
+            parameter.fill_(value)
+        first = 3 / math.sqrt(4) * (1 + 2 + 3 + 4) * 1 + 0.5 * 4
+        second = 3 / math.sqrt(2) * 2 * first * 2 + 0.5 * 6
+        out = float(networks(torch.tensor([[1.0, 2, 3, 4]]).double()))
+    assert out == pytest.approx(math.sqrt(8 / 2) * 2 * second * 0.25)
+
+
 def test_wide_features_have_the_kernel() -> None:
-    phi = draw_features(X, erf(depth=3), 4096, 4, seeded())
+    two = torch.cat([X, X.cos()], 1)
+    phi = draw_features(two, erf(depth=3), 4096, 4, seeded())
     measured = (phi @ phi.mT).mean(0) / 4096
-    torch.testing.assert_close(measured, erf(depth=3)(X).detach(), atol=0.02, rtol=0)
+    torch.testing.assert_close(measured, erf(depth=3)(two).detach(), atol=0.02, rtol=0)
 
 
 def test_the_prior_of_wide_networks_is_students() -> None:
@@ -105,6 +121,8 @@ def test_trained_limits_in_the_cases_that_are_known() -> None:
     torch.testing.assert_close(mean, K[3:, :3] @ inverse @ Y)
     torch.testing.assert_close(cov, K[3:, 3:] - K[3:, :3] @ inverse @ K[:3, 3:])
     torch.testing.assert_close(trained_limit(K, Y, 3 * K)[1], cov)
+    damped = K[3:, :3] @ torch.linalg.solve(K[:3, :3] + 0.3 * torch.eye(3), Y)
+    torch.testing.assert_close(trained_limit(K, Y, noise=0.3)[0], damped)
     _, lazy = trained_limit(K, Y, theta)
     assert float(lazy) >= float(cov) - 1e-12  # the posterior's is the least of all
     # The limit of f_*(∞) = f_* + Θ_*ᵀΘ⁻¹(y − f) over draws of f ~ GP(0, K).

@@ -165,6 +165,13 @@ def test_limits_of_the_mixture() -> None:
     assert bool((InverseGamma(2, 2).predict(fit()).mean == gaussian.predict(fit()).mean).all())
 
 
+def test_the_likeliest_scale_is_the_mean_square_of_whitened_targets() -> None:
+    done, y = fit(), problem()[1]
+    scale = np.sqrt(float(done.quadratic) / N * done.variance)
+    nll = -stats.norm(done.mean, scale).logpdf(y[N:]).mean()
+    assert float(LikeliestScale().predict(done).nll(y[N:])) == pytest.approx(nll)
+
+
 def test_coverage_counts_central_intervals() -> None:
     generator = torch.Generator().manual_seed(0)
     y = InverseGamma(2.0, 2.0).sample((20_000,), generator).sqrt()
