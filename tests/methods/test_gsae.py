@@ -380,7 +380,7 @@ def test_the_geometric_median_shrugs_off_an_outlier() -> None:
         median = geometric_median(unit * kite) / unit
         torch.testing.assert_close(median, torch.full((2,), 0.5), rtol=1e-3, atol=0)
     # It stops by how far it moved, in distances of the points: here at once.
-    far = 1000 + 100 * points[:4] + torch.tensor([[30.0, 10]])
+    far = 1000 + 100 * kite + torch.tensor([[30.0, 10]])
     assert torch.equal(geometric_median(far, tolerance=1.0), geometric_median(far, iterations=1))
 
 
