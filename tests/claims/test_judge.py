@@ -12,6 +12,7 @@ from repro.claims.evidence import RunResult
 from repro.claims.judge import judge
 from repro.claims.outcomes import Verdict
 from repro.claims.verdicts import ClaimVerdict
+from repro.errors import UserError
 
 NOISE = (-0.010, 0.004, 0.001, -0.003, 0.008)
 OTHER = (0.005, -0.006, 0.002, 0.009, -0.004)
@@ -320,6 +321,34 @@ class TestCollapse:
         credited = build.verdict({**check, "on_collapse": 0.1}, runs)
         assert credited.checks[0].seeds == 5
         assert credited.checks[0].effect == pytest.approx(-0.2222)
+
+    @pytest.mark.parametrize(
+        ("relation", "late", "expected"),
+        [
+            ("greater", "a", SUPPORTED),
+            ("greater", "b", INCONCLUSIVE),
+            ("less", "a", NOT_SUPPORTED),
+            ("less", "b", INCONCLUSIVE),
+        ],
+    )
+    def test_what_never_arrives_is_known_from_below(self, build, relation, late, expected):
+        """One run of an arm of 0.9 against one of 0.8 is still on its way at 0.88 or 0.82."""
+        runs = build.study(two_arms(0.9, 0.8))
+        place = next(i for i, run in enumerate(runs) if run.arm == late)
+        runs[place] = dataclasses.replace(runs[place], status="diverged", metrics={})
+        credit = {"a": 0.88, "b": 0.82}[late]
+        check = {"relation": relation, **A_OVER_B, "censored_at": credit}
+        found = build.verdict(check, runs).checks[0]
+        assert found.verdict is expected
+        assert f"1 runs of arm '{late}' never get there: {credit:g} is the least" in found.reason
+        assert found.seeds == 5
+        credited = build.verdict({"relation": relation, **A_OVER_B, "on_collapse": credit}, runs)
+        assert credited.verdict is (SUPPORTED if relation == "greater" else NOT_SUPPORTED)
+
+    def test_a_run_is_credited_once(self, build):
+        check = {"relation": "less", **A_OVER_B, "on_collapse": 1, "censored_at": 1}
+        with pytest.raises(UserError, match="censored_at or on_collapse, not both"):
+            build.verdict(check, two_arms(0.9, 0.8))
 
     def test_a_diverged_run_keeps_the_value_it_has(self, build):
         runs = build.study(two_arms(0.9, 0.8))

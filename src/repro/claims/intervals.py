@@ -36,8 +36,9 @@ class Region(NamedTuple):
 
     def contains(self, low: float, high: float) -> bool:
         """Whether the whole interval from ``low`` to ``high`` lies in the region."""
-        if self.strict:
-            return low > self.low and high < self.high
+        if self.strict:  # and no end lies beyond an infinite one
+            above, below = low > self.low, high < self.high
+            return (above or self.low == -math.inf) and (below or self.high == math.inf)
         return low >= self.low - _slack(self.low, low) and high <= self.high + _slack(
             self.high, high
         )

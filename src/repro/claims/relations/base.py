@@ -55,11 +55,13 @@ class Sample(NamedTuple):
         values: The numbers, in the order of the seeds.
         note: What to know about them; may be empty.
         open_below: Some are only upper bounds, so that nothing is known about the lower end.
+        open_above: Some are only lower bounds.
     """
 
     values: Values
     note: str = ""
     open_below: bool = False
+    open_above: bool = False
 
 
 class Check(Strict):
@@ -302,6 +304,8 @@ class MetricCheck(Check):
         estimate, reason = self._estimate(sample.values)
         if sample.open_below:
             estimate = Estimate(estimate.effect, -math.inf, estimate.high)
+        if sample.open_above:
+            estimate = Estimate(estimate.effect, estimate.low, math.inf)
         if self.is_factor:
             estimate = Estimate(*map(_exp, estimate))
         estimate = estimate.within(self.possible)
@@ -340,7 +344,8 @@ class MetricCheck(Check):
         """How many seeds would probably decide, as far as a sample tells."""
         from repro.claims import statistics
 
-        if self.statistic == "median" or sample.open_below or len(sample.values) < 2:
+        is_open = sample.open_below or sample.open_above
+        if self.statistic == "median" or is_open or len(sample.values) < 2:
             return None
         if statistics.identical(sample.values):
             return statistics.sign_test_seeds(self.level)

@@ -253,7 +253,7 @@ class SpeedUp(Factor):
 
     @model_validator(mode="after")
     def _nothing_else(self) -> SpeedUp:
-        for name in ("versus_metric", "on_collapse"):
+        for name in ("versus_metric", "on_collapse", "censored_at"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name}: a speed-up has none")
         return self

@@ -117,7 +117,21 @@ class Sides(Check):
 
 
 class Paired(Sides, MetricCheck):
-    """Two arms (or two metrics of one arm) compared seed by seed."""
+    """Two arms (or two metrics of one arm) compared seed by seed.
+
+    Attributes:
+        censored_at: In the place of ``on_collapse``, the least that a collapsed run's value can be:
+            the length of a training that ended before what is timed was reached. A comparison with
+            it is a bound, and its interval is open on the other side.
+    """
+
+    censored_at: float | None = None
+
+    @model_validator(mode="after")
+    def _one_credit(self) -> Self:
+        if self.censored_at is not None and self.on_collapse is not None:
+            raise ValueError("say censored_at or on_collapse, not both")
+        return self
 
     @model_validator(mode="after")
     def _two_sides(self) -> Self:
@@ -147,6 +161,11 @@ class Paired(Sides, MetricCheck):
         """What a value of the other side counts for."""
         return value
 
+    def values(self, evidence: Evidence, arm: str, metric: str | None = None) -> dict[int, float]:
+        """An arm's metric by seed, collapsed runs credited as the check says."""
+        credit = self.on_collapse if self.censored_at is None else self.censored_at
+        return evidence.values(arm, metric or self.metric, self.at, credit)
+
     def sample(self, evidence: Evidence) -> Sample:
         """Differences, or logarithms of ratios."""
         ours, theirs = (self.values(evidence, *side) for side in self.sides)
@@ -154,7 +173,17 @@ class Paired(Sides, MetricCheck):
         pairs = [(ours[seed], self.counted(theirs[seed])) for seed in seeds]
         if self.is_factor:
             pairs = log(pairs, self.metric).tolist()
-        return Sample([one - other for one, other in pairs], lone_seeds(ours, theirs))
+        censored = {side: 0 for side in self.sides}
+        if self.censored_at is not None:
+            censored = {side: evidence.credited(*side, self.at) for side in self.sides}
+        notes = [
+            f"{count} runs of arm '{arm}' never get there: {self.censored_at:g} is the least"
+            for (arm, _), count in censored.items()
+            if count
+        ]
+        above, below = (censored[side] > 0 for side in self.sides)
+        note = sentence(*notes, lone_seeds(ours, theirs))
+        return Sample([one - other for one, other in pairs], note, below, above)
 
 
 class Comparison(Paired):
