@@ -173,7 +173,7 @@ class Paired(Sides, MetricCheck):
         pairs = [(ours[seed], self.counted(theirs[seed])) for seed in seeds]
         if self.is_factor:
             pairs = log(pairs, self.metric).tolist()
-        censored = {side: 0 for side in self.sides}
+        censored = dict.fromkeys(self.sides, 0)
         if self.censored_at is not None:
             censored = {side: evidence.credited(*side, self.at) for side in self.sides}
         notes = [
