@@ -103,7 +103,7 @@ def test_processes_pad_messages_of_different_lengths(rank, monkeypatch):
     ]
     assert [values[1 - rank].tolist() for _, values in messages] == [[7, 0], [8, 9, 6]]
     collected = cluster.collect(torch.ones(1, 3))
-    assert collected is None if rank else torch.equal(collected, torch.ones(2, 3))
+    assert (None if collected is None else collected.tolist()) == (None if rank else 2 * [3 * [1]])
 
 
 def test_gradients_of_channels_last_weights_come_back_to_their_places():
