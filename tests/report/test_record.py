@@ -95,13 +95,13 @@ def test_an_overview_of_a_damaged_record_says_so(
 def test_a_changed_claim_is_judged_on_the_recorded_runs(tmp_path: Path) -> None:
     paper = load_paper("dgc")
     content = read_json(paper.results_file("mini"))
-    looser = tmp_path / "claims.yaml"
-    looser.write_text(paper.claims_file.read_text().replace("margin: 0.005", "margin: 0.05"))
+    stricter = tmp_path / "claims.yaml"
+    stricter.write_text(paper.claims_file.read_text().replace("margin: 0.005", "margin: 0.001"))
     before, after = (
         {claim["id"]: claim["verdict"] for claim in claims}
-        for claims in (content["claims"], record.judged_again(load_claims(looser), content))
+        for claims in (content["claims"], record.judged_again(load_claims(stricter), content))
     )
-    assert (before["C1"], after["C1"]) == ("inconclusive", "supported")
+    assert (before["C1"], after["C1"]) == ("supported", "inconclusive")
 
 
 def test_a_curve_is_not_in_a_record_so_its_claim_keeps_its_verdict() -> None:
