@@ -166,6 +166,18 @@ def test_results_of_an_installed_paper_go_beside_the_study(
     assert not room.exists()
 
 
+def test_seeds_that_arms_were_tuned_on_are_not_reported(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The study has the seeds 0 to 2."""
+    folder = make_study(toy / "outputs")
+    tuning_file = toy / "tuning.json"
+    tuning_file.write_text('{"judged": "x", "seeds": [1, 100], "note": "x", "grids": []}')
+    monkeypatch.setattr(Paper, "tuning_file", property(lambda _: tuning_file))
+    with pytest.raises(UserError, match=r"tuned on: 1\. Report others .*max_seeds=1\)"):
+        record.record({}, toy / "outputs", folder)
+
+
 def test_a_record_is_drawn_as_its_runs_were(tmp_path: Path) -> None:
     """Final metrics give the very picture; one of curves needs the runs."""
     folder = make_study(tmp_path)

@@ -88,7 +88,8 @@ def _check_recordable(study: Study) -> None:
     """Refuses what is no finished study of a whole paper.
 
     Raises:
-        UserError: it is unfinished, a rehearsal, a grid, or of a scale that the paper has not.
+        UserError: it is unfinished, a rehearsal, a grid, of a scale that the paper has not, or with
+            seeds that arms were tuned on.
     """
     unfinished = [run for run in study.runs if not current_record(run).status.is_final]
     if unfinished:
@@ -102,6 +103,24 @@ def _check_recordable(study: Study) -> None:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     if study.scale not in study.paper.scales:
         raise UserError(f"{study.folder}: {study.paper.slug} has no scale {study.scale!r}.")
+    _check_seeds(study)
+
+
+def _check_seeds(study: Study) -> None:
+    """Refuses results on seeds that arms were tuned on.
+
+    Raises:
+        UserError: there are some.
+    """
+    if not study.paper.tuning_file.is_file():
+        return
+    tuned = set(read_tuning(study.paper.tuning_file).seeds)
+    both = sorted(tuned & {current_record(run).seed for run in study.runs})
+    if both:
+        raise UserError(
+            f"{study.folder} has seeds that {study.paper.slug} was tuned on: "
+            f"{', '.join(map(str, both))}. Report others (with seeds=auto: max_seeds={both[0]})."
+        )
 
 
 def _is_installed(file: Path) -> bool:
