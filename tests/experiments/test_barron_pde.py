@@ -390,10 +390,15 @@ def wave(*omega: int, a: float = 1.0) -> Spectrum:
     return Spectrum.of(torch.tensor([omega]), torch.tensor([a], dtype=torch.float64))
 
 
+def waves(monkeypatch: pytest.MonkeyPatch, *fields: Spectrum) -> None:
+    """Has these drawn, in turn, for random fields."""
+    drawn = itertools.cycle(fields)
+    monkeypatch.setattr(sources, "random_field", lambda *_: next(drawn))
+
+
 def test_errors_of_descents_that_stop_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends at three quarters of the solution, cos x₁ + 2 cos 2x₁ and then cos x₁."""
-    fields = itertools.cycle([wave(1, 0, 0, a=2.0) + wave(2, 0, 0, a=10.0), wave(1, 0, 0, a=2.0)])
-    monkeypatch.setattr(sources, "random_field", lambda *_: next(fields))
+    waves(monkeypatch, wave(1, 0, 0, a=2.0) + wave(2, 0, 0, a=10.0), wave(1, 0, 0, a=2.0))
 
     def descend(energy: Any, u: Any, _eta: float) -> Any:
         yield SimpleNamespace(u=u)
@@ -415,8 +420,7 @@ def test_errors_of_products_and_solutions_that_are_off(monkeypatch: pytest.Monke
     turned = wave(1, 0, a=2.0) + wave(1, 0, a=4.0).derivative(0) + wave(2, 0, a=2.0)
     x = np.arange(128) * (2 * np.pi / 128)
     values = 3 * np.cos(x) * (2 * np.cos(x) - 4 * np.sin(x) + 2 * np.cos(2 * x))
-    waves = itertools.cycle([wave(1, 0, a=3.0), turned])
-    monkeypatch.setattr(sources, "random_field", lambda *_: next(waves))
+    waves(monkeypatch, wave(1, 0, a=3.0), turned)
     theory = Theorems(cases=1)
     right = reported(theory, theory._grids(generator_for(0)))
     assert right["test/mutated/product"] == pytest.approx(6)
@@ -439,20 +443,14 @@ def test_a_product_rule_with_cubes_fails_for_waves_of_length_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """(cos ω·x)² has ½ (2 + 8r³), which exceeds (1 + r³)² where r³ < 2: for one of four here."""
-    waves = itertools.cycle([wave(1, 0, 0), wave(1, 1, 0), wave(1, 1, 1), wave(2, 0, 0)])
+    drawn = itertools.cycle([wave(1, 0, 0), wave(1, 1, 0), wave(1, 1, 1), wave(2, 0, 0)])
     field = sources.random_field
     monkeypatch.setattr(
-        sources, "random_field", lambda *args: next(waves) if args[1] == 1 else field(*args)
+        sources, "random_field", lambda *args: next(drawn) if args[1] == 1 else field(*args)
     )
     theory = Theorems(cases=8)
     found = reported(theory, theory._lemma6(generator_for(0)))
     assert found["test/mutated/weight"] == 0.25
-
-
-def waves(monkeypatch: pytest.MonkeyPatch, *fields: Spectrum) -> None:
-    """Has these drawn, in turn, for random fields."""
-    drawn = itertools.cycle(fields)
-    monkeypatch.setattr(sources, "random_field", lambda *_: next(drawn))
 
 
 def ratios_of(lemma: str, monkeypatch: pytest.MonkeyPatch, **knobs: Any) -> list[float]:

@@ -121,8 +121,8 @@ class Evidence:
             )
         return by_seed
 
-    def credited(self, arm: str, metric: str, at: Mapping[str, SweptValue]) -> int:
-        """How many runs of an arm collapsed and have no finite value of a metric."""
+    def lacking(self, arm: str, metric: str, at: Mapping[str, SweptValue]) -> int:
+        """How many runs of an arm have no finite value of a metric."""
         values = (run.metrics.get(metric, math.nan) for run in self.runs(arm, at).values())
         return sum(not math.isfinite(value) for value in values)
 

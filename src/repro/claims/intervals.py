@@ -36,9 +36,10 @@ class Region(NamedTuple):
 
     def contains(self, low: float, high: float) -> bool:
         """Whether the whole interval from ``low`` to ``high`` lies in the region."""
-        if self.strict:  # and no end lies beyond an infinite one
-            above, below = low > self.low, high < self.high
-            return (above or self.low == -math.inf) and (below or self.high == math.inf)
+        if self.strict:
+            is_above = low > self.low or self.low == -math.inf
+            is_below = high < self.high or self.high == math.inf
+            return is_above and is_below
         return low >= self.low - _slack(self.low, low) and high <= self.high + _slack(
             self.high, high
         )

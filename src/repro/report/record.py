@@ -91,10 +91,11 @@ def _check_recordable(study: Study) -> None:
         UserError: it is unfinished, a rehearsal, a grid, of a scale that the paper has not, or with
             seeds that arms were tuned on.
     """
-    unfinished = [run for run in study.runs if not current_record(run).status.is_final]
+    runs = [current_record(run) for run in study.runs]
+    unfinished = sum(not run.status.is_final for run in runs)
     if unfinished:
         raise UserError(
-            f"{study.folder} is not finished ({len(unfinished)} runs are left). "
+            f"{study.folder} is not finished ({unfinished} runs are left). "
             f"Finish it first: repro resume {study.folder}"
         )
     if study.about.rehearsal is not None:
@@ -103,19 +104,17 @@ def _check_recordable(study: Study) -> None:
         raise UserError(f"{study.folder} is a grid; only whole studies of a paper are recorded.")
     if study.scale not in study.paper.scales:
         raise UserError(f"{study.folder}: {study.paper.slug} has no scale {study.scale!r}.")
-    _check_seeds(study)
+    if study.paper.tuning_file.is_file():
+        _refuse_tuned_seeds(study, {run.seed for run in runs})
 
 
-def _check_seeds(study: Study) -> None:
+def _refuse_tuned_seeds(study: Study, seeds: set[int]) -> None:
     """Refuses results on seeds that arms were tuned on.
 
     Raises:
         UserError: there are some.
     """
-    if not study.paper.tuning_file.is_file():
-        return
-    tuned = set(read_tuning(study.paper.tuning_file).seeds)
-    both = sorted(tuned & {current_record(run).seed for run in study.runs})
+    both = sorted(seeds & set(read_tuning(study.paper.tuning_file).seeds))
     if both:
         raise UserError(
             f"{study.folder} has seeds that {study.paper.slug} was tuned on: "

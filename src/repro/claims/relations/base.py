@@ -293,19 +293,23 @@ class MetricCheck(Check):
         """
         raise NotImplementedError
 
+    @property
+    def credit(self) -> float | None:
+        """What a collapsed run without a value counts for."""
+        return self.on_collapse
+
     def values(self, evidence: Evidence, arm: str, metric: str | None = None) -> dict[int, float]:
         """An arm's metric by seed, collapsed runs credited as the check says."""
-        return evidence.values(arm, metric or self.metric, self.at, self.on_collapse)
+        return evidence.values(arm, metric or self.metric, self.at, self.credit)
 
     def judge(self, evidence: Evidence) -> Outcome:
         """Whether the interval from the sample lies in the region, outside, or on both sides."""
         sample = self.sample(evidence)
         n = len(sample.values)
         estimate, reason = self._estimate(sample.values)
-        if sample.open_below:
-            estimate = Estimate(estimate.effect, -math.inf, estimate.high)
-        if sample.open_above:
-            estimate = Estimate(estimate.effect, estimate.low, math.inf)
+        low = -math.inf if sample.open_below else estimate.low
+        high = math.inf if sample.open_above else estimate.high
+        estimate = Estimate(estimate.effect, low, high)
         if self.is_factor:
             estimate = Estimate(*map(_exp, estimate))
         estimate = estimate.within(self.possible)

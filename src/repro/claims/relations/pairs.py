@@ -161,10 +161,10 @@ class Paired(Sides, MetricCheck):
         """What a value of the other side counts for."""
         return value
 
-    def values(self, evidence: Evidence, arm: str, metric: str | None = None) -> dict[int, float]:
-        """An arm's metric by seed, collapsed runs credited as the check says."""
-        credit = self.on_collapse if self.censored_at is None else self.censored_at
-        return evidence.values(arm, metric or self.metric, self.at, credit)
+    @property
+    def credit(self) -> float | None:
+        """What a collapsed run without a value counts for."""
+        return self.on_collapse if self.censored_at is None else self.censored_at
 
     def sample(self, evidence: Evidence) -> Sample:
         """Differences, or logarithms of ratios."""
@@ -173,17 +173,17 @@ class Paired(Sides, MetricCheck):
         pairs = [(ours[seed], self.counted(theirs[seed])) for seed in seeds]
         if self.is_factor:
             pairs = log(pairs, self.metric).tolist()
-        censored = dict.fromkeys(self.sides, 0)
-        if self.censored_at is not None:
-            censored = {side: evidence.credited(*side, self.at) for side in self.sides}
+        differences, note = [one - other for one, other in pairs], lone_seeds(ours, theirs)
+        if self.censored_at is None:
+            return Sample(differences, note)
+        late, late_theirs = (evidence.lacking(*side, self.at) for side in self.sides)
         notes = [
             f"{count} runs of arm '{arm}' never get there: {self.censored_at:g} is the least"
-            for (arm, _), count in censored.items()
+            for count, (arm, _) in zip((late, late_theirs), self.sides, strict=True)
             if count
         ]
-        above, below = (censored[side] > 0 for side in self.sides)
-        note = sentence(*notes, lone_seeds(ours, theirs))
-        return Sample([one - other for one, other in pairs], note, below, above)
+        note = sentence(*notes, note)
+        return Sample(differences, note, open_below=late_theirs > 0, open_above=late > 0)
 
 
 class Comparison(Paired):
